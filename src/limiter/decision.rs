@@ -1,0 +1,196 @@
+//! What was decided, by whom, and everything a client or a log line is told about it.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::clock::Micros;
+use super::gcra::Reading;
+use super::policy::{Mode, Policy, PolicyId, Rules};
+use super::rollout::Arm;
+use super::store::FaultKind;
+
+/// The three words of the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Within every policy.
+    Allow,
+    /// Over a limit: come back later.
+    Throttle,
+    /// Refused outright.
+    Block,
+}
+
+impl State {
+    /// The word of the contract.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Throttle => "throttle",
+            Self::Block => "block",
+        }
+    }
+}
+
+/// Who decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// This process.
+    Memory,
+    /// The shared store.
+    Redis,
+}
+
+impl Backend {
+    /// The word of the contract.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Redis => "redis",
+        }
+    }
+}
+
+/// What one policy said.
+#[derive(Clone, Copy, Debug)]
+pub struct Verdict {
+    /// Which policy.
+    pub policy: PolicyId,
+    /// What its bucket says.
+    pub reading: Reading,
+    /// Which store it is in.
+    pub backend: Backend,
+    /// What the rollout wanted for its subject.
+    pub arm: Arm,
+    /// Why memory decided although Redis was wanted.
+    pub fallback: Option<FaultKind>,
+}
+
+/// The outcome for one request.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// The verdict.
+    pub state: State,
+    /// Whether buckets of both stores were charged; such a request stays out of arm statistics.
+    pub mixed: bool,
+    /// The revision of the rollout that chose the stores.
+    pub revision: u64,
+    rules: Arc<Rules>,
+    verdicts: SmallVec<[Verdict; 2]>,
+    binding: usize,
+    missing: Option<PolicyId>,
+}
+
+impl Decision {
+    /// No policy applies.
+    pub(super) fn unlimited(rules: Arc<Rules>, revision: u64) -> Self {
+        Self {
+            state: State::Allow,
+            mixed: false,
+            revision,
+            rules,
+            verdicts: SmallVec::new(),
+            binding: 0,
+            missing: None,
+        }
+    }
+
+    /// The subject of `policy`, which must be there, is missing.
+    pub(super) fn missing_subject(rules: Arc<Rules>, revision: u64, policy: PolicyId) -> Self {
+        Self { state: State::Block, missing: Some(policy), ..Self::unlimited(rules, revision) }
+    }
+
+    /// What these verdicts come to: the longest denial binds, else the least remaining.
+    pub(super) fn of(rules: Arc<Rules>, revision: u64, verdicts: SmallVec<[Verdict; 2]>) -> Self {
+        let enforced = |verdict: &Verdict| rules.policy(verdict.policy).mode == Mode::Enforce;
+        let never = Micros::MAX;
+        let mut binding = 0;
+        for (at, verdict) in verdicts.iter().enumerate().skip(1) {
+            let best = &verdicts[binding];
+            // An enforced policy before a shadow one; then a denial, the longer the worse; then what is left.
+            let rank = |verdict: &Verdict| {
+                let wait = verdict.reading.retry_after.unwrap_or(never);
+                (enforced(verdict), !verdict.reading.allowed, wait, u32::MAX - verdict.reading.remaining)
+            };
+            if rank(verdict) > rank(best) {
+                binding = at;
+            }
+        }
+        let denied = verdicts.get(binding).is_some_and(|bound| enforced(bound) && !bound.reading.allowed);
+        let mixed = verdicts.iter().any(|one| one.backend != verdicts[0].backend);
+        Self {
+            state: if denied { State::Throttle } else { State::Allow },
+            mixed,
+            revision,
+            rules,
+            verdicts,
+            binding,
+            missing: None,
+        }
+    }
+
+    /// Whether the request may pass.
+    pub fn allowed(&self) -> bool {
+        self.state == State::Allow
+    }
+
+    /// Every policy that was judged, with what it said.
+    pub fn verdicts(&self) -> impl Iterator<Item = (&Policy, &Verdict)> {
+        self.verdicts.iter().map(|verdict| (self.rules.policy(verdict.policy), verdict))
+    }
+
+    /// The policy that binds, with what it said; `None` when no policy applies.
+    pub fn binding(&self) -> Option<(&Policy, &Verdict)> {
+        let verdict = self.verdicts.get(self.binding)?;
+        Some((self.rules.policy(verdict.policy), verdict))
+    }
+
+    /// The name of the policy that decided, a missing subject's included.
+    pub fn policy(&self) -> Option<&str> {
+        let id = self.missing.or_else(|| Some(self.verdicts.get(self.binding)?.policy))?;
+        Some(&self.rules.policy(id).name)
+    }
+
+    /// The place of [`Decision::policy`] among the policies, for tables indexed by it.
+    pub fn policy_id(&self) -> Option<PolicyId> {
+        self.missing.or_else(|| Some(self.verdicts.get(self.binding)?.policy))
+    }
+
+    /// Whether it was refused because a subject that must be there is missing.
+    pub fn subject_is_missing(&self) -> bool {
+        self.missing.is_some()
+    }
+
+    /// The subject of the policy that decided, as in `header:x-api-key`.
+    pub fn subject_kind(&self) -> Option<&str> {
+        Some(self.rules.policy(self.policy_id()?).by.kind())
+    }
+
+    /// The store of the deciding hit.
+    pub fn backend(&self) -> Backend {
+        self.verdicts.get(self.binding).map_or(Backend::Memory, |verdict| verdict.backend)
+    }
+
+    /// What the rollout wanted for the deciding hit.
+    pub fn arm(&self) -> Arm {
+        self.verdicts.get(self.binding).map_or(Arm::Control, |verdict| verdict.arm)
+    }
+
+    /// Why memory decided although Redis was wanted.
+    pub fn fallback(&self) -> Option<FaultKind> {
+        self.verdicts.iter().find_map(|verdict| verdict.fallback)
+    }
+
+    /// Time until the same request is admitted: 0 when it was, `None` when it never will be.
+    pub fn retry_after(&self) -> Option<Micros> {
+        match self.binding() {
+            Some((_, verdict)) if !self.allowed() => verdict.reading.retry_after,
+            _ => Some(0),
+        }
+    }
+
+    /// The rules that it was made by.
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.rules
+    }
+}

@@ -1,0 +1,226 @@
+//! The arithmetic of one bucket: GCRA in integer microseconds. Pure functions, no clock, no store.
+//!
+//! GCRA is the Generic Cell Rate Algorithm of ITU-T I.371 (annex A) in its virtual scheduling form. A key's
+//! whole state is its theoretical arrival time; here it travels as *debt*, how far that time lies ahead of now.
+//! Debt drains one second a second and never exceeds the tolerance `τ`. The Lua script of the shared store
+//! runs the same arithmetic; `tests/differential.rs` holds the two together.
+
+use std::num::NonZeroU32;
+
+use super::clock::{Micros, SECOND};
+
+/// Longest tolerance (`interval × burst`) of a quota: one year.
+pub const LONGEST_TOLERANCE: Micros = 365 * 24 * 3600 * SECOND;
+
+/// So many units a period, so many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    limit: NonZeroU32,
+    burst: NonZeroU32,
+    period: Micros,
+    interval: Micros,
+    tolerance: Micros,
+}
+
+/// Why a quota cannot be kept exactly enough to be honest.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QuotaError {
+    /// The period is zero.
+    #[error("the period is zero; accepted: one microsecond and more")]
+    NoPeriod,
+    /// One unit takes less than about a microsecond, the resolution of the counters.
+    #[error(
+        "{limit} in {period_us} µs is one unit every {interval_us} µs after rounding, more than 1 % off; \
+         accepted: up to about 1 000 000 a second, or rates whose interval is a whole number of microseconds"
+    )]
+    TooFine {
+        /// Units a period.
+        limit: u32,
+        /// The period in microseconds.
+        period_us: Micros,
+        /// The interval after rounding up.
+        interval_us: Micros,
+    },
+    /// Filling the burst again would take more than a year.
+    #[error(
+        "a burst of {burst} at one unit every {interval_us} µs takes {days} days to refill; accepted: at most 365"
+    )]
+    TooLong {
+        /// The burst asked for.
+        burst: u32,
+        /// Microseconds a unit.
+        interval_us: Micros,
+        /// Days until an empty bucket is full.
+        days: u64,
+    },
+}
+
+impl Quota {
+    /// `limit` units every `period` microseconds, at most `burst` of them at once.
+    ///
+    /// # Errors
+    /// When the emission interval, rounded up to a microsecond, is more than 1 % off, or when the burst
+    /// takes longer than [`LONGEST_TOLERANCE`] to refill.
+    pub fn new(limit: NonZeroU32, period: Micros, burst: NonZeroU32) -> Result<Self, QuotaError> {
+        if period == 0 {
+            return Err(QuotaError::NoPeriod);
+        }
+        let units = u64::from(limit.get());
+        // Rounded up: a limit is never exceeded for the sake of rounding.
+        let interval = period.div_ceil(units);
+        let excess = u128::from(interval) * u128::from(units) - u128::from(period);
+        if excess * 100 > u128::from(period) {
+            return Err(QuotaError::TooFine { limit: limit.get(), period_us: period, interval_us: interval });
+        }
+        let tolerance = u128::from(interval) * u128::from(burst.get());
+        if tolerance > u128::from(LONGEST_TOLERANCE) {
+            return Err(QuotaError::TooLong {
+                burst: burst.get(),
+                interval_us: interval,
+                days: (tolerance / u128::from(24 * 3600 * SECOND)) as u64,
+            });
+        }
+        Ok(Self { limit, burst, period, interval, tolerance: tolerance as Micros })
+    }
+
+    /// Units a period.
+    pub fn limit(&self) -> u32 {
+        self.limit.get()
+    }
+
+    /// Units at once.
+    pub fn burst(&self) -> u32 {
+        self.burst.get()
+    }
+
+    /// The period in microseconds.
+    pub fn period(&self) -> Micros {
+        self.period
+    }
+
+    /// `T`, microseconds a unit.
+    pub fn interval(&self) -> Micros {
+        self.interval
+    }
+
+    /// `τ = T × burst`: the greatest debt.
+    pub fn tolerance(&self) -> Micros {
+        self.tolerance
+    }
+
+    /// The charge of `cost` units, `cost × T`. A cost above the burst gives `τ + 1`: it can never be
+    /// admitted, and the figure stays small enough for Lua's doubles.
+    #[inline]
+    pub fn charge(&self, cost: u32) -> Micros {
+        if cost > self.burst.get() { self.tolerance + 1 } else { u64::from(cost) * self.interval }
+    }
+
+    /// What a bucket says of itself at `debt` about a hit of `cost` that was `allowed` or not.
+    #[inline]
+    pub fn reading(&self, debt: Micros, cost: u32, allowed: bool) -> Reading {
+        let debt = debt.min(self.tolerance);
+        let retry_after = if allowed {
+            Some(0)
+        } else if cost > self.burst.get() {
+            None
+        } else {
+            Some((debt + self.charge(cost)).saturating_sub(self.tolerance))
+        };
+        Reading { allowed, remaining: ((self.tolerance - debt) / self.interval) as u32, debt, retry_after }
+    }
+}
+
+/// What a store says of one bucket after a hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Whether this bucket had room for the hit.
+    pub allowed: bool,
+    /// Whole units left: `⌊(τ − debt) / T⌋`.
+    pub remaining: u32,
+    /// The debt after the hit, in microseconds: also the time until the bucket is full again.
+    pub debt: Micros,
+    /// Microseconds until the same hit is admitted if nothing else is charged; 0 when it was allowed;
+    /// `None` when its cost exceeds the burst, so that it never will be.
+    pub retry_after: Option<Micros>,
+}
+
+/// Whether a bucket at `debt` has room for `charge`.
+#[inline]
+pub fn admits(debt: Micros, charge: Micros, tolerance: Micros) -> bool {
+    debt + charge <= tolerance
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn n(value: u32) -> NonZeroU32 {
+        NonZeroU32::new(value).unwrap()
+    }
+
+    #[test]
+    fn a_hundred_a_minute_is_one_every_600_milliseconds() {
+        let quota = Quota::new(n(100), 60 * SECOND, n(20)).unwrap();
+        assert_eq!(quota.interval(), 600_000);
+        assert_eq!(quota.tolerance(), 12_000_000);
+    }
+
+    #[test]
+    fn a_rate_that_a_microsecond_cannot_hold_is_refused_with_the_figures() {
+        let error = Quota::new(n(1_500_000), SECOND, n(1)).unwrap_err();
+        assert!(error.to_string().contains("1500000 in 1000000 µs"), "{error}");
+        assert!(Quota::new(n(1_000_000), SECOND, n(1)).is_ok());
+        assert!(Quota::new(n(9_990), SECOND, n(1)).is_ok(), "0.9 % off is kept");
+    }
+
+    #[test]
+    fn a_burst_that_takes_more_than_a_year_to_refill_is_refused() {
+        let week = 7 * 24 * 3600 * SECOND;
+        assert!(Quota::new(n(1), week, n(52)).is_ok());
+        let error = Quota::new(n(1), week, n(53)).unwrap_err();
+        assert!(matches!(error, QuotaError::TooLong { days: 371, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_cost_above_the_burst_says_that_it_never_will_be_admitted() {
+        let quota = Quota::new(n(60), 60 * SECOND, n(5)).unwrap();
+        assert!(!admits(0, quota.charge(6), quota.tolerance()));
+        assert!(!admits(0, quota.charge(u32::MAX), quota.tolerance()));
+        assert_eq!(quota.reading(0, 6, false).retry_after, None);
+        assert_eq!(quota.reading(0, 6, false).remaining, 5);
+    }
+
+    proptest! {
+        #[test]
+        fn a_denied_hit_is_admitted_exactly_when_it_was_told_to_come_back(
+            limit in 1u32..10_000, period in 1_000_000u64..86_400_000_000, burst in 1u32..1_000,
+            fill in 0.0f64..1.0, cost in 1u32..1_000,
+        ) {
+            let Ok(quota) = Quota::new(n(limit), period, n(burst)) else { return Ok(()) };
+            let debt = (quota.tolerance() as f64 * fill) as Micros;
+            let charge = quota.charge(cost);
+            let allowed = admits(debt, charge, quota.tolerance());
+            let reading = quota.reading(debt, cost, allowed);
+            match reading.retry_after {
+                Some(0) => prop_assert!(allowed),
+                Some(wait) => {
+                    prop_assert!(!admits(debt.saturating_sub(wait - 1), charge, quota.tolerance()));
+                    prop_assert!(admits(debt.saturating_sub(wait), charge, quota.tolerance()));
+                }
+                None => prop_assert!(cost > burst),
+            }
+        }
+
+        #[test]
+        fn remaining_units_are_exactly_those_that_would_still_be_admitted(
+            limit in 1u32..10_000, burst in 1u32..1_000, fill in 0.0f64..1.0,
+        ) {
+            let quota = Quota::new(n(limit), 60 * SECOND, n(burst)).unwrap();
+            let debt = (quota.tolerance() as f64 * fill) as Micros;
+            let left = quota.reading(debt, 0, true).remaining;
+            prop_assert!(admits(debt, quota.charge(left), quota.tolerance()));
+            prop_assert!(!admits(debt, quota.charge(left + 1), quota.tolerance()));
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What is limited and how much: rules match requests, policies say by whom and how many.
+//!
+//! The next parts of the policy language (tokens, allow and deny lists, the penalty box, fixed windows) join
+//! [`Policy`] and [`Subject`] here.
+
+use super::gcra::Quota;
+use super::route::Route;
+use super::subject::{Facts, Part, PolicyTag, Subject};
+
+/// A policy's place among all policies of a [`Rules`].
+pub type PolicyId = usize;
+
+/// What happens when the subject of a policy is absent from a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnMissing {
+    /// The client's address stands in for it.
+    Ip,
+    /// The policy does not apply.
+    Skip,
+    /// The request is refused.
+    Deny,
+}
+
+/// Whether a policy's denial counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It denies the request.
+    Enforce,
+    /// It is judged, logged and counted, and denies nothing.
+    Shadow,
+}
+
+/// By whom, how many, and what else.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Unique in the file: the label in metrics, logs and headers.
+    pub name: Box<str>,
+    /// Whom it tells apart.
+    pub by: Subject,
+    /// How many each of them gets.
+    pub quota: Quota,
+    /// What happens to a request without the subject.
+    pub on_missing: OnMissing,
+    /// Whether its denial counts.
+    pub mode: Mode,
+    /// Its mark on keys, made from the name.
+    pub tag: PolicyTag,
+}
+
+impl Policy {
+    /// An enforced policy; a missing subject is counted by address.
+    pub fn new(name: impl Into<Box<str>>, by: Subject, quota: Quota) -> Self {
+        let name = name.into();
+        Self { tag: PolicyTag::of(&name), name, by, quota, on_missing: OnMissing::Ip, mode: Mode::Enforce }
+    }
+}
+
+/// Requests of one kind and the policies that all must admit them.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Unique in the file.
+    pub name: Box<str>,
+    /// Which requests.
+    pub route: Route,
+    /// Units that one such request costs.
+    pub cost: u32,
+    /// Its policies, by place.
+    pub policies: Vec<PolicyId>,
+}
+
+/// Every rule, in order: the first that matches decides.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    rules: Vec<Rule>,
+    policies: Vec<Policy>,
+}
+
+impl Rules {
+    /// No rule: nothing is limited.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// What is in force until a file says otherwise: one rule `default` for every request, with one policy
+    /// `default`, by address.
+    pub fn by_ip(quota: Quota) -> Self {
+        let mut rules = Self::none();
+        rules.add("default", Route::any(), 1, [Policy::new("default", Subject::ip(), quota)]);
+        rules
+    }
+
+    /// Adds a rule behind those already there.
+    pub fn add(
+        &mut self,
+        name: impl Into<Box<str>>,
+        route: Route,
+        cost: u32,
+        policies: impl IntoIterator<Item = Policy>,
+    ) {
+        let first = self.policies.len();
+        self.policies.extend(policies);
+        self.rules.push(Rule {
+            name: name.into(),
+            route,
+            cost,
+            policies: (first..self.policies.len()).collect(),
+        });
+    }
+
+    /// The first rule that matches.
+    pub fn matching(&self, facts: &dyn Facts) -> Option<&Rule> {
+        let path = self.rules.iter().any(|rule| rule.route.reads_path());
+        let path = path.then(|| super::route::normal_path(facts.path()));
+        self.rules.iter().find(|rule| rule.route.matches(facts.method(), facts.host(), path.as_deref()))
+    }
+
+    /// The rule of this name.
+    pub fn named(&self, name: &str) -> Option<&Rule> {
+        self.rules.iter().find(|rule| &*rule.name == name)
+    }
+
+    /// Every rule, in order.
+    pub fn all(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// Every policy of every rule.
+    pub fn policies(&self) -> &[Policy] {
+        &self.policies
+    }
+
+    /// The policy at `id`, which comes from this same `Rules`.
+    pub fn policy(&self, id: PolicyId) -> &Policy {
+        &self.policies[id]
+    }
+
+    /// Whether a request must carry an address to be judged.
+    pub fn needs_ip(&self) -> bool {
+        self.policies
+            .iter()
+            .any(|policy| policy.on_missing == OnMissing::Ip || policy.by.parts().contains(&Part::Ip))
+    }
+}

@@ -1,0 +1,182 @@
+//! The contract of the shared store, and the one enum of what can go wrong with it.
+
+use std::fmt;
+use std::future::Future;
+
+use smallvec::SmallVec;
+
+use super::clock::Micros;
+use super::gcra::{Quota, Reading};
+use super::subject::SubjectHash;
+
+/// One reading per charge, in the order of the charges.
+pub type Readings = SmallVec<[Reading; 2]>;
+
+/// One bucket that a request owes to the shared store.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedCharge<'a> {
+    /// The policy's name, a part of the store's key.
+    pub policy: &'a str,
+    /// The keyed hash of the subject, the rest of the store's key.
+    pub subject: SubjectHash,
+    /// The bucket's quota.
+    pub quota: Quota,
+    /// Units to charge.
+    pub cost: u32,
+    /// Whether a denial here denies the request; `false` for a shadow policy.
+    pub enforce: bool,
+    /// The debt that this process knows of, drained to the moment of sending. The store takes the greater
+    /// of its own and this before it judges, so that a key which moves keeps its debt.
+    pub note: Micros,
+}
+
+/// What the store answered.
+#[derive(Clone, Debug)]
+pub struct Charged {
+    /// One reading per charge.
+    pub readings: Readings,
+    /// When the store judged, on this process' clock.
+    pub judged_at: Micros,
+}
+
+/// The shared store: asynchronous and fallible. Not object-safe on purpose: a closed set, dispatched statically.
+pub trait Store: Send + Sync + 'static {
+    /// Charges every bucket that is enforced or none of them, atomically; with `peek` it judges and writes nothing.
+    ///
+    /// `now` is the moment of sending, to which the notes are drained.
+    ///
+    /// # Errors
+    /// Within the store's own deadline, queueing included, and without any network call while it is known to be
+    /// away. An error means that it is unknown whether the charge was made.
+    fn charge(
+        &self,
+        charges: &[SharedCharge<'_>],
+        peek: bool,
+        now: Micros,
+    ) -> impl Future<Output = Result<Charged, Fault>> + Send;
+}
+
+/// The store of a process that has none.
+#[derive(Clone, Copy, Debug)]
+pub enum NoStore {}
+
+impl Store for NoStore {
+    async fn charge(&self, _: &[SharedCharge<'_>], _: bool, _: Micros) -> Result<Charged, Fault> {
+        match *self {}
+    }
+}
+
+/// What went wrong with the store: the metric's label, the log's field, the breaker's class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FaultKind {
+    /// No answer within the deadline.
+    Timeout,
+    /// Nobody listens at the address.
+    Refused,
+    /// The host name does not resolve.
+    Dns,
+    /// The TLS handshake failed.
+    Tls,
+    /// The user or password was refused.
+    Auth,
+    /// The user may not run a command or touch a key that is needed.
+    Permission,
+    /// The server is a read-only replica.
+    ReadOnly,
+    /// The server is out of memory.
+    Oom,
+    /// The server is loading its data, or busy in a script.
+    Loading,
+    /// The server has no connection left.
+    MaxClients,
+    /// The provider's quota is used up.
+    Quota,
+    /// The cluster is down or misrouted the call.
+    Cluster,
+    /// The connection was lost.
+    Lost,
+    /// The answer is not what the script returns.
+    Protocol,
+    /// Anything else.
+    Other,
+    /// The store is known to be away (the breaker is open, or it was never connected): nobody was asked.
+    Open,
+}
+
+impl FaultKind {
+    /// Every kind, in the order of the contract.
+    pub const ALL: [Self; 16] = [
+        Self::Timeout,
+        Self::Refused,
+        Self::Dns,
+        Self::Tls,
+        Self::Auth,
+        Self::Permission,
+        Self::ReadOnly,
+        Self::Oom,
+        Self::Loading,
+        Self::MaxClients,
+        Self::Quota,
+        Self::Cluster,
+        Self::Lost,
+        Self::Protocol,
+        Self::Other,
+        Self::Open,
+    ];
+
+    /// The word of the contract.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Refused => "refused",
+            Self::Dns => "dns",
+            Self::Tls => "tls",
+            Self::Auth => "auth",
+            Self::Permission => "permission",
+            Self::ReadOnly => "readonly",
+            Self::Oom => "oom",
+            Self::Loading => "loading",
+            Self::MaxClients => "maxclients",
+            Self::Quota => "quota",
+            Self::Cluster => "cluster",
+            Self::Lost => "lost",
+            Self::Protocol => "protocol",
+            Self::Other => "other",
+            Self::Open => "open",
+        }
+    }
+
+    /// Whether a person has to mend it, so that asking again at once is of no use.
+    pub fn needs_a_person(self) -> bool {
+        matches!(self, Self::Tls | Self::Auth | Self::Permission | Self::Quota)
+    }
+}
+
+impl fmt::Display for FaultKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A failure of the store, with words that are safe to log: they never hold a URL or a password.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{kind}: {detail}")]
+pub struct Fault {
+    /// The class.
+    pub kind: FaultKind,
+    /// What the server or the network said.
+    pub detail: Box<str>,
+}
+
+impl Fault {
+    /// A fault of `kind`, in words.
+    pub fn new(kind: FaultKind, detail: impl Into<Box<str>>) -> Self {
+        Self { kind, detail: detail.into() }
+    }
+
+    /// Nobody was asked. Allocates nothing: it is made on every request of an outage.
+    pub fn open() -> Self {
+        Self { kind: FaultKind::Open, detail: Box::default() }
+    }
+}
