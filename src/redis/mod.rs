@@ -1,0 +1,3 @@
+//! Shares. The only room that speaks Redis.
+
+pub mod target;

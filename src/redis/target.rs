@@ -1,0 +1,132 @@
+//! Where Redis is and how to get in. Whatever is printed of it leaves the user and the password out.
+
+mod error;
+mod read;
+
+use std::fmt;
+
+pub use error::TargetError;
+
+/// The port of Redis when the URL names none.
+pub const DEFAULT_PORT: u16 = 6379;
+
+/// Where and how to reach Redis.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Target {
+    place: Place,
+    username: Option<String>,
+    password: Option<Password>,
+    db: i64,
+    protocol: Protocol,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum Place {
+    Tcp { tls: bool, host: String, port: u16 },
+    Unix { path: String },
+}
+
+/// The version of the wire protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// What every server speaks.
+    #[default]
+    Resp2,
+    /// Since Redis 6.
+    Resp3,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+struct Password(String);
+
+impl Target {
+    /// The same over TLS. A unix socket stays as it is: it does not leave the machine.
+    pub fn with_tls(mut self) -> Self {
+        if let Place::Tcp { tls, .. } = &mut self.place {
+            *tls = true;
+        }
+        self
+    }
+
+    /// Whether the connection is encrypted.
+    pub fn tls(&self) -> bool {
+        matches!(self.place, Place::Tcp { tls: true, .. })
+    }
+
+    /// The host, an IPv6 address without its brackets; `None` for a unix socket.
+    pub fn host(&self) -> Option<&str> {
+        match &self.place {
+            Place::Tcp { host, .. } => Some(host),
+            Place::Unix { .. } => None,
+        }
+    }
+
+    /// The port; `None` for a unix socket.
+    pub fn port(&self) -> Option<u16> {
+        match self.place {
+            Place::Tcp { port, .. } => Some(port),
+            Place::Unix { .. } => None,
+        }
+    }
+
+    /// The path of the unix socket, if it is one.
+    pub fn socket_path(&self) -> Option<&str> {
+        match &self.place {
+            Place::Tcp { .. } => None,
+            Place::Unix { path } => Some(path),
+        }
+    }
+
+    /// Whether it stays on this machine: a unix socket, `localhost`, or a loopback address.
+    pub fn is_local(&self) -> bool {
+        self.host().is_none_or(|host| {
+            host.eq_ignore_ascii_case("localhost")
+                || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+        })
+    }
+
+    /// The user to authenticate as; none with a password is Redis' own `default`.
+    pub fn username(&self) -> Option<&str> {
+        self.username.as_deref()
+    }
+
+    /// The password. Not to be printed.
+    pub fn password(&self) -> Option<&str> {
+        self.password.as_ref().map(|password| password.0.as_str())
+    }
+
+    /// The database.
+    pub fn db(&self) -> i64 {
+        self.db
+    }
+
+    /// The wire protocol.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::Tcp { tls, host, port } => {
+                let scheme = if *tls { "rediss" } else { "redis" };
+                if host.contains(':') {
+                    write!(f, "{scheme}://[{host}]:{port}")
+                } else {
+                    write!(f, "{scheme}://{host}:{port}")
+                }
+            }
+            Place::Unix { path } => write!(f, "unix://{path}"),
+        }
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Target({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests;
