@@ -1,0 +1,251 @@
+//! The file of limits: from `config/policies.toml` to [`Rules`], or to everything that is wrong in it.
+
+mod fields;
+
+use std::collections::HashSet;
+use std::num::NonZeroU32;
+
+use toml::{Table, Value};
+
+use super::error::{Errors, Problem};
+use super::file;
+use super::parse;
+use crate::limiter::clock::SECOND;
+use crate::limiter::gcra::Quota;
+use crate::limiter::policy::{Mode, OnMissing, Policy, Rules};
+use crate::limiter::route::Route;
+
+const RULE_KEYS: &[&str] = &["name", "match", "cost", "policy"];
+const MATCH_KEYS: &[&str] = &["methods", "host", "path"];
+const POLICY_KEYS: &[&str] = &["name", "by", "limit", "burst", "on_missing", "mode", "on_redis_error"];
+
+/// Keys of later versions. Passing over one would limit something else than was asked for.
+const LATER_KEYS: &[&str] = &["block_after", "block_within", "block_for", "algorithm", "allow", "deny"];
+
+/// What is in force until a file says otherwise: 100 a minute for each address.
+///
+/// # Panics
+/// Never: the quota is a constant that a test makes.
+pub fn compiled_in() -> Rules {
+    const HUNDRED: NonZeroU32 = NonZeroU32::new(100).expect("100 is not 0");
+    let quota = Quota::new(HUNDRED, 60 * SECOND, HUNDRED).expect("100 a minute is a whole interval");
+    Rules::by_ip(quota)
+}
+
+/// Reads the text of a policy file; `name` is what errors call it.
+///
+/// # Errors
+/// Everything that is wrong in it.
+pub fn parse(name: &str, text: &str) -> Result<Rules, Errors> {
+    let table = file::table(name, text).map_err(|problem| Errors(vec![problem]))?;
+    let mut reader =
+        Reader { file: name, problems: Vec::new(), rules: HashSet::new(), policies: HashSet::new() };
+    let rules = reader.file(table);
+    if reader.problems.is_empty() { Ok(rules) } else { Err(Errors(reader.problems)) }
+}
+
+struct Reader<'a> {
+    file: &'a str,
+    problems: Vec<Problem>,
+    /// Names given so far.
+    rules: HashSet<String>,
+    policies: HashSet<String>,
+}
+
+impl Reader<'_> {
+    fn refuse(&mut self, place: &str, message: impl AsRef<str>) {
+        let message = message.as_ref();
+        let message = if place.is_empty() { message.to_owned() } else { format!("{place}: {message}") };
+        self.problems.push(Problem::new(self.file, message));
+    }
+
+    fn file(&mut self, mut table: Table) -> Rules {
+        let mut rules = Rules::none();
+        let listed = table.remove("rule");
+        self.refuse_unknown("", &table, &["rule"]);
+        let listed = self.tables("", "rule", listed);
+        // An emptied or half-written file would otherwise lift every limit.
+        if listed.is_empty() && self.problems.is_empty() {
+            self.refuse(
+                "",
+                "there is no rule; accepted: at least one [[rule]], without a policy to limit nothing",
+            );
+        }
+        for (index, table) in listed.into_iter().enumerate() {
+            self.rule(index + 1, table, &mut rules);
+        }
+        rules
+    }
+
+    fn rule(&mut self, number: usize, mut table: Table, rules: &mut Rules) {
+        let policies = table.remove("policy");
+        let conditions = table.remove("match");
+        let (place, name) = self.name(&table, &format!("rule {number}"), "rule");
+        if let Some(name) = &name
+            && !self.rules.insert(name.clone())
+        {
+            self.refuse(&place, "the name is taken by a rule above; accepted: unique names");
+        }
+        self.refuse_unknown(&place, &table, RULE_KEYS);
+        let cost = self.count(&place, &table, "cost").unwrap_or(NonZeroU32::MIN).get();
+        let route = conditions.map_or_else(Route::any, |conditions| self.route(&place, conditions));
+        let mut read = Vec::new();
+        for (index, table) in self.tables(&place, "policy", policies).into_iter().enumerate() {
+            read.extend(self.policy(&place, index + 1, table, cost));
+        }
+        rules.add(name.unwrap_or_default(), route, cost, read);
+    }
+
+    fn route(&mut self, place: &str, conditions: Value) -> Route {
+        let place = format!("{place}, match");
+        let Value::Table(table) = conditions else {
+            self.refuse(
+                &place,
+                "accepted: { methods = [\"GET\"], host = \"…\", path = \"…\" }, each optional",
+            );
+            return Route::any();
+        };
+        self.refuse_unknown(&place, &table, MATCH_KEYS);
+        let methods = self.field(&place, &table, "methods", fields::texts).unwrap_or_default();
+        let host = self.field(&place, &table, "host", fields::text);
+        let path = self.field(&place, &table, "path", fields::text);
+        // Each on its own first, so that all of them are reported.
+        let each = [
+            Route::new(&methods, None, None),
+            Route::new(&[], host.as_deref(), None),
+            Route::new(&[], None, path.as_deref()),
+        ];
+        for error in each.into_iter().filter_map(Result::err) {
+            self.refuse(&place, error.to_string());
+        }
+        Route::new(&methods, host.as_deref(), path.as_deref()).unwrap_or_default()
+    }
+
+    fn policy(&mut self, rule: &str, number: usize, table: Table, cost: u32) -> Option<Policy> {
+        let (place, name) =
+            self.name(&table, &format!("{rule}, policy {number}"), &format!("{rule}, policy"));
+        if let Some(name) = &name
+            && !self.policies.insert(name.clone())
+        {
+            self.refuse(&place, "the name is taken by a policy above; accepted: names unique in the file");
+        }
+        self.refuse_unknown(&place, &table, POLICY_KEYS);
+        for key in ["by", "limit"] {
+            if !table.contains_key(key) {
+                let accepted = if key == "by" { fields::SUBJECT } else { fields::LIMIT };
+                self.refuse(&place, format!("{key} is missing; accepted: {accepted}"));
+            }
+        }
+        let by = self.field(&place, &table, "by", fields::subject);
+        let limit = self.field(&place, &table, "limit", fields::limit);
+        let burst = self.count(&place, &table, "burst");
+        let on_missing = self.field(&place, &table, "on_missing", |value| {
+            let words = [("ip", OnMissing::Ip), ("skip", OnMissing::Skip), ("deny", OnMissing::Deny)];
+            parse::word(&fields::text(value)?, &words)
+        });
+        let mode = self.field(&place, &table, "mode", |value| {
+            parse::word(&fields::text(value)?, &[("enforce", Mode::Enforce), ("shadow", Mode::Shadow)])
+        });
+        self.field(&place, &table, "on_redis_error", |value| match fields::text(value)?.as_str() {
+            "local" => Ok(()),
+            "open" | "deny" => Err("it is not in this version; accepted: \"local\"".to_owned()),
+            _ => Err("accepted: \"local\"".to_owned()),
+        });
+        let (limit, period) = limit?;
+        let burst = match burst {
+            Some(burst) => burst,
+            None if table.contains_key("burst") => return None,
+            None => limit,
+        };
+        let quota = match Quota::new(limit, period, burst) {
+            Ok(quota) => quota,
+            Err(error) => {
+                self.refuse(&place, format!("{}: {error}", fields::said("limit", table.get("limit"))));
+                return None;
+            }
+        };
+        if cost > quota.burst() {
+            let burst = quota.burst();
+            self.refuse(
+                &place,
+                format!(
+                    "a request costs {cost} and the burst is {burst}, so none would ever pass; accepted: a \
+                         burst of at least the rule's cost"
+                ),
+            );
+        }
+        let policy = Policy::new(name?, by?, quota);
+        Some(Policy {
+            on_missing: on_missing.unwrap_or(policy.on_missing),
+            mode: mode.unwrap_or(policy.mode),
+            ..policy
+        })
+    }
+
+    /// The name, and the place that errors give: by name once there is a sound one, by number before.
+    fn name(&mut self, table: &Table, by_number: &str, by_name: &str) -> (String, Option<String>) {
+        if !table.contains_key("name") {
+            self.refuse(by_number, format!("name is missing; accepted: {}", parse::NAME));
+            return (by_number.to_owned(), None);
+        }
+        let name = self.field(by_number, table, "name", |value| {
+            let name = value.as_str().and_then(parse::name);
+            name.ok_or_else(|| format!("accepted: {}", parse::NAME))
+        });
+        match name {
+            Some(name) => (format!("{by_name} \"{name}\""), Some(name)),
+            None => (by_number.to_owned(), None),
+        }
+    }
+
+    /// A field through `read`, whose error says what is accepted; `None` when it is absent or wrong.
+    fn field<T>(
+        &mut self,
+        place: &str,
+        table: &Table,
+        key: &str,
+        read: impl FnOnce(&Value) -> Result<T, String>,
+    ) -> Option<T> {
+        match read(table.get(key)?) {
+            Ok(value) => Some(value),
+            Err(message) => {
+                self.refuse(place, format!("{}: {message}", fields::said(key, table.get(key))));
+                None
+            }
+        }
+    }
+
+    fn count(&mut self, place: &str, table: &Table, key: &str) -> Option<NonZeroU32> {
+        self.field(place, table, key, fields::count)
+    }
+
+    fn tables(&mut self, place: &str, key: &str, value: Option<Value>) -> Vec<Table> {
+        let Some(value) = value else { return Vec::new() };
+        let tables = match value {
+            Value::Array(items) => items
+                .into_iter()
+                .map(|item| if let Value::Table(table) = item { Some(table) } else { None })
+                .collect(),
+            _ => None,
+        };
+        let header = if place.is_empty() { format!("[[{key}]]") } else { format!("[[rule.{key}]]") };
+        tables.unwrap_or_else(|| {
+            self.refuse(
+                place,
+                format!("{key} is no list of tables; accepted: {header}, once for each {key}"),
+            );
+            Vec::new()
+        })
+    }
+
+    fn refuse_unknown(&mut self, place: &str, table: &Table, accepted: &[&str]) {
+        for key in table.keys().filter(|key| !accepted.contains(&key.as_str())) {
+            let message = if LATER_KEYS.contains(&key.as_str()) {
+                format!("{key} is not in this version; remove it")
+            } else {
+                format!("there is no key {}; accepted: {}", super::error::quoted(key), accepted.join(", "))
+            };
+            self.refuse(place, message);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The values of the policy file, one by one. An error says what is accepted.
+
+use std::num::NonZeroU32;
+
+use toml::Value;
+
+use crate::limiter::clock::{Micros, SECOND};
+use crate::limiter::subject::{Part, Subject};
+
+/// What `by` may be.
+pub(super) const SUBJECT: &str =
+    "\"ip\", \"header:NAME\", \"query:NAME\", \"cookie:NAME\", \"everyone\", or a list of the first four";
+
+/// What `limit` may be.
+pub(super) const LIMIT: &str = "\"N/second\", \"N/minute\", \"N/hour\", \"N/day\", \"N/week\" (or N/s, N/m, N/h, \
+                                N/d), or a period such as \"N/30s\", \"N/5m\", \"N/2h\", \"N/7d\"";
+
+/// A key with what was read, for errors.
+pub(super) fn said(key: &str, value: Option<&Value>) -> String {
+    let text = value.map(Value::to_string).unwrap_or_default();
+    match text.char_indices().nth(80) {
+        Some((cut, _)) => format!("{key} = {}…", &text[..cut]),
+        None => format!("{key} = {text}"),
+    }
+}
+
+pub(super) fn text(value: &Value) -> Result<String, String> {
+    value.as_str().map(str::to_owned).ok_or_else(|| "accepted: a text in quotes".to_owned())
+}
+
+/// One text, or a list of them.
+pub(super) fn texts(value: &Value) -> Result<Vec<String>, String> {
+    let list = match value {
+        Value::Array(items) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
+        one => one.as_str().map(|one| vec![one.to_owned()]),
+    };
+    list.ok_or_else(|| "accepted: a list of texts such as [\"GET\", \"HEAD\"]".to_owned())
+}
+
+pub(super) fn count(value: &Value) -> Result<NonZeroU32, String> {
+    value
+        .as_integer()
+        .and_then(|number| u32::try_from(number).ok())
+        .and_then(NonZeroU32::new)
+        .ok_or_else(|| format!("accepted: a whole number from 1 to {}", u32::MAX))
+}
+
+/// So many in such a period.
+pub(super) fn limit(value: &Value) -> Result<(NonZeroU32, Micros), String> {
+    let read = |text: &str| {
+        let (count, period) = text.split_once('/')?;
+        Some((NonZeroU32::new(number(count.trim())?)?, self::period(period.trim())?))
+    };
+    value.as_str().and_then(read).ok_or_else(|| format!("accepted: {LIMIT}, N from 1"))
+}
+
+fn period(text: &str) -> Option<Micros> {
+    let unit = |unit: &str| match unit {
+        "s" => Some(SECOND),
+        "m" => Some(60 * SECOND),
+        "h" => Some(3_600 * SECOND),
+        "d" => Some(24 * 3_600 * SECOND),
+        _ => None,
+    };
+    match text {
+        "second" => return unit("s"),
+        "minute" => return unit("m"),
+        "hour" => return unit("h"),
+        "day" => return unit("d"),
+        "week" => return Some(7 * 24 * 3_600 * SECOND),
+        _ => {}
+    }
+    let (count, name) = text.split_at(text.find(|character: char| !character.is_ascii_digit())?);
+    let count = if count.is_empty() { 1 } else { number(count)? };
+    unit(name)?.checked_mul(u64::from(count)).filter(|&period| period > 0)
+}
+
+/// Digits only: Rust would also read "+5".
+fn number(text: &str) -> Option<u32> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// By whom: one part, or several taken together.
+pub(super) fn subject(value: &Value) -> Result<Subject, String> {
+    let names = match value {
+        Value::Array(_) => texts(value).map_err(|_| format!("accepted: {SUBJECT}"))?,
+        one => vec![one.as_str().map(str::to_owned).ok_or_else(|| format!("accepted: {SUBJECT}"))?],
+    };
+    let mut parts: Vec<Part> = Vec::new();
+    for name in &names {
+        let part = part(name)?;
+        if part == Part::Everyone && names.len() > 1 {
+            return Err(format!("\"everyone\" tells nobody apart in a list; accepted: {SUBJECT}"));
+        }
+        if parts.contains(&part) {
+            return Err(format!("\"{part}\" stands there twice; accepted: each part once"));
+        }
+        parts.push(part);
+    }
+    if parts.is_empty() {
+        return Err(format!("the list is empty; accepted: {SUBJECT}"));
+    }
+    Ok(Subject::new(parts))
+}
+
+fn part(text: &str) -> Result<Part, String> {
+    let (kind, name) = text.split_once(':').unwrap_or((text, ""));
+    match kind {
+        "ip" if text == "ip" => Ok(Part::Ip),
+        "everyone" if text == "everyone" => Ok(Part::Everyone),
+        // Names of headers are the same in any case; ours are compared in lower case.
+        "header" if is_token(name) => Ok(Part::Header(name.to_ascii_lowercase().into())),
+        "cookie" if is_token(name) => Ok(Part::Cookie(name.into())),
+        "query" if !name.is_empty() => Ok(Part::Query(name.into())),
+        "header" | "cookie" => Err(format!(
+            "\"{kind}:\" wants a name of letters, digits and !#$%&'*+-.^_`|~; accepted: {SUBJECT}"
+        )),
+        "jwt" | "descriptor" => Err(format!("\"{kind}:\" is not in this version; accepted: {SUBJECT}")),
+        _ => Err(format!("accepted: {SUBJECT}")),
+    }
+}
+
+/// A token of RFC 9110, section 5.6.2.
+fn is_token(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}

@@ -1,0 +1,201 @@
+//! Gives every merged value its meaning, and holds the values against each other.
+
+mod shared;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use super::error::Errors;
+use super::layers::{Merged, Sources};
+use super::parse;
+use super::policies;
+use super::settings::*;
+use super::take::Taken;
+use super::{Loaded, file};
+use crate::limiter::policy::Rules;
+
+/// What stands before tidegate's own paths when they share the main listener with an upstream's.
+const SHARED_PREFIX: &str = "/_tidegate";
+
+/// Gives every value its meaning.
+pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> {
+    let mut taken = Taken::new(merged.values, merged.problems);
+    let mut warnings = merged.warnings;
+    let environment = taken.get("app.env", AppEnv::Development, parse::app_env);
+    let mut server = server(&mut taken);
+    let admin = admin(&mut taken);
+    if admin.addr == AdminAddr::Main && server.prefix.is_empty() {
+        server.prefix = SHARED_PREFIX.to_owned();
+        taken.show("server.prefix", SHARED_PREFIX, Some("default (admin.addr is main)"));
+    }
+    if server.trusted_proxies.iter().any(|network| network.prefix_len() == 0) {
+        let place = taken.place("server.trusted_proxies");
+        warnings.push(format!("{place}: everybody is trusted, so any client can claim any address"));
+    }
+    let upstream = upstream(&mut taken);
+    let redis = shared::redis(&mut taken, environment, &mut warnings);
+    let rollout = shared::rollout(&mut taken);
+    let settings = Settings {
+        environment,
+        server,
+        admin,
+        upstream,
+        redis,
+        rollout,
+        logging: logging(&mut taken),
+        memory: Memory {
+            max_keys: taken.get("memory.max_keys", 1, |text| parse::whole(text, 1_000..=100_000_000)),
+        },
+        headers: Headers {
+            ietf: boolean(&mut taken, "headers.ietf"),
+            x_ratelimit: boolean(&mut taken, "headers.x_ratelimit"),
+        },
+        doors: Doors { token: taken.optional("doors.token", parse::token) },
+        policies_file: None,
+        rules: Rules::none(),
+    };
+    let (policies_file, rules) = rules(&mut taken, sources);
+    if !taken.problems.is_empty() {
+        return Err(Errors(taken.problems));
+    }
+    let effective = taken.effective();
+    Ok(Loaded { settings: Settings { policies_file, rules, ..settings }, effective, warnings })
+}
+
+fn boolean(taken: &mut Taken, key: &'static str) -> bool {
+    let value = taken.get(key, false, parse::boolean);
+    taken.show(key, value.to_string(), None);
+    value
+}
+
+fn server(taken: &mut Taken) -> Server {
+    let headers = [
+        ("auto", ClientIpHeader::Auto),
+        ("x-forwarded-for", ClientIpHeader::XForwardedFor),
+        ("forwarded", ClientIpHeader::Forwarded),
+    ];
+    let mut trusted_proxies = Vec::new();
+    for item in taken.list("server.trusted_proxies") {
+        match parse::network(&item) {
+            Ok(network) => trusted_proxies.push(network),
+            Err(message) => {
+                let read = super::error::quoted(&item);
+                taken.refuse("server.trusted_proxies", format!("read {read}; {message}"));
+            }
+        }
+    }
+    Server {
+        host: taken.get("server.host", IpAddr::V4(Ipv4Addr::UNSPECIFIED), parse::host),
+        port: taken.get("server.port", 0, |text| {
+            parse::whole(text, 0..=65_535).map_err(|message| message + " (0: any free port)")
+        }),
+        workers: taken.get("server.workers", 0, |text| {
+            parse::whole(text, 0..=1_024).map_err(|message| message + " (0: one per core)")
+        }),
+        grace: taken.get("server.grace_s", Default::default(), |text| parse::seconds(text, 0..=3_600)),
+        prefix: taken.get("server.prefix", String::new(), parse::prefix),
+        trusted_proxies,
+        client_ip_header: taken
+            .get("server.client_ip_header", ClientIpHeader::Auto, |text| parse::word(text, &headers)),
+    }
+}
+
+fn admin(taken: &mut Taken) -> Admin {
+    let addr = taken.optional("admin.addr", parse::admin_addr);
+    if addr.is_none() && !taken.is_set("admin.addr") {
+        taken.refuse_read("admin.addr", "accepted: IP:PORT such as 127.0.0.1:8081, or \"main\"");
+    }
+    let has_token = taken.is_set("admin.token") || taken.is_set("admin.token_file");
+    let beyond = match addr {
+        Some(AdminAddr::Socket(addr)) => !addr.ip().to_canonical().is_loopback(),
+        Some(AdminAddr::Main) => true,
+        None => false,
+    };
+    if beyond && !has_token {
+        taken.refuse_read(
+            "admin.addr",
+            "it can be reached from beyond this machine and there is no token; set ADMIN_TOKEN (at least 16 \
+             characters) or ADMIN_TOKEN_FILE; accepted without: a loopback address such as 127.0.0.1:8081",
+        );
+    }
+    let of_file = |path: &str| parse::tokens(parse::file_text(path)?.lines());
+    let tokens =
+        one_of(taken, ("admin.token", "admin.token_file"), |text| parse::tokens(text.split(',')), of_file);
+    Admin {
+        addr: addr.unwrap_or(AdminAddr::Main),
+        tokens: tokens.unwrap_or_default(),
+        open_metrics: boolean(taken, "admin.open_metrics"),
+    }
+}
+
+/// A secret that stands in an option or in the file that another option names, but not in both.
+fn one_of<T>(
+    taken: &mut Taken,
+    (direct, file): (&'static str, &'static str),
+    of_text: impl FnOnce(&str) -> Result<T, String>,
+    of_file: impl FnOnce(&str) -> Result<T, String>,
+) -> Option<T> {
+    if taken.is_set(direct) && taken.is_set(file) {
+        let other = taken.place(file);
+        taken.refuse(direct, format!("{other} is set as well; accepted: one of the two, unset the other"));
+        return None;
+    }
+    let value = taken.optional(direct, of_text);
+    value.or_else(|| taken.optional(file, of_file))
+}
+
+fn upstream(taken: &mut Taken) -> Option<Upstream> {
+    let url = taken.optional("upstream.url", parse::upstream);
+    if let Some(url) = &url {
+        taken.show("upstream.url", url.to_string(), None);
+    }
+    let timeout =
+        taken.get("upstream.timeout_ms", Default::default(), |text| parse::milliseconds(text, 1..=3_600_000));
+    let connect_timeout = taken
+        .get("upstream.connect_timeout_ms", Default::default(), |text| parse::milliseconds(text, 1..=60_000));
+    let preserve_host = boolean(taken, "upstream.preserve_host");
+    Some(Upstream { url: url?, timeout, connect_timeout, preserve_host })
+}
+
+fn logging(taken: &mut Taken) -> Logging {
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    Logging {
+        format: taken.get("logging.format", LogFormat::Text, |text| parse::word(text, &formats)),
+        requests: boolean(taken, "logging.requests"),
+        raw_keys: boolean(taken, "logging.raw_keys"),
+        filter: taken.get("logging.filter", String::new(), parse::filter),
+    }
+}
+
+/// The rules, and the file that they are from.
+fn rules(taken: &mut Taken, sources: &Sources) -> (Option<PathBuf>, Rules) {
+    let chosen = taken.is_set("policies.file");
+    let path = if chosen {
+        PathBuf::from(taken.text("policies.file"))
+    } else {
+        sources.config_dir.join("policies.toml")
+    };
+    match file::text(&path) {
+        Ok(Some(text)) => {
+            let name = path.display().to_string();
+            match policies::parse(&name, &text) {
+                Ok(rules) => {
+                    let source = (!chosen).then_some("default (the file is there)");
+                    taken.show("policies.file", name, source);
+                    return (Some(path), rules);
+                }
+                Err(Errors(problems)) => taken.problems.extend(problems),
+            }
+        }
+        Ok(None) if chosen => {
+            taken.refuse_read("policies.file", "there is no such file; accepted: a readable file");
+        }
+        Ok(None) => return (None, policies::compiled_in()),
+        Err(message) if chosen => taken.refuse_read("policies.file", &message),
+        Err(message) => {
+            let name = path.display().to_string();
+            taken.problems.push(super::error::Problem::new(name, message));
+        }
+    }
+    (None, Rules::none())
+}

@@ -1,0 +1,116 @@
+//! The shared store and who is decided by it.
+
+use super::{boolean, one_of};
+use crate::config::parse;
+use crate::config::secret::{REDACTED, Secret};
+use crate::config::settings::{AppEnv, Redis, Rollout};
+use crate::config::take::Taken;
+use crate::limiter::decision::Backend;
+use crate::limiter::rollout::Percent;
+use crate::redis::target::Target;
+
+pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<String>) -> Option<Redis> {
+    let target = taken.optional("redis.url", |url| Target::parse(url).map_err(|error| error.to_string()));
+    let tls = boolean(taken, "redis.tls");
+    let target = target.map(|target| if tls { target.with_tls() } else { target });
+    taken.get("redis.cluster", (), |text| {
+        let cluster = !text.eq_ignore_ascii_case("auto") && parse::boolean(text) != Ok(false);
+        if parse::boolean(text) == Ok(true) {
+            Err("Redis Cluster is not in this version; accepted: auto or false".to_owned())
+        } else if cluster {
+            Err("accepted: auto or false".to_owned())
+        } else {
+            Ok(())
+        }
+    });
+    let ca_cert = taken.optional("redis.ca_cert", parse::pem);
+    let client_cert = taken.optional("redis.client_cert", parse::pem);
+    let client_key = taken.optional("redis.client_key", parse::pem);
+    for (one, other) in [("redis.client_cert", "redis.client_key"), ("redis.client_key", "redis.client_cert")]
+    {
+        if taken.is_set(one) && !taken.is_set(other) {
+            taken.refuse(one, format!("{other} is not set; accepted: both or neither"));
+        }
+    }
+    let range = 1..=60_000;
+    let timeout =
+        taken.get("redis.timeout_ms", Default::default(), |text| parse::milliseconds(text, 1..=10_000));
+    let connect_timeout =
+        taken.get("redis.connect_timeout_ms", Default::default(), |text| parse::milliseconds(text, range));
+    let reconnect_interval =
+        taken.get("redis.reconnect_interval_s", Default::default(), |text| parse::seconds(text, 1..=3_600));
+    let warn_interval =
+        taken.get("redis.warn_interval_s", Default::default(), |text| parse::seconds(text, 1..=86_400));
+    let namespace = taken.get("redis.namespace", String::new(), parse::namespace);
+    let target = target?;
+
+    taken.show("redis.url", shown(&target), None);
+    if environment == AppEnv::Production && !target.tls() && !target.is_local() {
+        let place = taken.place("redis.url");
+        warnings.push(format!(
+            "{place}: {target} is not encrypted; passwords and keys cross the network readable. Use rediss:// or \
+             REDIS_TLS=true"
+        ));
+    }
+    if !target.tls() {
+        for key in ["redis.ca_cert", "redis.client_cert"] {
+            if taken.is_set(key) {
+                let place = taken.place(key);
+                warnings
+                    .push(format!("{place}: it has no effect without TLS. Use rediss:// or REDIS_TLS=true"));
+            }
+        }
+    }
+    Some(Redis {
+        target,
+        ca_cert,
+        client_cert,
+        client_key,
+        timeout,
+        connect_timeout,
+        reconnect_interval,
+        warn_interval,
+        namespace,
+    })
+}
+
+/// The URL without user and password, which leave a mark where they are.
+fn shown(target: &Target) -> String {
+    let place = target.to_string();
+    let place = match target.password() {
+        Some(_) => place.replacen("://", &format!("://{REDACTED}@"), 1),
+        None => place,
+    };
+    match (target.db(), target.socket_path()) {
+        (0, _) => place,
+        (db, None) => format!("{place}/{db}"),
+        (db, Some(_)) => format!("{place}?db={db}"),
+    }
+}
+
+pub(super) fn rollout(taken: &mut Taken) -> Rollout {
+    let backends = [("memory", Backend::Memory), ("redis", Backend::Redis)];
+    let backend = taken.optional("rollout.backend", |text| parse::word(text, &backends));
+    let backend_is_set = backend.is_some();
+    let backend = backend.unwrap_or(if taken.is_set("redis.url") { Backend::Redis } else { Backend::Memory });
+    let source = match backend {
+        _ if backend_is_set => None,
+        Backend::Redis => Some("default (redis.url is set)"),
+        Backend::Memory => Some("default (redis.url is not set)"),
+    };
+    taken.show("rollout.backend", backend.as_str(), source);
+    let secret: Option<Secret> =
+        one_of(taken, ("rollout.secret", "rollout.secret_file"), parse::secret, |path| {
+            parse::secret(&parse::file_text(path)?)
+        });
+    let percent = taken.get("rollout.percent", Percent::NONE, parse::percent);
+    taken.show("rollout.percent", percent.to_string(), None);
+    Rollout {
+        backend,
+        backend_is_set,
+        percent,
+        percent_is_set: taken.is_chosen("rollout.percent"),
+        pinned: boolean(taken, "rollout.pinned"),
+        secret,
+    }
+}

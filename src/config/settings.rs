@@ -1,0 +1,237 @@
+//! What was configured, in types that cannot be wrong. Parts are handed out one by one; nobody takes the whole.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::secret::Secret;
+use crate::limiter::decision::Backend;
+use crate::limiter::policy::Rules;
+use crate::limiter::rollout::Percent;
+use crate::redis::target::Target;
+
+/// Everything.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where it runs.
+    pub environment: AppEnv,
+    /// The main listener.
+    pub server: Server,
+    /// The admin listener.
+    pub admin: Admin,
+    /// What the gateway forwards to, if to anything.
+    pub upstream: Option<Upstream>,
+    /// The shared store; `None`: memory only.
+    pub redis: Option<Redis>,
+    /// Which store decides whom, as the configuration wants it.
+    pub rollout: Rollout,
+    /// What is logged and how.
+    pub logging: Logging,
+    /// The store in this process.
+    pub memory: Memory,
+    /// Which headers responses carry.
+    pub headers: Headers,
+    /// The decision API.
+    pub doors: Doors,
+    /// The file that the rules come from; `None`: those compiled in.
+    pub policies_file: Option<PathBuf>,
+    /// The limits.
+    pub rules: Rules,
+}
+
+/// Where it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppEnv {
+    /// On somebody's desk.
+    Development,
+    /// In earnest.
+    Production,
+}
+
+impl AppEnv {
+    /// The word of the contract, which is also the name of its file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Development => "development",
+            Self::Production => "production",
+        }
+    }
+}
+
+/// The main listener.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Its address.
+    pub host: IpAddr,
+    /// Its port; 0 takes any free one.
+    pub port: u16,
+    /// Worker threads; 0 is one per core.
+    pub workers: usize,
+    /// How long requests under way may take to end at a stop.
+    pub grace: Duration,
+    /// What stands before tidegate's own paths: empty, or `/…` without a slash at its end.
+    pub prefix: String,
+    /// Whose word on the client's address is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// In which header.
+    pub client_ip_header: ClientIpHeader,
+}
+
+/// The header in which a trusted proxy names the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientIpHeader {
+    /// Whichever is there.
+    Auto,
+    /// `X-Forwarded-For`.
+    XForwardedFor,
+    /// `Forwarded` of RFC 7239.
+    Forwarded,
+}
+
+/// The admin listener.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where.
+    pub addr: AdminAddr,
+    /// Bearer tokens, none to two; never none beyond loopback.
+    pub tokens: Vec<Secret>,
+    /// Whether health and metrics are open on every listener; else on loopback only.
+    pub open_metrics: bool,
+}
+
+/// Where the admin API listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminAddr {
+    /// On the main listener, under `server.prefix`.
+    Main,
+    /// On its own.
+    Socket(SocketAddr),
+}
+
+/// What the gateway forwards to.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Where.
+    pub url: UpstreamUrl,
+    /// Longest wait for the head of an answer.
+    pub timeout: Duration,
+    /// Longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// Whether it sees the `Host` that the client asked for.
+    pub preserve_host: bool,
+}
+
+/// A URL of scheme, host, port and base path, nothing else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamUrl {
+    /// `https`, else `http`.
+    pub https: bool,
+    /// The host, an IPv6 address in its brackets.
+    pub host: String,
+    /// The port, the scheme's own when none was written.
+    pub port: u16,
+    /// What stands before every path: empty, or `/…` without a slash at its end.
+    pub base_path: String,
+}
+
+impl UpstreamUrl {
+    /// `host:port`, the port only when it is not the scheme's own.
+    pub fn authority(&self) -> String {
+        let own = if self.https { 443 } else { 80 };
+        if self.port == own { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
+    }
+}
+
+impl std::fmt::Display for UpstreamUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let scheme = if self.https { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority(), self.base_path)
+    }
+}
+
+/// The shared store.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// Where and how to get in.
+    pub target: Target,
+    /// PEM file of the authorities to trust in place of the system's.
+    pub ca_cert: Option<PathBuf>,
+    /// PEM file of the certificate to show; there exactly when the key is.
+    pub client_cert: Option<PathBuf>,
+    /// PEM file of its key.
+    pub client_key: Option<PathBuf>,
+    /// Longest wait of a request.
+    pub timeout: Duration,
+    /// Longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// Between attempts to reach it again.
+    pub reconnect_interval: Duration,
+    /// Between warnings that it is away.
+    pub warn_interval: Duration,
+    /// First part of every key.
+    pub namespace: String,
+}
+
+/// Which store decides whom, as the configuration wants it.
+#[derive(Clone, Debug)]
+pub struct Rollout {
+    /// The flag.
+    pub backend: Backend,
+    /// Whether somebody chose it, or it follows from the presence of Redis.
+    pub backend_is_set: bool,
+    /// Share of the keys that Redis decides when the flag says so.
+    pub percent: Percent,
+    /// Whether somebody chose it.
+    pub percent_is_set: bool,
+    /// Whether only the environment raises it.
+    pub pinned: bool,
+    /// The fleet's secret, at least 16 bytes.
+    pub secret: Option<Secret>,
+}
+
+/// What is logged and how.
+#[derive(Clone, Debug)]
+pub struct Logging {
+    /// In which form.
+    pub format: LogFormat,
+    /// Whether each request has its line.
+    pub requests: bool,
+    /// Whether clients stand there as they are.
+    pub raw_keys: bool,
+    /// The filter, known to be sound.
+    pub filter: String,
+}
+
+/// The form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Readable, requests as `REQUEST_LOG: {…}`.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The store in this process.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Keys at most.
+    pub max_keys: usize,
+}
+
+/// Which headers limited responses carry.
+#[derive(Clone, Copy, Debug)]
+pub struct Headers {
+    /// `RateLimit` and `RateLimit-Policy`.
+    pub ietf: bool,
+    /// `X-RateLimit-*`.
+    pub x_ratelimit: bool,
+}
+
+/// The decision API.
+#[derive(Clone, Debug)]
+pub struct Doors {
+    /// Opens it to callers from public addresses.
+    pub token: Option<Secret>,
+}
