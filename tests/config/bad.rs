@@ -1,0 +1,260 @@
+//! Bad configurations: each is refused with one line that names its place and what is accepted.
+
+use proptest::prelude::*;
+use tidegate::config::{KEYS, report};
+
+use super::Setup;
+
+/// Stands in every secret of this file, and in no line.
+const MARKER: &str = "hunter2marker";
+
+#[test]
+fn a_bad_variable_is_named_with_what_was_read_and_what_is_accepted() {
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("APP_ENV", "staging", &["\"staging\"", "\"development\" or \"production\""]),
+        ("HOST", "example.com", &["\"example.com\"", "IP address"]),
+        ("PORT", "80a", &["\"80a\"", "0 to 65535"]),
+        ("PORT", "65536", &["\"65536\"", "0 to 65535"]),
+        ("PORT", "-1", &["\"-1\""]),
+        ("PORT", "+80", &["\"+80\""]),
+        ("PORT", "8080.0", &["\"8080.0\""]),
+        ("TIDEGATE__SERVER__PORT", "http", &["\"http\"", "0 to 65535"]),
+        ("TIDEGATE__SERVER__WORKERS", "9999", &["0 to 1024"]),
+        ("TIDEGATE__SERVER__GRACE_S", "1h", &["\"1h\"", "seconds"]),
+        ("TIDEGATE__SERVER__PREFIX", "x", &["\"/_tidegate\""]),
+        ("TIDEGATE__SERVER__PREFIX", "/x/", &["none at its end"]),
+        ("TIDEGATE__SERVER__PREFIX", "/", &["accepted"]),
+        ("TIDEGATE__SERVER__PREFIX", "/a?b", &["accepted"]),
+        ("TIDEGATE__SERVER__PREFIX", "/a/../b", &["accepted"]),
+        ("TRUSTED_PROXIES", "10.0.0.0/8,10.0.0.0/33", &["\"10.0.0.0/33\"", "fd00::/8"]),
+        ("TRUSTED_PROXIES", "localhost", &["\"localhost\""]),
+        ("TIDEGATE__SERVER__CLIENT_IP_HEADER", "x-real-ip", &["\"x-forwarded-for\""]),
+        ("ADMIN_ADDR", "8081", &["127.0.0.1:8081", "\"main\""]),
+        ("ADMIN_ADDR", "localhost:8081", &["127.0.0.1:8081"]),
+        ("ADMIN_ADDR", "0.0.0.0:8081", &["no token", "ADMIN_TOKEN"]),
+        ("ADMIN_ADDR", "main", &["no token", "ADMIN_TOKEN"]),
+        ("ADMIN_TOKEN", "hunter2marker", &["at least 16"]),
+        ("ADMIN_TOKEN", "hunter2marker with spaces", &["printable"]),
+        ("ADMIN_TOKEN", "hunter2marker-1-ok,hunter2marker-2-ok,hunter2marker-3-ok", &["3 tokens"]),
+        ("ADMIN_TOKEN", ",", &["accepted: one"]),
+        ("ADMIN_TOKEN_FILE", "/nowhere/token", &["no such file", "\"/nowhere/token\""]),
+        ("TIDEGATE__ADMIN__OPEN_METRICS", "maybe", &["true or false"]),
+        ("UPSTREAM_URL", "localhost:3000", &["http://HOST"]),
+        ("UPSTREAM_URL", "ftp://h", &["http://HOST"]),
+        ("UPSTREAM_URL", "http://u:hunter2marker@h", &["user or password"]),
+        ("UPSTREAM_URL", "http://h/?a=b", &["query"]),
+        ("UPSTREAM_URL", "http://h/#a", &["fragment"]),
+        ("UPSTREAM_URL", "http://h:99999", &["1 to 65535"]),
+        ("UPSTREAM_URL", "http://", &["http://HOST"]),
+        ("UPSTREAM_URL", "http://:80", &["accepted"]),
+        ("TIDEGATE__UPSTREAM__TIMEOUT_MS", "0", &["1 to 3600000"]),
+        ("TIDEGATE__UPSTREAM__CONNECT_TIMEOUT_MS", "5s", &["milliseconds"]),
+        ("TIDEGATE__UPSTREAM__PRESERVE_HOST", "2", &["true or false"]),
+        ("REDIS_URL", "hunter2marker@h", &["redis://"]),
+        ("REDIS_URL", "redis://:hunter2marker@h@h", &["\"@\"", "%40"]),
+        ("REDIS_URL", "redis://:hunter2marker/x@h", &["\"/\"", "%2F"]),
+        ("REDIS_URL", "redis://:hunter2marker#x@h", &["\"#\"", "%23"]),
+        ("REDIS_URL", "redis://:hunter2marker?x@h", &["\"?\"", "%3F"]),
+        ("REDIS_URL", "redis://:hunter2marker%@h", &["%25"]),
+        ("REDIS_URL", "redis+sentinel://:hunter2marker@h/main", &["not in this version"]),
+        ("TIDEGATE__REDIS__URL", "redis://default:hunter2marker", &["\"@HOST\" is missing"]),
+        ("REDIS_TLS", "tls", &["true or false"]),
+        ("REDIS_CA_CERT", "/nowhere/ca.pem", &["no such file"]),
+        ("REDIS_CA_CERT", "/", &["cannot be read"]),
+        ("REDIS_CLUSTER", "true", &["not in this version"]),
+        ("REDIS_CLUSTER", "maybe", &["auto or false"]),
+        ("REDIS_TIMEOUT_MS", "10001", &["1 to 10000"]),
+        ("TIDEGATE__REDIS__CONNECT_TIMEOUT_MS", "0", &["1 to 60000"]),
+        ("TIDEGATE__REDIS__RECONNECT_INTERVAL_S", "0", &["1 to 3600"]),
+        ("TIDEGATE__REDIS__WARN_INTERVAL_S", "0", &["1 to 86400"]),
+        ("TIDEGATE__REDIS__NAMESPACE", "a:b", &["A-Z a-z 0-9"]),
+        ("RATE_LIMIT_BACKEND", "valkey", &["\"memory\" or \"redis\""]),
+        ("RATE_LIMIT_CANARY_PERCENT", "101", &["0 to 100"]),
+        ("RATE_LIMIT_CANARY_PERCENT", "0.001", &["two decimals"]),
+        ("RATE_LIMIT_CANARY_PERCENT", "10%", &["\"10%\""]),
+        ("RATE_LIMIT_CANARY_PIN", "hard", &["true or false"]),
+        ("TIDEGATE_SECRET", "hunter2marker", &["at least 16"]),
+        ("TIDEGATE_SECRET_FILE", "/nowhere/secret", &["no such file"]),
+        ("LOG_FORMAT", "xml", &["\"text\" or \"json\""]),
+        ("TIDEGATE__LOGGING__REQUESTS", "y", &["true or false"]),
+        ("RUST_LOG", "tidegate=loud", &["\"tidegate=loud\"", "debug"]),
+        ("TIDEGATE__MEMORY__MAX_KEYS", "999", &["1000 to 100000000"]),
+        ("TIDEGATE__HEADERS__IETF", "draft", &["true or false"]),
+        ("TIDEGATE__DOORS__TOKEN", "hunter2marker", &["at least 16"]),
+        ("TIDEGATE__POLICIES__FILE", "/nowhere/policies.toml", &["no such file"]),
+        ("TIDEGATE__SERVER__PROT", "1", &["did you mean TIDEGATE__SERVER__PORT?"]),
+        ("TIDEGATE__NONSENSE", "hunter2marker", &["no such option", "accepted"]),
+        ("TIDEGATE_PEERS", "http://a,http://b", &["not in this version", "unset it"]),
+        ("RLS_ADDR", "0.0.0.0:8082", &["not in this version", "unset it"]),
+        ("HOST", "not \u{fffd} text", &["UTF-8"]),
+        ("HOST", "redis://u:hunter2marker@h", &["not shown"]),
+        ("HOST", "a\nb\u{1b}[31m", &["\\n", "\\u{1b}"]),
+    ];
+    for (name, value, words) in cases {
+        let lines = Setup::new().env(name, value).lines();
+        let [line] = lines.as_slice() else { panic!("{name}={value}: {lines:?}") };
+        assert!(line.starts_with(&format!("{name}: ")), "{line}");
+        assert!(["accepted", "unset it", "did you mean"].iter().any(|word| line.contains(word)), "{line}");
+        for word in *words {
+            assert!(line.contains(word), "{word}: {line}");
+        }
+        assert!(!line.contains(MARKER) && !line.contains(char::is_control), "{line}");
+    }
+}
+
+#[test]
+fn a_bad_value_in_a_file_is_named_with_file_and_key() {
+    for (text, key, word) in [
+        ("[server]\nport = \"80a\"", "server.port", "0 to 65535"),
+        ("[server]\nport = -1", "server.port", "\"-1\""),
+        ("[server]\nport = {}", "server.port", "a single value"),
+        ("[server]\nport = [80, [81]]", "server.port", "a single value"),
+        ("server = 5", "server", "[server]"),
+        ("[server]\nprot = 5", "server.prot", "did you mean server.port?"),
+        ("[sever]\nport = 5", "sever", "no such option"),
+        ("port = 5", "port", "no such option"),
+        ("[server.port]\nx = 1", "server.port", "a single value"),
+        ("[[rule]]\nname = \"x\"", "rule", "policies.file"),
+        ("[redis]\nurl = \"redis://:hunter2marker@h@h\"", "redis.url", "%40"),
+        ("[redis]\n\"redis://:hunter2marker@h\" = 1", "redis.", "no such option"),
+        ("[rollout]\npercent = 0.001", "rollout.percent", "two decimals"),
+        ("[rollout]\npercent = nan", "rollout.percent", "0 to 100"),
+        ("[headers]\nietf = \"\"", "headers.ietf", "true or false"),
+        ("[server]\ntrusted_proxies = [1]", "server.trusted_proxies", "10.0.0.0/8"),
+        ("[app]\nenv = \"production\"", "app.env", "APP_ENV"),
+    ] {
+        let setup = Setup::new().file("development.toml", text);
+        let lines = setup.lines();
+        let [line] = lines.as_slice() else { panic!("{text}: {lines:?}") };
+        assert!(line.starts_with(&format!("{}:{key}", setup.path("development.toml"))), "{line}");
+        assert!(line.contains(word), "{line}");
+        assert!(!line.contains(MARKER), "{line}");
+    }
+}
+
+#[test]
+fn a_syntax_error_names_file_and_line_and_shows_no_line() {
+    for (text, line) in [
+        ("[redis]\nurl = \"redis://:hunter2marker@h", 2),
+        ("[redis]\nurl = hunter2marker", 2),
+        ("[redis]\nurl = \"hunter2marker\" hunter2marker", 2),
+        ("[redis]\nhunter2marker", 2),
+        ("[redis]\nurl = \"\"\nurl = \"hunter2marker\"", 3),
+        ("[redis]\nurl = \"\\hunter2marker\"", 2),
+        ("[redis]\nurl = 5hunter2marker", 2),
+        ("[redis]\nurl = truehunter2marker", 2),
+    ] {
+        let setup = Setup::new().file("default.toml", text);
+        let lines = setup.lines();
+        let [read] = lines.as_slice() else { panic!("{text}: {lines:?}") };
+        assert!(read.starts_with(&format!("{}:{line}: ", setup.path("default.toml"))), "{read}");
+        assert!(read.contains("accepted: TOML") && !read.contains(MARKER), "{read}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let setup = Setup::new().given("absent.toml");
+    assert_eq!(setup.lines().len(), 1);
+    assert!(setup.lines()[0].starts_with(&setup.path("absent.toml")));
+
+    let setup = Setup::new();
+    std::fs::create_dir(setup.path("production.toml")).unwrap();
+    std::fs::write(setup.path("default.toml"), b"\xff").unwrap();
+    let setup = setup.env("APP_ENV", "production");
+    let lines = setup.lines();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].contains("default.toml: the file is not UTF-8"), "{lines:?}");
+    assert!(lines[1].contains("production.toml: the file cannot be read"), "{lines:?}");
+}
+
+#[test]
+fn a_bad_flag_is_named() {
+    for (key, value, start) in [
+        ("server.port", "x", "--port: read \"x\"; accepted: "),
+        ("server.grace_s", "x", "--server-grace-s: read \"x\"; accepted: "),
+        ("server.prot", "1", "--server-prot: there is no such option; did you mean server.port?"),
+    ] {
+        let lines = Setup::new().flag(key, value).lines();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].starts_with(start), "{lines:?}");
+    }
+}
+
+#[test]
+fn two_that_exclude_each_other_are_refused_in_one_line() {
+    let token = "hunter2marker-is-a-token";
+    for (one, other, lines_with) in [
+        (("REDIS_URL", "redis://a"), ("TIDEGATE__REDIS__URL", "redis://a"), "TIDEGATE__REDIS__URL is set"),
+        (("PORT", "1"), ("TIDEGATE__SERVER__PORT", "2"), "TIDEGATE__SERVER__PORT is set"),
+        (("ADMIN_TOKEN", token), ("ADMIN_TOKEN_FILE", "/dev/null"), "ADMIN_TOKEN_FILE is set"),
+        (("TIDEGATE_SECRET", token), ("TIDEGATE_SECRET_FILE", "/dev/null"), "TIDEGATE_SECRET_FILE is set"),
+    ] {
+        let lines = Setup::new().env(one.0, one.1).env(other.0, other.1).lines();
+        let [line] = lines.as_slice() else { panic!("{lines:?}") };
+        assert!(line.starts_with(one.0) && line.contains(lines_with) && line.contains("accepted"), "{line}");
+        assert!(!line.contains(MARKER), "{line}");
+    }
+    // The same value twice contradicts nothing.
+    let loaded = Setup::new().env("PORT", "1").env("TIDEGATE__SERVER__PORT", "1").loaded();
+    assert_eq!(loaded.settings.server.port, 1);
+}
+
+#[test]
+fn a_client_certificate_needs_its_key() {
+    let pem = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n";
+    let setup = Setup::new().file("cert.pem", pem).file("note.txt", "hello");
+    let (cert, note) = (setup.path("cert.pem"), setup.path("note.txt"));
+    let setup = setup.env("REDIS_CLIENT_CERT", &cert);
+    assert!(setup.lines()[0].contains("redis.client_key is not set; accepted: both or neither"));
+    let setup = setup.env("REDIS_CLIENT_KEY", &note);
+    assert!(setup.lines()[0].starts_with("REDIS_CLIENT_KEY: ") && setup.lines()[0].contains("a PEM file"));
+    let setup = setup.env("REDIS_CLIENT_KEY", &cert).env("REDIS_URL", "rediss://h");
+    assert!(setup.loaded().settings.redis.unwrap().client_key.is_some());
+}
+
+#[test]
+fn every_error_is_reported_at_once() {
+    let setup = Setup::new()
+        .file("default.toml", "[server]\nprot = 1\n[memory]\nmax_keys = 1")
+        .file("policies.toml", "[[rule]]\nname = \"a b\"\n")
+        .env("PORT", "x")
+        .env("REDIS_URL", "redis://:hunter2marker@")
+        .env("RLS_ADDR", "x")
+        .env("LOG_FORMAT", "x")
+        .flag("server.host", "x");
+    let lines = setup.lines();
+    assert_eq!(lines.len(), 8, "{lines:#?}");
+    let errors = setup.load().unwrap_err();
+    let json = report::errors_json(&errors);
+    assert_eq!(json["errors"].as_array().unwrap().len(), 8);
+    assert_eq!(json["errors"][0]["place"], format!("{}:server.prot", setup.path("default.toml")));
+    assert!(!json.to_string().contains(MARKER) && !format!("{errors:?}").contains(MARKER));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_value_of_any_variable_makes_it_panic(value in "\\PC{0,24}|[0-9a-z/:@.,%#?\\[\\]=-]{0,24}") {
+        for known in KEYS {
+            let long = format!("TIDEGATE__{}", known.key.to_uppercase().replace('.', "__"));
+            let setup = Setup::new().env(known.short.unwrap_or(&long), &value);
+            match setup.load() {
+                Ok(loaded) => drop(report::show(&loaded)),
+                Err(errors) => {
+                    let text = report::errors_text(&errors);
+                    prop_assert_eq!(text.lines().count(), errors.0.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_text_of_any_file_makes_it_panic(text in "(\\[|\\]|=|\"|\\.|,|\n|[a-z]|rule|policy|server|port| ){0,40}") {
+        let setup = Setup::new().file("default.toml", &text).file("policies.toml", &text);
+        if let Err(errors) = setup.load() {
+            prop_assert_eq!(report::errors_text(&errors).lines().count(), errors.0.len());
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Which layer wins, where a value comes from, and what is shown of it.
+
+use std::time::Duration;
+
+use tidegate::config::{AdminAddr, AppEnv, ClientIpHeader, LogFormat, report};
+use tidegate::limiter::decision::Backend;
+
+use super::{Setup, effective};
+
+#[test]
+fn it_starts_with_nothing_configured() {
+    let loaded = Setup::new().loaded();
+    let settings = &loaded.settings;
+    assert_eq!(settings.environment, AppEnv::Development);
+    assert_eq!(settings.server.host.to_string(), "0.0.0.0");
+    assert_eq!((settings.server.port, settings.server.workers), (8080, 0));
+    assert_eq!(settings.server.grace, Duration::from_secs(30));
+    assert_eq!(settings.server.prefix, "");
+    assert!(settings.server.trusted_proxies.is_empty());
+    assert_eq!(settings.server.client_ip_header, ClientIpHeader::Auto);
+    assert_eq!(settings.admin.addr, AdminAddr::Socket("127.0.0.1:8081".parse().unwrap()));
+    assert!(settings.admin.tokens.is_empty() && !settings.admin.open_metrics);
+    assert!(settings.upstream.is_none() && settings.redis.is_none());
+    assert_eq!((settings.rollout.backend, settings.rollout.backend_is_set), (Backend::Memory, false));
+    assert_eq!((settings.rollout.percent.as_f64(), settings.rollout.percent_is_set), (100.0, false));
+    assert!(!settings.rollout.pinned && settings.rollout.secret.is_none());
+    assert_eq!((settings.logging.format, settings.logging.filter.as_str()), (LogFormat::Text, "info"));
+    assert!(settings.logging.requests && !settings.logging.raw_keys);
+    assert_eq!(settings.memory.max_keys, 1_000_000);
+    assert!(settings.headers.ietf && settings.headers.x_ratelimit);
+    assert!(settings.doors.token.is_none() && settings.policies_file.is_none());
+    assert!(loaded.warnings.is_empty());
+    assert!(loaded.effective.iter().all(|one| one.source.starts_with("default")));
+}
+
+#[test]
+fn each_layer_wins_over_those_before_it() {
+    let mut setup = Setup::new();
+    let port = |setup: &Setup| {
+        let loaded = setup.loaded();
+        let shown = effective(&loaded, "server.port");
+        assert_eq!(shown.value, loaded.settings.server.port.to_string());
+        (loaded.settings.server.port, shown.source.clone())
+    };
+    assert_eq!(port(&setup), (8080, "default (compiled in)".into()));
+    setup = setup.file("default.toml", "[server]\nport = 1");
+    assert_eq!(port(&setup), (1, setup.path("default.toml")));
+    setup =
+        setup.file("development.toml", "[server]\nport = 2").file("production.toml", "[server]\nport = 9");
+    assert_eq!(port(&setup), (2, setup.path("development.toml")));
+    setup = setup.file("given.toml", "server.port = 3").given("given.toml");
+    assert_eq!(port(&setup), (3, setup.path("given.toml")));
+    setup = setup.env("TIDEGATE__SERVER__PORT", "4");
+    assert_eq!(port(&setup), (4, "environment: TIDEGATE__SERVER__PORT".into()));
+    setup = setup.env("TIDEGATE__SERVER__PORT", "").env("PORT", "5");
+    assert_eq!(port(&setup), (5, "environment: PORT".into()));
+    setup = setup.flag("server.port", "6");
+    assert_eq!(port(&setup), (6, "flag --port".into()));
+    setup = setup.flag("server.port", "7");
+    assert_eq!(port(&setup), (7, "flag --port".into()), "the last flag");
+}
+
+#[test]
+fn a_copy_of_the_default_file_chooses_nothing() {
+    let setup = Setup::new().file("default.toml", tidegate::config::COMPILED_IN);
+    let loaded = setup.loaded();
+    assert!(!loaded.settings.rollout.percent_is_set);
+    assert!(loaded.effective.iter().all(|one| one.source.starts_with("default (")), "{:?}", loaded.effective);
+}
+
+#[test]
+fn app_env_chooses_the_file_from_wherever_it_is_set() {
+    let setup = || Setup::new().file("production.toml", "[logging]\nformat = \"json\"");
+    for setup in [
+        setup().env("APP_ENV", "production"),
+        setup().env("TIDEGATE__APP__ENV", "Production"),
+        setup().flag("app.env", "production"),
+        setup().file("default.toml", "[app]\nenv = \"production\""),
+        setup().file("given.toml", "[app]\nenv = \"production\"").given("given.toml"),
+    ] {
+        let loaded = setup.loaded();
+        assert_eq!(loaded.settings.environment, AppEnv::Production);
+        assert_eq!(loaded.settings.logging.format, LogFormat::Json);
+    }
+}
+
+#[test]
+fn an_empty_variable_is_unset_and_an_empty_flag_unsets() {
+    let setup = Setup::new().file("default.toml", "[redis]\nurl = \"redis://file\"").env("REDIS_URL", " ");
+    assert_eq!(setup.loaded().settings.redis.unwrap().target.host(), Some("file"));
+    assert!(setup.flag("redis.url", "").loaded().settings.redis.is_none());
+    let mut setup = Setup::new();
+    for known in tidegate::config::KEYS {
+        if let Some(short) = known.short {
+            setup = setup.env(short, "");
+        }
+    }
+    setup = setup.env("RLS_ADDR", "").env("TIDEGATE__NONSENSE", "");
+    assert_eq!(setup.loaded().effective, Setup::new().loaded().effective);
+}
+
+#[test]
+fn the_backend_follows_redis_until_somebody_chooses() {
+    for (setup, backend, is_set) in [
+        (Setup::new(), Backend::Memory, false),
+        (Setup::new().env("REDIS_URL", "redis://h"), Backend::Redis, false),
+        (Setup::new().env("RATE_LIMIT_BACKEND", "redis"), Backend::Redis, true),
+        (
+            Setup::new().env("REDIS_URL", "redis://h").env("RATE_LIMIT_BACKEND", "Memory"),
+            Backend::Memory,
+            true,
+        ),
+    ] {
+        let rollout = setup.loaded().settings.rollout;
+        assert_eq!((rollout.backend, rollout.backend_is_set), (backend, is_set));
+    }
+    let loaded = Setup::new().env("RATE_LIMIT_CANARY_PERCENT", "33.33").loaded();
+    assert_eq!(loaded.settings.rollout.percent.basis_points(), 3_333);
+    assert!(loaded.settings.rollout.percent_is_set);
+    let loaded = Setup::new().file("default.toml", "[rollout]\npercent = 0.07").loaded();
+    assert_eq!(loaded.settings.rollout.percent.basis_points(), 7);
+    assert!(loaded.settings.rollout.percent_is_set);
+}
+
+#[test]
+fn values_have_the_meaning_that_their_variable_has() {
+    let setup = Setup::new()
+        .file("token", "first-token-of-two\n\n second-token-of-two \n")
+        .file("secret", "0123456789abcdef\n")
+        .file("ca.pem", "-----BEGIN CERTIFICATE-----");
+    let (token, secret, ca) = (setup.path("token"), setup.path("secret"), setup.path("ca.pem"));
+    let loaded = setup
+        .env("HOST", "::1")
+        .env("TRUSTED_PROXIES", "10.1.2.3/8, 192.0.2.7 ,fd00::1/8,")
+        .env("ADMIN_ADDR", "[::]:0")
+        .env("ADMIN_TOKEN_FILE", &token)
+        .env("TIDEGATE_SECRET_FILE", &secret)
+        .env("UPSTREAM_URL", "HTTPS://API.internal:8443/base/")
+        .env("REDIS_URL", "redis://u:p@h/2")
+        .env("REDIS_TLS", "YES")
+        .env("REDIS_CA_CERT", &ca)
+        .env("REDIS_TIMEOUT_MS", "20")
+        .env("REDIS_CLUSTER", "FALSE")
+        .env("RATE_LIMIT_CANARY_PIN", "on")
+        .env("RUST_LOG", "warn,tidegate=debug")
+        .env("DATABASE_URL", "postgres://not-ours")
+        .loaded();
+    let settings = loaded.settings;
+    let proxies: Vec<String> = settings.server.trusted_proxies.iter().map(ToString::to_string).collect();
+    assert_eq!(proxies, ["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"]);
+    let tokens: Vec<&str> = settings.admin.tokens.iter().map(|token| token.expose()).collect();
+    assert_eq!(tokens, ["first-token-of-two", "second-token-of-two"]);
+    assert_eq!(settings.rollout.secret.unwrap().expose(), "0123456789abcdef");
+    let upstream = settings.upstream.unwrap();
+    assert_eq!(upstream.url.to_string(), "https://api.internal:8443/base");
+    assert_eq!((upstream.url.port, upstream.url.base_path.as_str()), (8443, "/base"));
+    assert_eq!(upstream.timeout, Duration::from_secs(60));
+    let redis = settings.redis.unwrap();
+    assert!(redis.target.tls() && redis.ca_cert.is_some());
+    assert_eq!(
+        (redis.timeout, redis.reconnect_interval),
+        (Duration::from_millis(20), Duration::from_secs(30))
+    );
+    assert!(settings.rollout.pinned);
+    assert_eq!(settings.logging.filter, "warn,tidegate=debug");
+}
+
+#[test]
+fn an_upstream_has_the_port_of_its_scheme() {
+    for (url, https, host, port, base, authority) in [
+        ("http://h", false, "h", 80, "", "h"),
+        ("https://h/", true, "h", 443, "", "h"),
+        ("http://[::1]:3000/a/b", false, "[::1]", 3000, "/a/b", "[::1]:3000"),
+        ("http://[::1]", false, "[::1]", 80, "", "[::1]"),
+        ("http://h:443", false, "h", 443, "", "h:443"),
+    ] {
+        let url = Setup::new().env("UPSTREAM_URL", url).loaded().settings.upstream.unwrap().url;
+        assert_eq!(
+            (url.https, url.host.as_str(), url.port, url.base_path.as_str()),
+            (https, host, port, base)
+        );
+        assert_eq!(url.authority(), authority);
+    }
+}
+
+#[test]
+fn the_admin_api_on_the_main_listener_stands_under_a_prefix() {
+    let setup = Setup::new().env("ADMIN_ADDR", "main").env("ADMIN_TOKEN", "0123456789abcdef");
+    let loaded = setup.loaded();
+    assert_eq!(loaded.settings.admin.addr, AdminAddr::Main);
+    assert_eq!(loaded.settings.server.prefix, "/_tidegate");
+    assert_eq!(effective(&loaded, "server.prefix").value, "/_tidegate");
+    assert_eq!(setup.flag("server.prefix", "/ops/x").loaded().settings.server.prefix, "/ops/x");
+}
+
+#[test]
+fn what_is_shown_holds_no_secret() {
+    let marker = "hunter2marker-long-enough";
+    let setup = Setup::new()
+        .env("REDIS_URL", &format!("redis://user:{marker}@cache.example/2"))
+        .env("ADMIN_TOKEN", marker)
+        .env("TIDEGATE_SECRET", marker)
+        .env("TIDEGATE__DOORS__TOKEN", marker);
+    let loaded = setup.loaded();
+    let (text, json) = (report::show(&loaded), report::show_json(&loaded));
+    for shown in [text.clone(), json.to_string(), format!("{loaded:?}"), format!("{:?}", setup.sources)] {
+        assert!(!shown.contains("hunter2") && !shown.contains("user:"), "{shown}");
+    }
+    assert_eq!(effective(&loaded, "redis.url").value, "redis://[redacted]@cache.example:6379/2");
+    for key in ["admin.token", "rollout.secret", "doors.token"] {
+        assert_eq!(effective(&loaded, key).value, "[redacted]");
+    }
+    assert_eq!(effective(&Setup::new().loaded(), "admin.token").value, "", "not set is not a secret");
+}
+
+#[test]
+fn the_shown_configuration_is_toml_with_the_source_of_each_value() {
+    let loaded = Setup::new().env("PORT", "0081").env("HOST", "::1").loaded();
+    let text = report::show(&loaded);
+    let table: toml::Table = text.parse().unwrap();
+    assert_eq!(table["server"]["host"].as_str(), Some("::1"));
+    assert_eq!(table["memory"]["max_keys"].as_integer(), Some(1_000_000));
+    let line = text.lines().find(|line| line.starts_with("server.host ")).unwrap();
+    assert!(line.ends_with("# environment: HOST"), "{line}");
+    let json = report::show_json(&loaded);
+    assert_eq!(json["options"].as_array().unwrap().len(), tidegate::config::KEYS.len());
+}
+
+#[test]
+fn what_is_allowed_and_unwise_is_warned_of() {
+    let production = || Setup::new().env("APP_ENV", "production");
+    for (setup, word) in [
+        (
+            production().env("REDIS_URL", "redis://cache.example"),
+            "REDIS_URL: redis://cache.example:6379 is not",
+        ),
+        (Setup::new().env("TRUSTED_PROXIES", "0.0.0.0/0"), "TRUSTED_PROXIES: everybody is trusted"),
+        (Setup::new().env("TIDEGATE_SERVER_PORT", "tcp://10.0.0.1"), "did you mean TIDEGATE__SERVER__PORT?"),
+    ] {
+        let warnings = setup.loaded().warnings;
+        assert!(warnings.len() == 1 && warnings[0].contains(word), "{warnings:?}");
+    }
+    for url in ["rediss://cache.example", "redis://127.0.0.1", "redis://[::1]", "unix:///run/redis.sock"] {
+        assert!(production().env("REDIS_URL", url).loaded().warnings.is_empty(), "{url}");
+    }
+    assert!(Setup::new().env("REDIS_URL", "redis://cache.example").loaded().warnings.is_empty());
+}

@@ -1,0 +1,183 @@
+//! The file of limits: what it may say, and how it is refused.
+
+use tidegate::config::policies;
+use tidegate::limiter::policy::{Mode, OnMissing};
+
+use super::Setup;
+
+#[test]
+fn a_policy_file_becomes_rules() {
+    let rules = policies::parse(
+        "p",
+        r#"
+        [[rule]]
+        name = "assets"
+        match = { path = "/assets/**" }
+
+        [[rule]]
+        name = "api"
+        match = { methods = ["GET"], host = "api.example.com", path = "/v1/items/{id}" }
+        cost = 2
+          [[rule.policy]]
+          name = "per-key"
+          by = "header:X-API-Key"
+          limit = "100/minute"
+          burst = 20
+          on_missing = "deny"
+          mode = "shadow"
+          on_redis_error = "local"
+          [[rule.policy]]
+          name = "per-key-and-ip"
+          by = ["header:x-api-key", "ip", "query:k", "cookie:c"]
+          limit = "10/second"
+        "#,
+    )
+    .unwrap_or_else(|errors| panic!("{errors}"));
+    let [assets, api] = rules.all() else { panic!("{rules:?}") };
+    assert!(assets.policies.is_empty());
+    assert_eq!((&*api.name, api.cost, api.policies.as_slice()), ("api", 2, &[0, 1][..]));
+    let [one, two] = rules.policies() else { panic!("{rules:?}") };
+    assert_eq!(one.by.kind(), "header:x-api-key");
+    assert_eq!((one.quota.limit(), one.quota.burst(), one.quota.period()), (100, 20, 60_000_000));
+    assert_eq!((one.on_missing, one.mode), (OnMissing::Deny, Mode::Shadow));
+    assert_eq!(two.by.kind(), "header:x-api-key+ip+query:k+cookie:c");
+    assert_eq!((two.quota.burst(), two.on_missing, two.mode), (10, OnMissing::Ip, Mode::Enforce));
+}
+
+#[test]
+fn a_limit_is_so_many_a_period() {
+    for (limit, count, seconds) in [
+        ("1/second", 1, 1),
+        ("5/minute", 5, 60),
+        ("5/hour", 5, 3_600),
+        ("5/day", 5, 86_400),
+        ("5/week", 5, 604_800),
+        ("5/s", 5, 1),
+        ("5/m", 5, 60),
+        ("5/h", 5, 3_600),
+        ("5/d", 5, 86_400),
+        ("100/30s", 100, 30),
+        ("100 / 5m", 100, 300),
+        ("7/2h", 7, 7_200),
+        ("7/7d", 7, 604_800),
+    ] {
+        let text = format!("[[rule]]\nname='r'\n[[rule.policy]]\nname='p'\nby='ip'\nlimit='{limit}'");
+        let rules = policies::parse("p", &text).unwrap_or_else(|errors| panic!("{limit}: {errors}"));
+        let quota = rules.policies()[0].quota;
+        assert_eq!(
+            (quota.limit(), quota.burst(), quota.period()),
+            (count, count, seconds * 1_000_000),
+            "{limit}"
+        );
+    }
+}
+
+#[test]
+fn a_bad_policy_file_names_rule_policy_and_key() {
+    let policy = |fields: &str| format!("[[rule]]\nname='api'\n[[rule.policy]]\nname='p'\n{fields}");
+    let rule = |fields: &str| format!("[[rule]]\nname='api'\n{fields}");
+    let place = "rule \"api\", policy \"p\": ";
+    let cases = [
+        (
+            policy("by='ip'\nlimit='100/fortnight'"),
+            place,
+            "limit = \"100/fortnight\": accepted: \"N/second\"",
+        ),
+        (policy("by='ip'\nlimit='0/s'"), place, "limit = \"0/s\": accepted"),
+        (policy("by='ip'\nlimit='5/0s'"), place, "accepted"),
+        (policy("by='ip'\nlimit='+5/s'"), place, "accepted"),
+        (policy("by='ip'\nlimit='5'"), place, "accepted"),
+        (policy("by='ip'\nlimit=5"), place, "limit = 5: accepted"),
+        (policy("by='ip'\nlimit='5/9999999999d'"), place, "accepted"),
+        (policy("by='ip'\nlimit='4294967295/s'"), place, "more than 1 % off"),
+        (policy("by='ip'\nlimit='1/week'\nburst=53"), place, "at most 365"),
+        (policy("by='ip'"), place, "limit is missing; accepted"),
+        (policy("limit='5/s'"), place, "by is missing; accepted"),
+        (policy("by='ip'\nlimit='5/s'\nburst=0"), place, "burst = 0: accepted: a whole number from 1"),
+        (policy("by='ip'\nlimit='5/s'\nburst=-1"), place, "burst = -1: accepted"),
+        (policy("by='ip'\nlimit='5/s'\nburst='5'"), place, "accepted: a whole number"),
+        (
+            policy("by='x-api-key'\nlimit='5/s'"),
+            place,
+            "by = \"x-api-key\": accepted: \"ip\", \"header:NAME\"",
+        ),
+        (policy("by='header:'\nlimit='5/s'"), place, "wants a name"),
+        (policy("by='header:a b'\nlimit='5/s'"), place, "wants a name"),
+        (policy("by='ip:x'\nlimit='5/s'"), place, "accepted"),
+        (policy("by=5\nlimit='5/s'"), place, "by = 5: accepted"),
+        (policy("by=[]\nlimit='5/s'"), place, "the list is empty"),
+        (policy("by=['ip','everyone']\nlimit='5/s'"), place, "in a list"),
+        (policy("by=['header:A','header:a']\nlimit='5/s'"), place, "twice"),
+        (policy("by='jwt:sub'\nlimit='5/s'"), place, "not in this version"),
+        (policy("by='descriptor:x'\nlimit='5/s'"), place, "not in this version"),
+        (policy("by='ip'\nlimit='5/s'\non_missing='allow'"), place, "\"ip\" or \"skip\" or \"deny\""),
+        (policy("by='ip'\nlimit='5/s'\nmode='dry'"), place, "\"enforce\" or \"shadow\""),
+        (policy("by='ip'\nlimit='5/s'\non_redis_error='open'"), place, "not in this version"),
+        (policy("by='ip'\nlimit='5/s'\non_redis_error='x'"), place, "accepted: \"local\""),
+        (
+            policy("by='ip'\nlimit='5/s'\nblock_after=3"),
+            place,
+            "block_after is not in this version; remove it",
+        ),
+        (
+            policy("by='ip'\nlimit='5/s'\nbrust=3"),
+            place,
+            "no key \"brust\"; accepted: name, by, limit, burst",
+        ),
+        (
+            format!("{}\ncost=6", rule("")) + "\n[[rule.policy]]\nname='p'\nby='ip'\nlimit='5/s'",
+            place,
+            "ever pass",
+        ),
+        (
+            rule("[[rule.policy]]\nby='ip'\nlimit='5/s'"),
+            "rule \"api\", policy 1: ",
+            "name is missing; accepted",
+        ),
+        (rule("cost=0"), "rule \"api\": ", "cost = 0: accepted: a whole number from 1"),
+        (rule("policies=[]"), "rule \"api\": ", "no key \"policies\"; accepted: name, match, cost, policy"),
+        (rule("allow=['x']"), "rule \"api\": ", "not in this version"),
+        (rule("policy=5"), "rule \"api\": ", "accepted: [[rule.policy]]"),
+        (rule("match='/x'"), "rule \"api\", match: ", "accepted: { methods"),
+        (rule("match={methods='get'}"), "rule \"api\", match: ", "upper case"),
+        (rule("match={methods=[5]}"), "rule \"api\", match: ", "accepted: a list"),
+        (rule("match={host='http://x'}"), "rule \"api\", match: ", "is not a host"),
+        (rule("match={path='v1'}"), "rule \"api\", match: ", "begin with"),
+        (rule("match={query='v1'}"), "rule \"api\", match: ", "accepted: methods, host, path"),
+        (rule("[[rule]]\nname='api'"), "rule \"api\": ", "taken"),
+        ("[[rule]]".into(), "rule 1: ", "name is missing"),
+        ("[[rule]]\nname='a b'".into(), "rule 1: ", "name = \"a b\": accepted: 1 to 64"),
+        ("rule=5".into(), "", "accepted: [[rule]]"),
+        ("rules=[]\n[[rule]]\nname='x'".into(), "", "no key \"rules\"; accepted: rule"),
+        (String::new(), "", "no rule; accepted: at least one"),
+        ("[[rule]".into(), "", "accepted: TOML"),
+    ];
+    for (text, place, word) in cases {
+        let errors = policies::parse("config/policies.toml", &text).expect_err(&text);
+        assert_eq!(errors.0.len(), 1, "{text}: {errors}");
+        let line = errors.to_string();
+        assert!(line.starts_with("config/policies.toml") && !line.contains('\n'), "{line}");
+        assert!(line.contains(place) && line.contains(word), "{text}: {line}");
+    }
+}
+
+#[test]
+fn everything_that_is_wrong_in_a_policy_file_is_reported_at_once() {
+    let text = "[[rule]]\nname='a'\ncost=0\nmatch={host='',path='x'}\n\
+                [[rule.policy]]\nname='p'\nby='x'\nlimit='y'\nburst=0\nmode='z'\n\
+                [[rule]]\nname='a'\n[[rule.policy]]\nname='p'\nby='ip'\nlimit='1/s'";
+    let errors = policies::parse("p", text).unwrap_err();
+    assert_eq!(errors.0.len(), 9, "{errors}");
+}
+
+#[test]
+fn the_policy_file_lies_beside_the_others_or_where_it_is_said_to_be() {
+    let text = |limit| format!("[[rule]]\nname='r'\n[[rule.policy]]\nname='p'\nby='ip'\nlimit='{limit}/s'");
+    let setup = Setup::new().file("policies.toml", &text(5)).file("other.toml", &text(6));
+    let loaded = setup.loaded();
+    assert_eq!(loaded.settings.rules.policies()[0].quota.limit(), 5);
+    assert_eq!(loaded.settings.policies_file.unwrap().display().to_string(), setup.path("policies.toml"));
+    let other = setup.path("other.toml");
+    let loaded = setup.env("TIDEGATE__POLICIES__FILE", &other).loaded();
+    assert_eq!(loaded.settings.rules.policies()[0].quota.limit(), 6);
+}
