@@ -1,7 +1,7 @@
 //! Reads. From what was written (files, environment, flags) to what it means: [`Settings`], typed, which
 //! cannot be wrong; or to every error at once, each of which names its variable or file and key.
 //!
-//! The way of a value: [`layers`](Sources) find it, the `config` crate lets the strongest layer win, a
+//! The way of a value: [`Sources`] say where to look, the `config` crate lets the strongest layer win, a
 //! reader gives it its type. Nothing here knows a server; nothing else reads the environment.
 
 mod error;
