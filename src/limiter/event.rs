@@ -28,6 +28,10 @@ pub enum Event<'a> {
     StoreUnreachable(&'a Fault),
     /// The store is wanted and none is configured.
     StoreNotConfigured,
+    /// This is in force from the start.
+    RolloutInForce(InForce),
+    /// An operator went back to memory.
+    RolledBack,
     /// Another percentage is in force.
     RolloutChanged {
         /// What was in force.

@@ -115,7 +115,7 @@ impl<S: Store> Limiter<S> {
     pub async fn check_key(&self, name: &str, key: &[u8], hit: Hit) -> Option<Decision> {
         let rules = self.rules.load_full();
         let rule = rules.named(name)?;
-        let bill = self.bill(&rules, rule, |subject| Some(subject.identity_of(key)), &Nothing);
+        let bill = self.bill(&rules, rule, |subject| Some(subject.standing_in(key)), &Nothing);
         let cost = rule.cost.saturating_mul(hit.cost);
         Some(self.decide(Arc::clone(&rules), bill, cost, hit).await)
     }

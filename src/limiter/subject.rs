@@ -115,7 +115,13 @@ impl Subject {
         Some(identity)
     }
 
-    /// The identity whose value is given as it is (the decision API's `key`).
+    /// The identity of a request of which nothing is known but a key (the decision API's `key`): the key stands in
+    /// for every subject but everyone, which stays one.
+    pub fn standing_in(&self, key: &[u8]) -> Identity {
+        self.identity_of(if self.is_everyone() { b"" } else { key })
+    }
+
+    /// The identity whose value is given as it is.
     pub fn identity_of(&self, value: &[u8]) -> Identity {
         let mut identity = Identity::of_kind(&self.kind);
         identity.bytes.extend_from_slice(value);

@@ -1,0 +1,173 @@
+//! The commands and their flags: what a person types, and what the process answers with its exit code.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::app::Application;
+use crate::config::{self, Loaded, Sources, report};
+
+/// The arguments or the configuration make no sense (EX_USAGE of sysexits.h).
+const USAGE: u8 = 64;
+/// The process could not start or go on.
+const FAILURE: u8 = 1;
+
+#[derive(Parser)]
+#[command(
+    name = "tidegate",
+    version,
+    about = "A rate-limiting front for APIs: limits in memory or in Redis, chosen per key, moved a percent at a time",
+    after_help = "Examples:\n  tidegate\n  UPSTREAM_URL=http://127.0.0.1:9000 tidegate serve --port 8080\n  tidegate config check"
+)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Args)]
+struct Common {
+    /// A TOML file that goes before config/default.toml and config/{APP_ENV}.toml
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// The address of the API's listener (HOST)
+    #[arg(long, value_name = "ADDRESS", global = true)]
+    host: Option<String>,
+    /// The port of the API's listener, 0 for any that is free (PORT)
+    #[arg(long, value_name = "PORT", global = true)]
+    port: Option<String>,
+    /// The admin listener, or "main" (ADMIN_ADDR)
+    #[arg(long, value_name = "ADDRESS:PORT", global = true)]
+    admin_addr: Option<String>,
+    /// Where requests are forwarded to (UPSTREAM_URL)
+    #[arg(long, value_name = "URL", global = true)]
+    upstream_url: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The API front (also without a command)
+    #[command(after_help = "Example:\n  UPSTREAM_URL=http://127.0.0.1:9000 tidegate serve --port 8080")]
+    Serve,
+    /// The configuration: is it sound, and what is in force
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Reads everything as a start would and lists every error; exit 0 when there is none, else 64
+    #[command(after_help = "Example:\n  tidegate config check && systemctl restart tidegate")]
+    Check {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints the effective configuration, the source of each value, and no secret
+    #[command(after_help = "Example:\n  APP_ENV=production tidegate config show | grep redis")]
+    Show {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs what the arguments ask for.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` come this way as well.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    let loaded = config::load(&cli.common.sources());
+    match cli.command {
+        None | Some(Command::Serve) => match loaded {
+            Ok(loaded) => serve(&loaded),
+            Err(errors) => refuse(&report::errors_text(&errors)),
+        },
+        Some(Command::Config(ConfigCommand::Check { json })) => match loaded {
+            Ok(loaded) => print(&checked(&loaded, json), 0),
+            Err(errors) if json => print(&report::errors_json(&errors).to_string(), USAGE),
+            Err(errors) => refuse(&report::errors_text(&errors)),
+        },
+        Some(Command::Config(ConfigCommand::Show { json })) => match loaded {
+            Ok(loaded) if json => print(&report::show_json(&loaded).to_string(), 0),
+            Ok(loaded) => print(&report::show(&loaded), 0),
+            Err(errors) => refuse(&report::errors_text(&errors)),
+        },
+    }
+}
+
+impl Common {
+    fn sources(&self) -> Sources {
+        let flags = [
+            ("server.host", &self.host),
+            ("server.port", &self.port),
+            ("admin.addr", &self.admin_addr),
+            ("upstream.url", &self.upstream_url),
+        ];
+        let flags = flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?)));
+        Sources::from_process(self.config.clone(), flags.collect())
+    }
+}
+
+fn serve(loaded: &Loaded) -> ExitCode {
+    let outcome = actix_web::rt::System::new().block_on(async {
+        let application =
+            Application::build(&loaded.settings, &loaded.warnings).map_err(|error| error.to_string())?;
+        tell_token(application.made_token.as_deref());
+        application.run_until_stopped().await.map_err(|error| error.to_string())
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tidegate: {error}");
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+/// What `config check` says of a configuration without errors.
+fn checked(loaded: &Loaded, json: bool) -> String {
+    if json {
+        return serde_json::json!({"errors": [], "warnings": loaded.warnings}).to_string();
+    }
+    let rules = &loaded.settings.rules;
+    let mut text = String::new();
+    for warning in &loaded.warnings {
+        text += &format!("warning: {warning}\n");
+    }
+    let (rules, policies) = (rules.all().len(), rules.policies().len());
+    text + &format!("The configuration is sound: {rules} rule(s), {policies} policy(ies).")
+}
+
+/// A token that was made is shown once, to a person. Standard error that goes to a file or a collector is a log, and
+/// no log holds a token.
+fn tell_token(token: Option<&str>) {
+    let Some(token) = token else { return };
+    let mut stderr = std::io::stderr();
+    let _ = match stderr.is_terminal() {
+        true => writeln!(stderr, "ADMIN_TOKEN is not set. For this run: {token}"),
+        false => writeln!(
+            stderr,
+            "ADMIN_TOKEN is not set and standard error is no terminal: the admin API takes no token in this run. Set ADMIN_TOKEN (at least 16 characters) to use it."
+        ),
+    };
+}
+
+fn refuse(text: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
+    ExitCode::from(USAGE)
+}
+
+fn print(text: &str, code: u8) -> ExitCode {
+    // A reader that closes early (`| head`) is no failure.
+    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+    ExitCode::from(code)
+}

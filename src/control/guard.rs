@@ -1,0 +1,101 @@
+//! Before the admin API: a limit against guessing, and the token.
+
+use std::sync::Arc;
+
+use actix_governor::governor::NotUntil;
+use actix_governor::governor::clock::{Clock as _, DefaultClock, QuantaInstant};
+use actix_governor::governor::middleware::NoOpMiddleware;
+use actix_governor::{
+    GovernorConfig, GovernorConfigBuilder, KeyExtractor, PeerIpKeyExtractor, SimpleKeyExtractionError,
+};
+use actix_web::body::{BoxBody, MessageBody};
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header::{HeaderValue, WWW_AUTHENTICATE};
+use actix_web::middleware::Next;
+use actix_web::{Error, HttpMessage, HttpResponse, HttpResponseBuilder, web};
+
+use super::tokens::Tokens;
+use crate::doors::check::bearer;
+use crate::doors::problem::{Cause, Problem};
+use crate::limiter::event::{Event, Observer};
+
+/// Attempts that one address has at once, and how many come back each second. Enough for a page that polls, far too
+/// few to guess sixteen characters.
+const BURST: u32 = 50;
+const PER_SECOND: u64 = 10;
+
+/// Counts by the peer's address and answers as everything else here does.
+#[derive(Clone)]
+pub struct ByPeer;
+
+impl KeyExtractor for ByPeer {
+    type Key = <PeerIpKeyExtractor as KeyExtractor>::Key;
+    type KeyExtractionError = SimpleKeyExtractionError<&'static str>;
+
+    fn extract(&self, request: &ServiceRequest) -> Result<Self::Key, Self::KeyExtractionError> {
+        PeerIpKeyExtractor.extract(request)
+    }
+
+    fn exceed_rate_limit_response(
+        &self,
+        negative: &NotUntil<QuantaInstant>,
+        _: HttpResponseBuilder,
+    ) -> HttpResponse {
+        let wait = negative.wait_time_from(DefaultClock::default().now());
+        // Rounded up: the crate's own answer would say 0 for less than a second.
+        let seconds = wait.as_millis().div_ceil(1000).max(1);
+        let detail = format!("Too many requests from this address; again in {seconds} s.");
+        let mut response = Problem::new(Cause::QuotaExceeded, detail).response();
+        response
+            .headers_mut()
+            .insert(actix_web::http::header::RETRY_AFTER, HeaderValue::from(seconds as u64));
+        response
+    }
+}
+
+/// The limit against guessing: one for all workers.
+///
+/// `None` when the figures above make no limit, which a test rules out.
+pub fn against_guessing() -> Option<GovernorConfig<ByPeer, NoOpMiddleware<QuantaInstant>>> {
+    GovernorConfigBuilder::default()
+        .requests_per_second(PER_SECOND)
+        .burst_size(BURST)
+        .key_extractor(ByPeer)
+        .finish()
+}
+
+/// Who made a request, once the token was accepted.
+#[derive(Clone)]
+pub struct Actor(pub String);
+
+/// Lets through who bears a token. A middleware and no extractor: actix runs extractors side by side, and a bad body
+/// must not be answered before a missing token.
+pub async fn authenticate(
+    tokens: web::Data<Tokens>,
+    observer: web::Data<Arc<dyn Observer>>,
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let bearer = bearer(request.headers()).map(|token| tokens.bearer(token));
+    let detail = match bearer {
+        Some(Some(name)) => {
+            request.extensions_mut().insert(Actor(name));
+            return Ok(next.call(request).await?.map_into_boxed_body());
+        }
+        Some(None) => "The token is wrong.",
+        None => "Send \"Authorization: Bearer <ADMIN_TOKEN>\".",
+    };
+    let peer = request.peer_addr().map(|peer| peer.ip());
+    observer.observe(&Event::AdminRefused { peer });
+    let mut response = Problem::new(Cause::Unauthorized, detail).response();
+    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tidegate\""));
+    Ok(request.into_response(response))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_limit_against_guessing_is_one() {
+        assert!(super::against_guessing().is_some());
+    }
+}

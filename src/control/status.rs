@@ -1,0 +1,150 @@
+//! How things stand, gathered from whoever knows.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+
+use super::record::{EnvironmentRules, RecordView};
+use crate::doors::health::Readiness;
+use crate::limiter::Limiter;
+use crate::limiter::clock::Micros;
+use crate::limiter::rollout::Percent;
+use crate::redis::{LinkState, RedisStore};
+
+/// Where `/metrics` comes from.
+pub type Scrape = Box<dyn Fn(usize) -> String + Send + Sync>;
+
+/// Knows whom to ask.
+pub struct Status {
+    limiter: Arc<Limiter<RedisStore>>,
+    scrape: Scrape,
+    started: Instant,
+    started_at: DateTime<Utc>,
+}
+
+/// The store in the admin API's words.
+#[derive(Debug, Serialize)]
+pub struct RedisView {
+    configured: bool,
+    /// `connected`, `away` or `not_configured`.
+    state: &'static str,
+    since: Option<String>,
+    last_error_kind: Option<&'static str>,
+    last_error: Option<String>,
+    address: Option<String>,
+}
+
+/// The memory store in the admin API's words.
+#[derive(Debug, Serialize)]
+struct MemoryView {
+    keys: usize,
+    max_keys: usize,
+    evicted_in_debt: u64,
+}
+
+/// Everything.
+#[derive(Serialize)]
+pub struct StatusView<'a> {
+    version: &'static str,
+    started_at: String,
+    uptime_seconds: u64,
+    rollout: RecordView<'a>,
+    percent_in_force: f64,
+    pinned_by_env: bool,
+    disabled_by_env: Option<&'static str>,
+    effective_backend: &'static str,
+    redis: RedisView,
+    memory: MemoryView,
+    rules: usize,
+    policies: usize,
+}
+
+impl Status {
+    /// Asks `limiter` and `scrape`, which is given the number of keys in memory.
+    pub fn new(limiter: Arc<Limiter<RedisStore>>, scrape: Scrape) -> Self {
+        Self { limiter, scrape, started: Instant::now(), started_at: Utc::now() }
+    }
+
+    /// What Prometheus is told.
+    pub fn scrape(&self) -> String {
+        (self.scrape)(self.limiter.memory().len())
+    }
+
+    /// The store.
+    pub fn redis(&self) -> RedisView {
+        let Some(store) = self.limiter.store() else {
+            return RedisView {
+                configured: false,
+                state: "not_configured",
+                since: None,
+                last_error_kind: None,
+                last_error: None,
+                address: None,
+            };
+        };
+        let LinkState { connected, since, last_fault } = store.state();
+        RedisView {
+            configured: true,
+            state: if connected { "connected" } else { "away" },
+            since: Some(time(since)),
+            last_error_kind: last_fault.as_ref().map(|fault| fault.kind.as_str()),
+            last_error: last_fault.map(|fault| fault.detail.into()),
+            address: Some(store.target().to_string()),
+        }
+    }
+
+    /// Who decides for the keys of the canary right now.
+    pub fn effective_backend(&self) -> &'static str {
+        let connected = self.limiter.store().is_some_and(|store| store.state().connected);
+        let wanted = self.limiter.rollout().in_force().percent > Percent::NONE;
+        if connected && wanted { "redis" } else { "memory" }
+    }
+
+    /// Whether it can decide: always. Who does, and why, for `/readyz`.
+    pub fn readiness(&self) -> Readiness {
+        let percent = self.limiter.rollout().in_force().percent;
+        let reason = match self.limiter.store().map(RedisStore::state) {
+            None => "no Redis is in use: every key is decided in memory".to_owned(),
+            Some(_) if percent == Percent::NONE => {
+                "0 % of the keys are to be decided by Redis: every key is decided in memory".to_owned()
+            }
+            Some(LinkState { connected: true, .. }) => format!("Redis decides {percent} % of the keys"),
+            Some(LinkState { last_fault, .. }) => {
+                let why = last_fault.map_or("not connected yet", |fault| fault.kind.as_str());
+                format!("degraded: Redis is away ({why}), its keys are decided in memory")
+            }
+        };
+        Readiness { backend: self.effective_backend(), reason }
+    }
+
+    /// Everything.
+    pub fn view<'a>(&self, rollout: RecordView<'a>, environment: EnvironmentRules) -> StatusView<'a> {
+        let rules = self.limiter.rules();
+        let memory = self.limiter.memory();
+        StatusView {
+            version: env!("CARGO_PKG_VERSION"),
+            started_at: self.started_at.to_rfc3339_opts(SecondsFormat::Millis, true),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            rollout,
+            percent_in_force: self.limiter.rollout().in_force().percent.as_f64(),
+            pinned_by_env: environment.pinned,
+            disabled_by_env: environment.hard_off,
+            effective_backend: self.effective_backend(),
+            redis: self.redis(),
+            memory: MemoryView {
+                keys: memory.len(),
+                max_keys: memory.capacity(),
+                evicted_in_debt: memory.evicted_in_debt(),
+            },
+            rules: rules.all().len(),
+            policies: rules.policies().len(),
+        }
+    }
+}
+
+fn time(at: Micros) -> String {
+    let time = DateTime::<Utc>::from_timestamp_micros(at as i64).unwrap_or_default();
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}

@@ -1,0 +1,251 @@
+//! `POST /v1/check`: a decision for whoever asks by name.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix_web::http::header::{AUTHORIZATION, HeaderMap};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq as _;
+
+use super::client_ip::TrustedProxies;
+use super::facts;
+use super::judged::Judged;
+use super::problem::{Cause, Problem};
+use crate::limiter::decision::Decision;
+use crate::limiter::store::Store;
+use crate::limiter::subject::Facts;
+use crate::limiter::{Hit, Limiter};
+
+/// The longest body that is read, in bytes.
+pub const LONGEST_BODY: usize = 64 * 1024;
+
+/// Who may ask: loopback and private addresses, or whoever has the token. Anybody else could drain the budget of
+/// another's client.
+#[derive(Clone)]
+pub struct Callers {
+    /// The token, if there is one.
+    pub token: Option<Arc<str>>,
+    /// The proxies that are believed.
+    pub proxies: Arc<TrustedProxies>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Question<'a> {
+    #[serde(borrow)]
+    rule: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    key: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    attributes: Option<BTreeMap<Cow<'a, str>, Cow<'a, str>>>,
+    cost: Option<u32>,
+    #[serde(default)]
+    peek: bool,
+}
+
+/// A decision as the contract has it.
+#[derive(Serialize)]
+pub struct Answer<'a> {
+    allowed: bool,
+    state: &'static str,
+    backend: &'static str,
+    fallback: bool,
+    policy: Option<&'a str>,
+    limit: Option<u32>,
+    remaining: Option<u32>,
+    reset_after_ms: u64,
+    retry_after_ms: u64,
+}
+
+impl<'a> From<&'a Decision> for Answer<'a> {
+    fn from(decision: &'a Decision) -> Self {
+        let bound = decision.binding();
+        Self {
+            allowed: decision.allowed(),
+            state: decision.state.as_str(),
+            backend: decision.backend().as_str(),
+            fallback: decision.fallback().is_some(),
+            policy: decision.policy(),
+            limit: bound.map(|(policy, _)| policy.quota.limit()),
+            remaining: bound.map(|(_, verdict)| verdict.reading.remaining),
+            reset_after_ms: bound.map_or(0, |(_, verdict)| verdict.reading.debt.div_ceil(1000)),
+            retry_after_ms: decision.retry_after().unwrap_or(0).div_ceil(1000),
+        }
+    }
+}
+
+/// Answers one question.
+pub async fn check<S: Store>(
+    request: HttpRequest,
+    body: web::Payload,
+    limiter: web::Data<Limiter<S>>,
+    callers: web::Data<Callers>,
+) -> Result<HttpResponse, Problem> {
+    callers.admit(&request)?;
+    let body = match body.to_bytes_limited(LONGEST_BODY).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(_)) => return Err(Problem::new(Cause::BadRequest, "The body broke off or was malformed.")),
+        Err(_) => {
+            let detail = format!("The body is longer than {LONGEST_BODY} bytes.");
+            return Err(Problem::new(Cause::BodyTooLarge, detail));
+        }
+    };
+    let question: Question<'_> = serde_json::from_slice(&body).map_err(|error| {
+        let detail = format!(
+            "{error}. Accepted: {{\"rule\"?, \"key\", \"cost\"?, \"peek\"?}} or {{\"attributes\", \"cost\"?, \"peek\"?}}."
+        );
+        Problem::new(Cause::BadRequest, detail)
+    })?;
+    let started = Instant::now();
+    let hit = Hit { cost: question.cost.unwrap_or(1), peek: question.peek };
+    let decision = match (&question.key, &question.attributes) {
+        (Some(key), None) => {
+            let rule = question.rule.as_deref().unwrap_or("default");
+            limiter.check_key(rule, key.as_bytes(), hit).await.ok_or_else(|| {
+                let detail = format!("There is no rule \"{rule}\".");
+                Problem::new(Cause::Unprocessable, detail).with_code("unknown_rule")
+            })?
+        }
+        (None, Some(attributes)) if question.rule.is_none() => {
+            let facts = Attributes::read(attributes)?;
+            limiter.check(&facts, hit).await
+        }
+        _ => {
+            let detail = "Give either \"key\" (with an optional \"rule\") or \"attributes\", not both.";
+            return Err(Problem::new(Cause::BadRequest, detail));
+        }
+    };
+    if decision.retry_after().is_none()
+        && let Some((policy, _)) = decision.binding()
+    {
+        let (name, burst) = (&policy.name, policy.quota.burst());
+        let detail =
+            format!("The cost exceeds the burst of policy \"{name}\", {burst}: it can never be admitted.");
+        return Err(Problem::new(Cause::Unprocessable, detail).with_code("cost_exceeds_burst"));
+    }
+    let response = HttpResponse::Ok().json(Answer::from(&decision));
+    Judged::note(&mut request.extensions_mut(), decision, started.elapsed());
+    Ok(response)
+}
+
+impl Callers {
+    fn admit(&self, request: &HttpRequest) -> Result<(), Problem> {
+        let given = bearer(request.headers());
+        if let (Some(token), Some(given)) = (&self.token, given)
+            && bool::from(token.as_bytes().ct_eq(given))
+        {
+            return Ok(());
+        }
+        if self.is_near(request) {
+            return Ok(());
+        }
+        Err(match (&self.token, given) {
+            (None, _) => Problem::new(
+                Cause::Forbidden,
+                "Decisions are given to loopback and private addresses; for others set doors.token.",
+            ),
+            (Some(_), None) => {
+                Problem::new(Cause::Unauthorized, "Send \"Authorization: Bearer <doors.token>\".")
+            }
+            (Some(_), Some(_)) => Problem::new(Cause::Unauthorized, "The token is wrong."),
+        })
+    }
+
+    /// Whether the request comes from this machine or its private network. One that some proxy handed on, which
+    /// nobody told us to trust, may come from anywhere.
+    fn is_near(&self, request: &HttpRequest) -> bool {
+        let Some(peer) = request.peer_addr() else { return false };
+        let headers = request.headers();
+        let handed_on = headers.contains_key("x-forwarded-for") || headers.contains_key("forwarded");
+        if handed_on && !self.proxies.trusts(peer.ip()) {
+            return false;
+        }
+        is_private(self.proxies.client(peer.ip(), headers))
+    }
+}
+
+/// The token after `Bearer`.
+pub fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let value = headers.get(AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+fn is_private(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
+    }
+}
+
+/// Facts that were spelled out.
+struct Attributes<'a> {
+    named: &'a BTreeMap<Cow<'a, str>, Cow<'a, str>>,
+    ip: Option<IpAddr>,
+}
+
+impl<'a> Attributes<'a> {
+    fn read(named: &'a BTreeMap<Cow<'a, str>, Cow<'a, str>>) -> Result<Self, Problem> {
+        for name in named.keys() {
+            let known = matches!(&**name, "method" | "path" | "host" | "ip")
+                || ["header:", "query:", "cookie:"].iter().any(|kind| name.starts_with(kind));
+            if !known {
+                let detail = format!(
+                    "\"{name}\" is no attribute. Accepted: method, path, host, ip, header:NAME (lower case), query:NAME, cookie:NAME."
+                );
+                return Err(Problem::new(Cause::Unprocessable, detail).with_code("unknown_attribute"));
+            }
+        }
+        let ip = named.get("ip").map(|text| {
+            text.parse().map_err(|_| {
+                let detail = format!("\"{text}\" is not an IP address.");
+                Problem::new(Cause::Unprocessable, detail).with_code("bad_ip")
+            })
+        });
+        Ok(Self { named, ip: ip.transpose()? })
+    }
+
+    fn under(&self, kind: &str, name: &str) -> Option<&str> {
+        let full: String = [kind, name].concat();
+        self.named.get(full.as_str()).map(|value| &**value)
+    }
+}
+
+impl Facts for Attributes<'_> {
+    fn ip(&self) -> Option<IpAddr> {
+        self.ip
+    }
+
+    fn method(&self) -> &str {
+        self.named.get("method").map_or("GET", |method| method)
+    }
+
+    fn host(&self) -> &str {
+        self.named.get("host").map_or("", |host| host)
+    }
+
+    fn path(&self) -> &str {
+        let path = self.named.get("path").map_or("/", |path| &**path);
+        path.split_once('?').map_or(path, |(path, _query)| path)
+    }
+
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.under("header:", name).map(str::as_bytes)
+    }
+
+    fn query(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        if let Some(value) = self.under("query:", name) {
+            return Some(Cow::Borrowed(value.as_bytes()));
+        }
+        let (_, query) = self.named.get("path")?.split_once('?')?;
+        facts::parameter(query.as_bytes(), b'&', name, true)
+    }
+
+    fn cookie(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        self.under("cookie:", name).map(|value| Cow::Borrowed(value.as_bytes()))
+    }
+}

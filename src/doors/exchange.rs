@@ -1,0 +1,211 @@
+//! One request and its answer, told to the observer when the answer's last byte is out or its client is gone.
+
+use std::future::{Future, Ready, ready};
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use actix_web::body::{BodySize, MessageBody};
+use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
+use actix_web::http::{Method, Uri};
+use actix_web::web::Bytes;
+use actix_web::{Error, HttpMessage};
+use pin_project_lite::pin_project;
+use tracing_actix_web::RequestId;
+
+use super::client_ip::TrustedProxies;
+use super::judged::Judged;
+use crate::limiter::event::{Event, Exchange, Observer, Origin};
+
+/// The status under which a request is told whose client left before there was an answer, as nginx does.
+const CLIENT_LEFT: u16 = 499;
+
+/// Put among a response's extensions, it keeps the exchange untold: probes would drown the log.
+pub(crate) struct Untold;
+
+/// Tells of every exchange that passes.
+#[derive(Clone)]
+pub struct Exchanges {
+    observer: Arc<dyn Observer>,
+    proxies: Arc<TrustedProxies>,
+}
+
+impl Exchanges {
+    /// Tells `observer`, naming clients as `proxies` vouch for them.
+    pub fn told_to(observer: Arc<dyn Observer>, proxies: Arc<TrustedProxies>) -> Self {
+        Self { observer, proxies }
+    }
+}
+
+impl<T, B> Transform<T, ServiceRequest> for Exchanges
+where
+    T: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
+    T::Future: 'static,
+    B: MessageBody,
+{
+    type Response = ServiceResponse<Told<B>>;
+    type Error = Error;
+    type Transform = ExchangesService<T>;
+    type InitError = ();
+    type Future = Ready<Result<Self::Transform, ()>>;
+
+    fn new_transform(&self, service: T) -> Self::Future {
+        ready(Ok(ExchangesService { told: self.clone(), service }))
+    }
+}
+
+/// [`Exchanges`] around one service.
+pub struct ExchangesService<T> {
+    told: Exchanges,
+    service: T,
+}
+
+impl<T, B> Service<ServiceRequest> for ExchangesService<T>
+where
+    T: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
+    T::Future: 'static,
+    B: MessageBody,
+{
+    type Response = ServiceResponse<Told<B>>;
+    type Error = Error;
+    type Future = Telling<T::Future>;
+
+    forward_ready!(service);
+
+    fn call(&self, request: ServiceRequest) -> Self::Future {
+        let judged = Judged::default();
+        let request_id = {
+            let mut extensions = request.extensions_mut();
+            extensions.insert(judged.clone());
+            extensions.get::<RequestId>().copied()
+        };
+        let record = Record {
+            observer: Arc::clone(&self.told.observer),
+            started: Instant::now(),
+            request_id,
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            client: request
+                .request()
+                .peer_addr()
+                .map(|peer| self.told.proxies.client(peer.ip(), request.headers())),
+            status: CLIENT_LEFT,
+            origin: Origin::Gateway,
+            judged,
+            untold: false,
+        };
+        Telling { answer: self.service.call(request), record: Some(record) }
+    }
+}
+
+pin_project! {
+    /// An exchange whose answer is still being made.
+    pub struct Telling<F> {
+        #[pin]
+        answer: F,
+        record: Option<Record>,
+    }
+}
+
+impl<F, B> Future for Telling<F>
+where
+    F: Future<Output = Result<ServiceResponse<B>, Error>>,
+    B: MessageBody,
+{
+    type Output = Result<ServiceResponse<Told<B>>, Error>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let outcome = std::task::ready!(this.answer.poll(context));
+        let mut record = this.record.take();
+        Poll::Ready(match outcome {
+            Ok(response) => {
+                if let Some(record) = &mut record {
+                    record.status = response.status().as_u16();
+                    let extensions = response.response().extensions();
+                    record.origin = extensions.get::<Origin>().copied().unwrap_or(Origin::Gateway);
+                    record.untold = extensions.get::<Untold>().is_some();
+                }
+                Ok(response.map_body(|_, body| Told { body, record }))
+            }
+            Err(error) => {
+                if let Some(record) = &mut record {
+                    record.status = error.as_response_error().status_code().as_u16();
+                }
+                Err(error)
+            }
+        })
+    }
+}
+
+pin_project! {
+    /// A body that tells of its exchange when it is dropped.
+    pub struct Told<B> {
+        #[pin]
+        body: B,
+        record: Option<Record>,
+    }
+}
+
+impl<B: MessageBody> MessageBody for Told<B> {
+    type Error = B::Error;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        self.project().body.poll_next(context)
+    }
+
+    fn try_into_bytes(mut self) -> Result<Bytes, Self> {
+        let record = self.record.take();
+        match self.body.try_into_bytes() {
+            // The record is dropped, and so told, here: the whole body is known.
+            Ok(bytes) => Ok(bytes),
+            Err(body) => Err(Self { body, record }),
+        }
+    }
+}
+
+struct Record {
+    observer: Arc<dyn Observer>,
+    started: Instant,
+    request_id: Option<RequestId>,
+    method: Method,
+    uri: Uri,
+    client: Option<IpAddr>,
+    status: u16,
+    origin: Origin,
+    judged: Judged,
+    untold: bool,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if self.untold {
+            return;
+        }
+        let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
+        let request_id = match &self.request_id {
+            Some(id) => &*id.as_hyphenated().encode_lower(&mut buffer),
+            None => "",
+        };
+        self.observer.observe(&Event::Answered(&Exchange {
+            request_id,
+            method: self.method.as_str(),
+            path: self.uri.path(),
+            client: self.client,
+            status: self.status,
+            took: self.started.elapsed(),
+            origin: self.origin,
+            decision: self.judged.decision(),
+            deciding_took: self.judged.took(),
+        }));
+    }
+}

@@ -1,0 +1,20 @@
+//! Translates. Each door is two functions: facts in, answer out. All of them ask the same limiter.
+//!
+//! Forward-auth for other proxies and Envoy's rate limit service will be doors beside these.
+
+#[cfg(feature = "server")]
+pub mod check;
+pub mod client_ip;
+#[cfg(feature = "server")]
+pub mod exchange;
+pub mod facts;
+#[cfg(feature = "server")]
+mod forwarding;
+#[cfg(feature = "server")]
+pub mod gateway;
+pub mod headers;
+#[cfg(feature = "server")]
+pub mod health;
+pub mod judged;
+pub mod middleware;
+pub mod problem;

@@ -1,0 +1,213 @@
+//! What a client is told when it gets no answer from the upstream: one table from cause to status, title and type.
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CONTENT_TYPE, HeaderValue};
+use actix_web::{HttpResponse, ResponseError};
+use std::fmt;
+
+use super::headers::{self, Families};
+use crate::limiter::decision::{Decision, State};
+
+/// Every cause of an answer of our own that is not a success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Over a limit.
+    QuotaExceeded,
+    /// Refused outright.
+    Blocked,
+    /// A subject that a policy insists on is missing.
+    SubjectMissing,
+    /// There is no upstream, and no page of ours at this path.
+    NotFound,
+    /// The method is not for this path.
+    MethodNotAllowed,
+    /// The request is malformed.
+    BadRequest,
+    /// The body is larger than accepted.
+    BodyTooLarge,
+    /// The request is well-formed and asks for something that makes no sense.
+    Unprocessable,
+    /// No token, or a wrong one.
+    Unauthorized,
+    /// Not from there.
+    Forbidden,
+    /// The state does not allow it.
+    Conflict,
+    /// The state has changed since it was read.
+    PreconditionFailed,
+    /// The state must be read first.
+    PreconditionRequired,
+    /// The upstream can't be reached, or broke off.
+    UpstreamUnreachable,
+    /// The upstream is too slow.
+    UpstreamTimeout,
+    /// The upstream refused to upgrade or answered with what is no HTTP.
+    UpstreamInvalid,
+}
+
+impl Cause {
+    /// Status, type and title.
+    fn row(self) -> (StatusCode, &'static str, &'static str) {
+        use StatusCode as S;
+        match self {
+            // The type of draft-ietf-httpapi-ratelimit-headers.
+            Self::QuotaExceeded => (
+                S::TOO_MANY_REQUESTS,
+                "https://iana.org/assignments/http-problem-types#quota-exceeded",
+                "Request cannot be satisfied as assigned quota has been exceeded",
+            ),
+            Self::Blocked => (S::FORBIDDEN, "urn:tidegate:blocked", "Blocked"),
+            Self::SubjectMissing => {
+                (S::FORBIDDEN, "urn:tidegate:subject-missing", "Identification is missing")
+            }
+            Self::NotFound => (S::NOT_FOUND, "urn:tidegate:not-found", "Not found"),
+            Self::MethodNotAllowed => {
+                (S::METHOD_NOT_ALLOWED, "urn:tidegate:method-not-allowed", "Method not allowed")
+            }
+            Self::BadRequest => (S::BAD_REQUEST, "urn:tidegate:bad-request", "Bad request"),
+            Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, "urn:tidegate:body-too-large", "Body too large"),
+            Self::Unprocessable => {
+                (S::UNPROCESSABLE_ENTITY, "urn:tidegate:unprocessable", "Request makes no sense")
+            }
+            Self::Unauthorized => (S::UNAUTHORIZED, "urn:tidegate:unauthorized", "Token required"),
+            Self::Forbidden => (S::FORBIDDEN, "urn:tidegate:forbidden", "Forbidden"),
+            Self::Conflict => (S::CONFLICT, "urn:tidegate:conflict", "Not in this state"),
+            Self::PreconditionFailed => {
+                (S::PRECONDITION_FAILED, "urn:tidegate:stale", "Changed since it was read")
+            }
+            Self::PreconditionRequired => {
+                (S::PRECONDITION_REQUIRED, "urn:tidegate:if-match-required", "If-Match is required")
+            }
+            Self::UpstreamUnreachable => {
+                (S::BAD_GATEWAY, "urn:tidegate:upstream-unreachable", "Upstream unreachable")
+            }
+            Self::UpstreamTimeout => {
+                (S::GATEWAY_TIMEOUT, "urn:tidegate:upstream-timeout", "Upstream too slow")
+            }
+            Self::UpstreamInvalid => {
+                (S::BAD_GATEWAY, "urn:tidegate:upstream-invalid", "Upstream's answer is invalid")
+            }
+        }
+    }
+}
+
+/// A problem as RFC 9457 has it.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    cause: Cause,
+    detail: String,
+    code: Option<&'static str>,
+}
+
+impl Problem {
+    /// A problem of `cause`, in words for whoever made the request.
+    pub fn new(cause: Cause, detail: impl Into<String>) -> Self {
+        Self { cause, detail: detail.into(), code: None }
+    }
+
+    /// With a word that scripts can tell it by.
+    pub fn with_code(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// The cause.
+    pub fn cause(&self) -> Cause {
+        self.cause
+    }
+
+    /// The answer.
+    pub fn response(&self) -> HttpResponse {
+        let (status, kind, title) = self.cause.row();
+        let code = self.code.map_or_else(String::new, |code| format!(r#","code":"{code}""#));
+        let detail = json_string(&self.detail);
+        let body = format!(
+            r#"{{"type":"{kind}","title":"{title}","status":{},"detail":{detail}{code}}}"#,
+            status.as_u16()
+        );
+        answer(status, body)
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        self.cause.row().0
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        self.response()
+    }
+}
+
+/// The answer to a request that was not let through, with its headers.
+pub fn denial(decision: &Decision, families: Families) -> HttpResponse {
+    let policy = decision.policy().unwrap_or_default();
+    let cause = match decision.state {
+        State::Throttle | State::Allow => Cause::QuotaExceeded,
+        State::Block if decision.subject_is_missing() => Cause::SubjectMissing,
+        State::Block => Cause::Blocked,
+    };
+    let (status, kind, title) = cause.row();
+    let code = status.as_u16();
+    let name = json_string(policy);
+    let body = match cause {
+        Cause::QuotaExceeded => {
+            let wait =
+                decision.retry_after().map_or_else(|| "null".into(), |wait| wait.div_ceil(1000).to_string());
+            format!(
+                r#"{{"type":"{kind}","title":"{title}","status":{code},"policy":{name},"violated-policies":[{name}],"retry_after_ms":{wait}}}"#
+            )
+        }
+        Cause::SubjectMissing => {
+            let subject = json_string(decision.subject_kind().unwrap_or_default());
+            format!(
+                r#"{{"type":"{kind}","title":"{title}","status":{code},"policy":{name},"missing":{subject}}}"#
+            )
+        }
+        _ => format!(r#"{{"type":"{kind}","title":"{title}","status":{code},"policy":{name}}}"#),
+    };
+    let mut response = answer(status, body);
+    headers::write(decision, families, response.headers_mut());
+    response
+}
+
+fn answer(status: StatusCode, body: String) -> HttpResponse {
+    let mut response = HttpResponse::with_body(status, actix_web::body::BoxBody::new(body));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    response
+}
+
+/// A JSON string. The library builds without a JSON crate, and this is all it needs of one.
+fn json_string(text: &str) -> String {
+    use fmt::Write as _;
+    let mut json = String::with_capacity(text.len() + 2);
+    json.push('"');
+    for letter in text.chars() {
+        match letter {
+            '"' => json.push_str("\\\""),
+            '\\' => json.push_str("\\\\"),
+            control if u32::from(control) < 0x20 => {
+                let _ = write!(json, "\\u{:04x}", u32::from(control));
+            }
+            other => json.push(other),
+        }
+    }
+    json.push('"');
+    json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_string_with_quotes_backslashes_and_control_characters_is_still_one_json_string() {
+        assert_eq!(json_string("a\"b\\c\n\u{1}é"), r#""a\"b\\c\u000a\u0001é""#);
+    }
+}

@@ -1,0 +1,99 @@
+//! What an error of the client library means: one class for the metric, the log, the breaker and the operator.
+
+use std::error::Error as _;
+use std::io;
+use std::sync::Arc;
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+use crate::limiter::store::{Fault, FaultKind};
+
+/// Classifies an error, from its types wherever the library has them. The words never hold a password: they are
+/// the server's answer or the system's, and neither repeats what was sent.
+pub fn classify(error: &RedisError) -> Fault {
+    let kind = kind(error);
+    let words = match error.kind() {
+        ErrorKind::AuthenticationFailed => {
+            "the server refused the user or password (or wants none, and one was sent)".to_owned()
+        }
+        ErrorKind::Server(_) | ErrorKind::Extension => {
+            format!("{} {}", error.code().unwrap_or("ERR"), error.detail().unwrap_or_default())
+        }
+        ErrorKind::Io if error.is_timeout() => "no answer in time".to_owned(),
+        ErrorKind::Io => innermost(error),
+        _ => error.category().to_owned(),
+    };
+    Fault::new(kind, words)
+}
+
+fn kind(error: &RedisError) -> FaultKind {
+    match error.kind() {
+        ErrorKind::AuthenticationFailed => FaultKind::Auth,
+        ErrorKind::Server(ServerErrorKind::NoPerm) => FaultKind::Permission,
+        ErrorKind::Server(ServerErrorKind::ReadOnly) => FaultKind::ReadOnly,
+        ErrorKind::Server(ServerErrorKind::BusyLoading) => FaultKind::Loading,
+        ErrorKind::Server(
+            ServerErrorKind::ClusterDown
+            | ServerErrorKind::Moved
+            | ServerErrorKind::Ask
+            | ServerErrorKind::TryAgain
+            | ServerErrorKind::CrossSlot
+            | ServerErrorKind::MasterDown,
+        ) => FaultKind::Cluster,
+        ErrorKind::Server(_) | ErrorKind::Extension => of_words(error),
+        ErrorKind::Parse | ErrorKind::UnexpectedReturnType => FaultKind::Protocol,
+        ErrorKind::Io => of_io(error),
+        _ => FaultKind::Other,
+    }
+}
+
+/// Errors that the library has no type for, by the server's own code or text.
+fn of_words(error: &RedisError) -> FaultKind {
+    let detail = error.detail().unwrap_or_default();
+    let says = |words: &str| detail.contains(words);
+    match error.code() {
+        Some("NOAUTH" | "WRONGPASS") => FaultKind::Auth,
+        Some("OOM") => FaultKind::Oom,
+        Some("BUSY" | "LOADING") => FaultKind::Loading,
+        // A write that a script was refused is reported as the script's error, with the cause inside.
+        _ if says("OOM ") || says("not allowed when used memory") => FaultKind::Oom,
+        _ if says("READONLY") || says("read only replica") => FaultKind::ReadOnly,
+        _ if says("NOPERM") || says("can't run this command") || says("ACL failure") => FaultKind::Permission,
+        _ if says("max number of clients") => FaultKind::MaxClients,
+        _ if says("max requests limit") || says("max daily request limit") => FaultKind::Quota,
+        _ => FaultKind::Other,
+    }
+}
+
+fn of_io(error: &RedisError) -> FaultKind {
+    if error.is_timeout() {
+        return FaultKind::Timeout;
+    }
+    if error.is_connection_refusal() {
+        return FaultKind::Refused;
+    }
+    match io_error(error) {
+        Some(inner) if inner.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) => FaultKind::Tls,
+        Some(inner) if inner.kind() == io::ErrorKind::InvalidData => FaultKind::Tls,
+        // The standard library gives failed look-ups no kind of their own.
+        Some(inner) if inner.to_string().contains("lookup") => FaultKind::Dns,
+        _ if error.is_connection_dropped() => FaultKind::Lost,
+        _ => FaultKind::Other,
+    }
+}
+
+/// The `io::Error` inside. The library hands out an `Arc` of it, which has to be unpacked first.
+fn io_error(error: &RedisError) -> Option<&io::Error> {
+    let source = error.source()?;
+    source.downcast_ref::<io::Error>().or_else(|| {
+        let shared = source.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>()?;
+        (**shared).downcast_ref::<io::Error>()
+    })
+}
+
+fn innermost(error: &RedisError) -> String {
+    match io_error(error) {
+        Some(inner) => inner.to_string(),
+        None => error.category().to_owned(),
+    }
+}

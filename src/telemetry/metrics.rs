@@ -1,0 +1,318 @@
+//! The metrics of the contract. Labels come from the configuration, never from traffic; on the hot path each is a
+//! handle that is looked up by place.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::limiter::decision::{Backend, Decision, State};
+use crate::limiter::event::{Exchange, Origin};
+use crate::limiter::policy::Rules;
+use crate::limiter::rollout::{Arm, InForce};
+use crate::limiter::store::FaultKind;
+
+type Labels = Vec<(&'static str, String)>;
+
+const BACKENDS: [Backend; 2] = [Backend::Memory, Backend::Redis];
+const STATES: [State; 3] = [State::Allow, State::Throttle, State::Block];
+const ARMS: [Arm; 2] = [Arm::Canary, Arm::Control];
+const ORIGINS: [Origin; 3] = [Origin::Limiter, Origin::Gateway, Origin::Upstream];
+/// 401 and 403 stand apart: a rise of either on one arm is a sign of its own.
+const CLASSES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "401", "403"];
+
+/// Handles of one policy, by backend, state and arm.
+type PerPolicy = [[[Counter; 2]; 3]; 2];
+
+/// Handles for the rules in force.
+struct PerRules {
+    rules: Arc<Rules>,
+    policies: Vec<PerPolicy>,
+    unlimited: PerPolicy,
+}
+
+/// Every metric and the registry that prints them.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<Labels, Counter>,
+    per_rules: ArcSwap<PerRules>,
+    responses: [[[Counter; 3]; 2]; 7],
+    request_seconds: [Histogram; 2],
+    decision_seconds: [Histogram; 2],
+    command_seconds: Histogram,
+    commands: Counter,
+    errors: Vec<Counter>,
+    fallbacks: Vec<Counter>,
+    redis_up: Gauge,
+    percent: Gauge<f64, AtomicU64>,
+    revision: Gauge,
+    rollbacks: Counter,
+    memory_keys: Gauge,
+    lines_dropped: Gauge,
+}
+
+/// What is read at the moment of a scrape.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scraped {
+    /// Keys in memory.
+    pub memory_keys: usize,
+    /// Log lines dropped since the start.
+    pub lines_dropped: u64,
+}
+
+impl Metrics {
+    /// Registers everything. `redis` says whether a shared store is configured.
+    pub fn new(rules: Arc<Rules>, redis: bool) -> Self {
+        let mut registry = Registry::with_prefix("tidegate");
+        let requests = Family::<Labels, Counter>::default();
+        registry.register("requests", "Requests judged, by who decided and how", requests.clone());
+
+        let responses = Family::<Labels, Counter>::default();
+        registry.register(
+            "http_responses",
+            "Answers, by status class, arm and who made them",
+            responses.clone(),
+        );
+        let responses = CLASSES.map(|class| {
+            ARMS.map(|arm| {
+                ORIGINS.map(|origin| {
+                    let labels = vec![
+                        ("class", class.to_owned()),
+                        ("arm", arm.as_str().to_owned()),
+                        ("origin", origin.as_str().to_owned()),
+                    ];
+                    responses.get_or_create_owned(&labels)
+                })
+            })
+        });
+
+        let request_seconds =
+            Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS));
+        registry.register(
+            "http_request_duration_seconds",
+            "From the head of a request to the end of its answer",
+            request_seconds.clone(),
+        );
+        let decision_seconds =
+            Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(DECISION_BUCKETS));
+        registry.register(
+            "decision_duration_seconds",
+            "Time to decide, by who decided",
+            decision_seconds.clone(),
+        );
+        let command_seconds =
+            Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(DECISION_BUCKETS));
+        registry.register(
+            "redis_command_duration_seconds",
+            "Time of a command that Redis answered",
+            command_seconds.clone(),
+        );
+        let commands = Family::<Labels, Counter>::default();
+        registry.register("redis_commands", "Commands that Redis answered", commands.clone());
+        let errors = Family::<Labels, Counter>::default();
+        registry.register("redis_errors", "Failed calls and attempts to connect, by cause", errors.clone());
+        let fallbacks = Family::<Labels, Counter>::default();
+        registry.register(
+            "fallbacks",
+            "Requests decided from memory although Redis was wanted, by reason",
+            fallbacks.clone(),
+        );
+        let up = Family::<Labels, Gauge>::default();
+        registry.register("backend_up", "Whether a backend can decide", up.clone());
+        up.get_or_create_owned(&one("backend", "memory")).set(1);
+        let redis_up = match redis {
+            true => up.get_or_create_owned(&one("backend", "redis")),
+            false => Gauge::default(),
+        };
+        let percent = Gauge::<f64, AtomicU64>::default();
+        registry.register("rollout_percent", "Share of the keys that Redis is to decide", percent.clone());
+        let revision = Gauge::default();
+        registry.register("rollout_revision", "Revision of the rollout in force", revision.clone());
+        let rollbacks = Family::<Labels, Counter>::default();
+        registry.register("rollbacks", "Rollbacks to memory, by cause", rollbacks.clone());
+        let memory_keys = Gauge::default();
+        registry.register("memory_keys", "Keys held in memory", memory_keys.clone());
+        let lines_dropped = Gauge::default();
+        registry.register("log_lines_dropped", "Log lines dropped since the start", lines_dropped.clone());
+        let build = Family::<Labels, Gauge>::default();
+        registry.register("build_info", "This build", build.clone());
+        let commit = option_env!("TIDEGATE_COMMIT").unwrap_or("unknown");
+        let version = env!("CARGO_PKG_VERSION");
+        build
+            .get_or_create_owned(&vec![("version", version.to_owned()), ("commit", commit.to_owned())])
+            .set(1);
+
+        Self {
+            per_rules: ArcSwap::from_pointee(PerRules::new(&requests, rules)),
+            requests,
+            responses,
+            request_seconds: ARMS.map(|arm| request_seconds.get_or_create_owned(&one("arm", arm.as_str()))),
+            decision_seconds: BACKENDS
+                .map(|backend| decision_seconds.get_or_create_owned(&one("backend", backend.as_str()))),
+            command_seconds: command_seconds.get_or_create_owned(&one("command", "evalsha")),
+            commands: commands.get_or_create_owned(&one("command", "evalsha")),
+            errors: per_kind(&errors, "kind"),
+            fallbacks: per_kind(&fallbacks, "reason"),
+            redis_up,
+            percent,
+            revision,
+            rollbacks: rollbacks.get_or_create_owned(&one("cause", "operator")),
+            memory_keys,
+            lines_dropped,
+            registry,
+        }
+    }
+
+    /// Counts one exchange.
+    pub fn answered(&self, exchange: &Exchange<'_>) {
+        let arm = exchange.decision.map_or(Arm::Control, Decision::arm);
+        let class = class_of(exchange.status);
+        self.responses[class][arm as usize][exchange.origin as usize].inc();
+        self.request_seconds[arm as usize].observe(exchange.took.as_secs_f64());
+        let Some(decision) = exchange.decision else { return };
+        let backend = decision.backend();
+        self.decision_seconds[backend as usize].observe(exchange.deciding_took.as_secs_f64());
+        if let Some(kind) = decision.fallback() {
+            self.fallbacks[place(kind)].inc();
+        }
+        let mut per_rules = self.per_rules.load();
+        if !Arc::ptr_eq(&per_rules.rules, decision.rules()) {
+            let fresh = PerRules::new(&self.requests, Arc::clone(decision.rules()));
+            self.per_rules.store(Arc::new(fresh));
+            per_rules = self.per_rules.load();
+        }
+        let table = decision.policy_id().and_then(|id| per_rules.policies.get(id));
+        let table = table.unwrap_or(&per_rules.unlimited);
+        table[backend as usize][decision.state as usize][arm as usize].inc();
+    }
+
+    /// Counts a command that Redis answered.
+    pub fn store_answered(&self, took: Duration) {
+        self.commands.inc();
+        self.command_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts a failed call or attempt to connect.
+    pub fn store_failed(&self, kind: FaultKind) {
+        self.errors[place(kind)].inc();
+    }
+
+    /// Notes whether Redis can be used.
+    pub fn store_up(&self, up: bool) {
+        self.redis_up.set(i64::from(up));
+    }
+
+    /// Notes what is in force.
+    pub fn in_force(&self, in_force: InForce) {
+        self.percent.set(in_force.percent.as_f64());
+        self.revision.set(in_force.revision as i64);
+    }
+
+    /// Counts a rollback by an operator.
+    pub fn rolled_back(&self) {
+        self.rollbacks.inc();
+    }
+
+    /// Everything in the OpenMetrics text format.
+    pub fn print(&self, scraped: Scraped) -> String {
+        self.memory_keys.set(scraped.memory_keys as i64);
+        self.lines_dropped.set(scraped.lines_dropped as i64);
+        let mut text = String::with_capacity(16 * 1024);
+        // Writing to a string does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+impl PerRules {
+    fn new(requests: &Family<Labels, Counter>, rules: Arc<Rules>) -> Self {
+        let of = |policy: &str| {
+            BACKENDS.map(|backend| {
+                STATES.map(|state| {
+                    ARMS.map(|arm| {
+                        let labels = vec![
+                            ("backend", backend.as_str().to_owned()),
+                            ("state", state.as_str().to_owned()),
+                            ("policy", policy.to_owned()),
+                            ("arm", arm.as_str().to_owned()),
+                        ];
+                        requests.get_or_create_owned(&labels)
+                    })
+                })
+            })
+        };
+        Self {
+            policies: rules.policies().iter().map(|policy| of(&policy.name)).collect(),
+            // No policy can be called so: names begin with a letter or digit.
+            unlimited: of("-"),
+            rules,
+        }
+    }
+}
+
+fn one(name: &'static str, value: &str) -> Labels {
+    vec![(name, value.to_owned())]
+}
+
+fn per_kind(family: &Family<Labels, Counter>, label: &'static str) -> Vec<Counter> {
+    FaultKind::ALL.iter().map(|kind| family.get_or_create_owned(&one(label, kind.as_str()))).collect()
+}
+
+/// The place in [`FaultKind::ALL`], which lists the kinds in the order of their declaration.
+fn place(kind: FaultKind) -> usize {
+    kind as usize
+}
+
+fn class_of(status: u16) -> usize {
+    match status {
+        401 => 5,
+        403 => 6,
+        ..200 => 0,
+        200..300 => 1,
+        300..400 => 2,
+        400..500 => 3,
+        500.. => 4,
+    }
+}
+
+/// Seconds, 1 ms to 10 s: an API's answers.
+const REQUEST_BUCKETS: [f64; 13] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0];
+/// Seconds, 1 µs to 1 s: a decision in memory takes less than the first, one in Redis a network's way.
+const DECISION_BUCKETS: [f64; 13] =
+    [1e-6, 5e-6, 2.5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.25];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_fault_has_its_own_place() {
+        for (index, kind) in FaultKind::ALL.into_iter().enumerate() {
+            assert_eq!(place(kind), index);
+        }
+    }
+
+    #[test]
+    fn the_first_scrape_already_names_every_series_of_the_contract() {
+        let text = Metrics::new(Arc::new(Rules::none()), true).print(Scraped::default());
+        for line in [
+            r#"tidegate_requests_total{backend="redis",state="throttle",policy="-",arm="canary"} 0"#,
+            r#"tidegate_http_responses_total{class="5xx",arm="control",origin="upstream"} 0"#,
+            r#"tidegate_redis_errors_total{kind="maxclients"} 0"#,
+            r#"tidegate_fallbacks_total{reason="timeout"} 0"#,
+            r#"tidegate_backend_up{backend="redis"} 0"#,
+            "tidegate_rollout_percent 0.0",
+            "# EOF",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! The decision API.
+
+use serde_json::{Value, json};
+
+use crate::support::process::Tidegate;
+
+const POLICIES: &str = r#"
+[[rule]]
+name = "items"
+match = { path = "/items/**", host = "api.example.com" }
+  [[rule.policy]]
+  name = "items"
+  by = "header:x-api-key"
+  limit = "3/hour"
+
+[[rule]]
+name = "default"
+  [[rule.policy]]
+  name = "default"
+  by = "ip"
+  limit = "5/hour"
+"#;
+
+#[tokio::test]
+async fn a_decision_names_verdict_backend_and_what_is_left() {
+    let tidegate = Tidegate::start(Some(POLICIES), &[]).await;
+    let answer = tidegate.check(json!({"key": "k"})).await;
+    assert_eq!(
+        answer,
+        json!({
+            "allowed": true, "state": "allow", "backend": "memory", "fallback": false, "policy": "default",
+            "limit": 5, "remaining": 4, "reset_after_ms": 720_000, "retry_after_ms": 0,
+        })
+    );
+    assert_eq!(tidegate.check(json!({"key": "k", "cost": 4})).await["remaining"], 0);
+    let denied = tidegate.check(json!({"key": "k"})).await;
+    assert_eq!((&denied["allowed"], &denied["state"]), (&json!(false), &json!("throttle")));
+    assert!(denied["retry_after_ms"].as_u64().unwrap() > 719_000);
+    assert_eq!(tidegate.check(json!({"key": "k", "cost": 0})).await["allowed"], true, "cost 0 only asks");
+    assert_eq!(
+        tidegate.check(json!({"key": "k", "peek": true})).await["allowed"],
+        false,
+        "a peek says what would be"
+    );
+    assert_eq!(tidegate.check(json!({"key": "other", "peek": true})).await["remaining"], 5);
+    assert_eq!(tidegate.check(json!({"key": "other"})).await["remaining"], 4, "the peek took nothing");
+}
+
+#[tokio::test]
+async fn attributes_are_judged_as_the_request_that_they_describe() {
+    let tidegate = Tidegate::start(Some(POLICIES), &[]).await;
+    let attributes = json!({"attributes": {
+        "method": "GET", "host": "api.example.com", "path": "/items/7?x=1", "header:x-api-key": "k", "ip": "192.0.2.1",
+    }});
+    assert_eq!(tidegate.check(attributes.clone()).await["policy"], "items");
+    assert_eq!(tidegate.check(attributes).await["remaining"], 1);
+    // The same key by way of a real request has the same bucket.
+    let real = tidegate
+        .http
+        .get(tidegate.url("/items/8"))
+        .header("host", "api.example.com")
+        .header("x-api-key", "k");
+    assert_eq!(real.send().await.unwrap().headers()["x-ratelimit-remaining"], "0");
+    let by_address = json!({"attributes": {"path": "/other", "ip": "127.0.0.1"}});
+    assert_eq!(tidegate.check(by_address).await["remaining"], 4);
+    assert_eq!(tidegate.get("/other").await.headers()["x-ratelimit-remaining"], "3");
+}
+
+#[tokio::test]
+async fn bad_input_is_a_4xx_that_says_what_is_accepted() {
+    let tidegate = Tidegate::start(Some(POLICIES), &[]).await;
+    for (body, status, words) in [
+        ("", 400, "Accepted"),
+        ("{", 400, "Accepted"),
+        ("[]", 400, "Accepted"),
+        ("{}", 400, "either"),
+        (r#"{"key": "k", "attributes": {}}"#, 400, "either"),
+        (r#"{"key": 7}"#, 400, "string"),
+        (r#"{"key": "k", "cots": 1}"#, 400, "cots"),
+        (r#"{"key": "k", "cost": -1}"#, 400, "u32"),
+        (r#"{"key": "k", "cost": 1.5}"#, 400, "u32"),
+        (r#"{"key": "k", "cost": 6}"#, 422, "burst"),
+        (r#"{"key": "k", "cost": 4294967295}"#, 422, "burst"),
+        (r#"{"key": "k", "rule": "none"}"#, 422, "none"),
+        (r#"{"attributes": {"colour": "red"}}"#, 422, "colour"),
+        (r#"{"attributes": {"ip": "1.2.3"}}"#, 422, "1.2.3"),
+        (r#"{"attributes": {"path": "/"}, "rule": "items"}"#, 400, "either"),
+    ] {
+        let answer = tidegate.http.post(tidegate.url("/v1/check")).body(body).send().await.unwrap();
+        assert_eq!(answer.status(), status, "{body}");
+        assert_eq!(answer.headers()["content-type"], "application/problem+json");
+        let problem: Value = answer.json().await.unwrap();
+        assert!(problem["detail"].as_str().unwrap().contains(words), "{body}: {problem}");
+    }
+    let huge = format!(r#"{{"key": "{}"}}"#, "k".repeat(100_000));
+    let answer = tidegate.http.post(tidegate.url("/v1/check")).body(huge).send().await.unwrap();
+    assert_eq!(answer.status(), 413);
+    assert_eq!(tidegate.get("/v1/check").await.status(), 405);
+    assert_eq!(
+        tidegate.check(json!({"key": "k", "peek": true})).await["remaining"],
+        5,
+        "none of it was charged"
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_was_handed_on_by_a_stranger_needs_the_token() {
+    let tidegate = Tidegate::start(None, &[("TIDEGATE__DOORS__TOKEN", "a-door-token-of-26-letters")]).await;
+    let ask = async |headers: &[(&str, &str)]| {
+        let mut request = tidegate.http.post(tidegate.url("/v1/check")).json(&json!({"key": "k"}));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.send().await.unwrap().status().as_u16()
+    };
+    let handed_on = ("x-forwarded-for", "203.0.113.9");
+    assert_eq!(ask(&[]).await, 200);
+    assert_eq!(ask(&[handed_on]).await, 401);
+    assert_eq!(ask(&[handed_on, ("authorization", "Bearer a-door-token-of-26-lettres")]).await, 401);
+    assert_eq!(ask(&[handed_on, ("authorization", "Bearer a-door-token-of-26-letters")]).await, 200);
+
+    let without = Tidegate::start(None, &[("TRUSTED_PROXIES", "127.0.0.1")]).await;
+    let ask = async |client: &str| {
+        let request = without.http.post(without.url("/v1/check")).json(&json!({"key": "k"}));
+        request.header("x-forwarded-for", client).send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(ask("10.1.2.3").await, 200, "a private client behind a trusted proxy");
+    assert_eq!(ask("203.0.113.9").await, 403);
+}

@@ -1,0 +1,15 @@
+//! The real binary over real sockets, as its users meet it.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod admin;
+mod checks;
+mod faults;
+mod fleet;
+mod gateway;
+mod life;
+mod limits;
+mod logs;
+mod rollout;
+mod secrets;

@@ -1,0 +1,273 @@
+//! One arithmetic, three implementations: the memory store, the script on a real Redis, and governor where governor
+//! can express the case. Random histories at any instant up to the year 2200.
+
+mod support;
+
+use std::cell::{Cell, RefCell};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use governor::clock::FakeRelativeClock;
+use governor::{Quota as GovernorQuota, RateLimiter};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use tidegate::limiter::clock::{Micros, SECOND};
+use tidegate::limiter::gcra::{Quota, Reading};
+use tidegate::limiter::memory::{Charge, Memory};
+use tidegate::limiter::store::SharedCharge;
+use tidegate::limiter::subject::{PolicyTag, ProcessKey, Subject, SubjectHash};
+use tidegate::redis::charge;
+
+use support::redis_server::RedisServer;
+
+/// One bucket of a request.
+#[derive(Clone, Debug)]
+struct Owed {
+    bucket: usize,
+    cost: u32,
+    enforce: bool,
+}
+
+/// One request: so long after the one before, these buckets.
+#[derive(Clone, Debug)]
+struct Step {
+    after: Micros,
+    owed: Vec<Owed>,
+    peek: bool,
+}
+
+#[derive(Clone, Debug)]
+struct History {
+    start: Micros,
+    quotas: Vec<Quota>,
+    steps: Vec<Step>,
+}
+
+/// 2200-01-01T00:00:00Z.
+const YEAR_2200: Micros = 7_258_118_400 * SECOND;
+
+fn quota() -> impl Strategy<Value = Quota> {
+    let period = prop_oneof![Just(SECOND), Just(60 * SECOND), Just(3600 * SECOND), SECOND..100_000 * SECOND];
+    (1u32..5_000, period, 1u32..50).prop_filter_map("a quota that can be kept", |(limit, period, burst)| {
+        Quota::new(NonZeroU32::new(limit)?, period, NonZeroU32::new(burst)?).ok()
+    })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    // Mostly close together, so that buckets fill; sometimes far apart.
+    let after = prop_oneof![4 => 0u64..2_000, 4 => 0u64..2 * SECOND, 1 => 0u64..100_000 * SECOND];
+    let owed = (0usize..3, prop_oneof![3 => Just(1u32), 1 => 0u32..60], proptest::bool::weighted(0.8))
+        .prop_map(|(bucket, cost, enforce)| Owed { bucket, cost, enforce });
+    let owed = proptest::collection::vec(owed, 1..4).prop_map(|mut owed| {
+        owed.sort_by_key(|owed| owed.bucket);
+        owed.dedup_by_key(|owed| owed.bucket);
+        owed
+    });
+    (after, owed, proptest::bool::weighted(0.1)).prop_map(|(after, owed, peek)| Step { after, owed, peek })
+}
+
+fn history() -> impl Strategy<Value = History> {
+    let quotas = proptest::collection::vec(quota(), 3);
+    (0..YEAR_2200, quotas, proptest::collection::vec(step(), 1..40))
+        .prop_map(|(start, quotas, steps)| History { start, quotas, steps })
+}
+
+fn in_memory(history: &History) -> Vec<Vec<Reading>> {
+    let memory = Memory::new(1_000);
+    let key = ProcessKey::new(&[3; 16]).hash(&Subject::ip().identity_of(b"192.0.2.1"));
+    let mut now = history.start;
+    let answer = |step: &Step| {
+        now += step.after;
+        let charges: Vec<Charge> = step
+            .owed
+            .iter()
+            .map(|owed| Charge {
+                key: key.under(PolicyTag::of(&format!("policy-{}", owed.bucket))),
+                quota: history.quotas[owed.bucket],
+                cost: owed.cost,
+                enforce: owed.enforce,
+            })
+            .collect();
+        memory.charge(&charges, step.peek, now).to_vec()
+    };
+    history.steps.iter().map(answer).collect()
+}
+
+/// A real Redis, and a subject of its own for each history.
+struct InRedis {
+    connection: RefCell<redis::Connection>,
+    histories: Cell<u128>,
+}
+
+impl InRedis {
+    fn on(server: &RedisServer) -> Self {
+        Self { connection: RefCell::new(server.connection()), histories: Cell::new(0) }
+    }
+
+    fn answers(&self, history: &History) -> Vec<Vec<Reading>> {
+        self.histories.set(self.histories.get() + 1);
+        in_redis(history, &mut self.connection.borrow_mut(), self.histories.get())
+    }
+}
+
+/// The real body of the script behind a prologue that puts the test's instant in place of the server's.
+fn in_redis(history: &History, connection: &mut redis::Connection, subject: u128) -> Vec<Vec<Reading>> {
+    let mut now = history.start;
+    let mut answer = |step: &Step| {
+        now += step.after;
+        let charges: Vec<SharedCharge<'_>> = step
+            .owed
+            .iter()
+            .map(|owed| SharedCharge {
+                policy: ["policy-0", "policy-1", "policy-2"][owed.bucket],
+                subject: SubjectHash(subject.to_be_bytes()),
+                quota: history.quotas[owed.bucket],
+                cost: owed.cost,
+                enforce: owed.enforce,
+                note: 0,
+            })
+            .collect();
+        let mut command = redis::cmd("EVAL");
+        // Keys would expire by the server's own clock in the midst of a history that lasts days: without it.
+        let body = charge::BODY.replace(
+            "redis.call('SET', KEYS[i], string.format('%.0f', now + debt), 'PX', string.format('%.0f', math.ceil(debt / 1000)))",
+            "redis.call('SET', KEYS[i], string.format('%.0f', now + debt))",
+        );
+        assert_ne!(body, charge::BODY, "the script's SET has changed: change it here as well");
+        // The instant rides behind the script's own arguments.
+        command.arg(format!("local now = tonumber(ARGV[#ARGV])\n{body}"));
+        charge::arguments(&mut command, "test", &charges, step.peek, 0);
+        command.arg(now);
+        let value: redis::Value = command.query(connection).unwrap();
+        let (at, readings) = charge::answer(&value, &charges).unwrap();
+        assert_eq!(at, now, "an instant lost digits on its way through Lua");
+        readings.to_vec()
+    };
+    history.steps.iter().map(&mut answer).collect()
+}
+
+#[test]
+fn memory_and_redis_agree_on_every_history_at_any_instant_up_to_the_year_2200() {
+    let server = RedisServer::start();
+    let redis = InRedis::on(&server);
+    let mut runner = TestRunner::new(Config { cases: 400, failure_persistence: None, ..Config::default() });
+    runner
+        .run(&history(), |history| {
+            prop_assert_eq!(in_memory(&history), redis.answers(&history));
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn memory_and_governor_agree_wherever_governor_can_express_the_case() {
+    let strategy = (history(), 0usize..3);
+    let mut runner = TestRunner::new(Config { cases: 1_000, failure_persistence: None, ..Config::default() });
+    runner
+        .run(&strategy, |(mut history, bucket)| {
+            // governor has one bucket, no peek, no hit that costs nothing, and an error for a cost above the burst.
+            let quota = history.quotas[bucket];
+            for step in &mut history.steps {
+                let cost = step.owed[0].cost.clamp(1, quota.burst());
+                step.owed = vec![Owed { bucket, cost, enforce: true }];
+                step.peek = false;
+            }
+            let clock = FakeRelativeClock::default();
+            let burst = NonZeroU32::new(quota.burst()).unwrap();
+            let interval = Duration::from_micros(quota.interval());
+            let governor = GovernorQuota::with_period(interval).unwrap().allow_burst(burst);
+            let governor = RateLimiter::direct_with_clock(governor, clock.clone());
+            let ours = in_memory(&history);
+            for (step, readings) in history.steps.iter().zip(ours) {
+                clock.advance(Duration::from_micros(step.after));
+                let cost = NonZeroU32::new(step.owed[0].cost).unwrap();
+                let theirs = governor.check_n(cost).expect("the cost is within the burst").is_ok();
+                prop_assert_eq!(readings[0].allowed, theirs, "{:?} {:?}", step, readings);
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_denied_request_is_admitted_exactly_when_it_was_told_to_come_back_in_memory_and_in_redis() {
+    let server = RedisServer::start();
+    let redis = InRedis::on(&server);
+    let mut runner = TestRunner::new(Config { cases: 150, failure_persistence: None, ..Config::default() });
+    runner
+        .run(&history(), |mut history| {
+            history.steps.iter_mut().for_each(|step| step.peek = false);
+            let last = in_memory(&history).pop().unwrap();
+            let owed = history.steps.last().unwrap().owed.clone();
+            let wait = owed
+                .iter()
+                .zip(&last)
+                .filter(|(owed, reading)| owed.enforce && !reading.allowed)
+                .map(|(_, reading)| reading.retry_after)
+                .max_by_key(|wait| wait.unwrap_or(Micros::MAX));
+            // Not denied, or never to be admitted.
+            let Some(Some(wait)) = wait else { return Ok(()) };
+            let admitted = |readings: &[Reading]| {
+                owed.iter().zip(readings).all(|(owed, reading)| !owed.enforce || reading.allowed)
+            };
+            for (after, wanted) in [(wait - 1, false), (wait, true)] {
+                let mut later = history.clone();
+                later.steps.push(Step { after, owed: owed.clone(), peek: false });
+                prop_assert_eq!(admitted(&in_memory(&later).pop().unwrap()), wanted);
+                let there = redis.answers(&later);
+                prop_assert_eq!(admitted(&there.last().unwrap()), wanted);
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_key_expires_with_its_debt_and_holds_every_digit_of_its_time() {
+    let server = RedisServer::start();
+    let mut connection = server.connection();
+    let quota = Quota::new(NonZeroU32::MIN, 10 * SECOND, NonZeroU32::new(3).unwrap()).unwrap();
+    let charges =
+        [SharedCharge { policy: "p", subject: SubjectHash([7; 16]), quota, cost: 2, enforce: true, note: 0 }];
+    let mut command = redis::cmd("EVAL");
+    command.arg(charge::SCRIPT);
+    charge::arguments(&mut command, "test", &charges, false, 0);
+    let value: redis::Value = command.query(&mut connection).unwrap();
+    let (at, readings) = charge::answer(&value, &charges).unwrap();
+    assert_eq!((readings[0].debt, readings[0].remaining), (20 * SECOND, 1));
+    let key = "test:p:{07070707070707070707070707070707}";
+    let stored: String = server.run(&["GET", key]);
+    assert_eq!(stored, (at + 20 * SECOND).to_string());
+    let expires_in: u64 = server.run(&["PTTL", key]);
+    assert!((19_000..=20_000).contains(&expires_in), "{expires_in}");
+}
+
+#[test]
+fn a_note_raises_the_count_in_redis_and_a_peek_writes_nothing() {
+    let server = RedisServer::start();
+    let mut connection = server.connection();
+    let quota = Quota::new(NonZeroU32::MIN, SECOND, NonZeroU32::new(10).unwrap()).unwrap();
+    let mut ask = |cost: u32, note: Micros, peek: bool, sent_before: Micros| {
+        let charges =
+            [SharedCharge { policy: "p", subject: SubjectHash([1; 16]), quota, cost, enforce: true, note }];
+        let now: Vec<u64> = redis::cmd("TIME").query(&mut connection).unwrap();
+        let sent_at = (now[0] * SECOND + now[1]) - sent_before;
+        let mut command = redis::cmd("EVAL");
+        command.arg(charge::SCRIPT);
+        charge::arguments(&mut command, "test", &charges, peek, sent_at);
+        let value: redis::Value = command.query(&mut connection).unwrap();
+        charge::answer(&value, &charges).unwrap().1[0]
+    };
+    assert_eq!(ask(1, 5 * SECOND, true, 0).debt.div_ceil(SECOND), 5, "a peek sees the note");
+    assert_eq!(ask(0, 0, true, 0).debt, 0, "and left nothing");
+    assert!(ask(1, 5 * SECOND, false, 0).debt > 5 * SECOND, "a hit is charged on top of the note");
+    assert!(ask(1, 5 * SECOND, false, 0).debt > 6 * SECOND, "the same note again adds nothing");
+    assert!(ask(1, 5 * SECOND, false, 0).debt < 8 * SECOND + SECOND / 2);
+    assert!(!ask(8, 0, false, 0).allowed);
+    let denied = ask(8, 9 * SECOND, false, 0);
+    assert!(!denied.allowed && denied.debt > 8 * SECOND, "a denied hit keeps a greater note");
+    assert!(ask(0, 0, true, 0).debt > 8 * SECOND);
+    // Three seconds under way: the note has drained by as much.
+    let quiet = ask(0, 10 * SECOND, true, 3 * SECOND).debt;
+    assert!(quiet < 9 * SECOND, "{quiet}");
+}

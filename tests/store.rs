@@ -1,0 +1,188 @@
+//! The shared store through the same straight line that requests take: `Limiter::check_key` on a real Redis.
+
+mod support;
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tidegate::limiter::clock::{Clock, SECOND};
+use tidegate::limiter::decision::Backend;
+use tidegate::limiter::event::Silent;
+use tidegate::limiter::gcra::Quota;
+use tidegate::limiter::memory::Memory;
+use tidegate::limiter::policy::{Mode, Policy, Rules};
+use tidegate::limiter::rollout::{InForce, Percent, Rollout};
+use tidegate::limiter::route::Route;
+use tidegate::limiter::subject::{Part, Subject};
+use tidegate::limiter::{Hit, Limiter};
+use tidegate::redis::target::Target;
+use tidegate::redis::{Options, RedisStore};
+
+use support::redis_server::RedisServer;
+use support::relay::Relay;
+
+fn quota(limit: u32, seconds: u64, burst: u32) -> Quota {
+    Quota::new(NonZeroU32::new(limit).unwrap(), seconds * SECOND, NonZeroU32::new(burst).unwrap()).unwrap()
+}
+
+/// A limiter at 100 percent on the Redis at this port, once it is connected.
+async fn limiter(port: u16, rules: Rules, timeout: Duration) -> Arc<Limiter<RedisStore>> {
+    let options = Options {
+        target: Target::parse(&format!("redis://127.0.0.1:{port}")).unwrap(),
+        ca_cert: None,
+        client_identity: None,
+        timeout,
+        connect_timeout: Duration::from_secs(5),
+        reconnect_interval: Duration::from_secs(1),
+        namespace: "tidegate".into(),
+        fetch_secret: true,
+    };
+    let rollout = Arc::new(Rollout::default());
+    rollout.put(InForce { percent: Percent::ALL, revision: 1 });
+    let clock = Clock::system();
+    let store = RedisStore::new(options, clock.clone(), Arc::clone(&rollout), Arc::new(Silent)).unwrap();
+    tokio::spawn(store.clone().keep_connected());
+    support::until("the store is connected", async || store.state().connected).await;
+    Arc::new(Limiter::new(rules, Memory::new(100_000), &[1; 16], clock).with_store(store, rollout))
+}
+
+fn one_policy(quota: Quota) -> Rules {
+    let mut rules = Rules::none();
+    let by = Subject::new([Part::Header("x-api-key".into())]);
+    rules.add("default", Route::any(), 1, [Policy::new("default", by, quota)]);
+    rules
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exactly_the_burst_of_ten_thousand_simultaneous_requests_passes_in_redis() {
+    let server = RedisServer::start();
+    let limiter = limiter(server.port, one_policy(quota(60, 3600, 137)), Duration::from_secs(20)).await;
+    let hits = (0..10_000).map(|_| {
+        let limiter = Arc::clone(&limiter);
+        tokio::spawn(async move { limiter.check_key("default", b"one key", Hit::ONE).await.unwrap() })
+    });
+    let decisions: Vec<_> = join_all(hits).await.into_iter().map(Result::unwrap).collect();
+    assert!(decisions.iter().all(|one| one.backend() == Backend::Redis && one.fallback().is_none()));
+    assert_eq!(decisions.iter().filter(|one| one.allowed()).count(), 137);
+}
+
+#[tokio::test]
+async fn all_policies_of_a_subject_are_charged_in_one_call_or_none_of_them() {
+    let server = RedisServer::start();
+    let mut rules = Rules::none();
+    let by = || Subject::new([Part::Header("x-api-key".into())]);
+    let mut shadow = Policy::new("shadow", by(), quota(1, 3600, 1));
+    shadow.mode = Mode::Shadow;
+    rules.add(
+        "default",
+        Route::any(),
+        1,
+        [
+            Policy::new("wide", by(), quota(100, 3600, 100)),
+            Policy::new("tight", by(), quota(2, 3600, 2)),
+            shadow,
+        ],
+    );
+    let limiter = limiter(server.port, rules, Duration::from_secs(5)).await;
+    let _: String = server.run(&["CONFIG", "RESETSTAT"]);
+    let mut allowed = Vec::new();
+    for _ in 0..5 {
+        allowed.push(limiter.check_key("default", b"k", Hit::ONE).await.unwrap().allowed());
+    }
+    assert_eq!(allowed, [true, true, false, false, false], "the shadow policy denies nothing");
+    let stats: String = server.run(&["INFO", "commandstats"]);
+    assert!(stats.contains("cmdstat_evalsha:calls=5,"), "one call a decision:\n{stats}");
+    let peek = limiter.check_key("default", b"k", Hit { cost: 0, peek: true }).await.unwrap();
+    let left: Vec<u32> = peek.verdicts().map(|(_, verdict)| verdict.reading.remaining).collect();
+    assert_eq!(left, [98, 0, 0], "what was denied cost the wide policy nothing");
+    let keys = server.buckets();
+    assert_eq!(keys.len(), 3);
+    let tag = |key: &str| key[key.find('{').unwrap()..].to_owned();
+    assert!(keys.iter().all(|key| tag(key) == tag(&keys[0])), "one slot for one subject: {keys:?}");
+    assert!(keys.iter().all(|key| !key.contains(":k")), "no identity in the clear: {keys:?}");
+}
+
+/// Notes ride on every call. Were they drained only by our clock, every rise of the network's delay would be charged
+/// to the client; a client that stays within its limit would be denied.
+#[tokio::test]
+async fn a_client_within_its_limit_is_never_denied_however_the_delay_varies() {
+    let server = RedisServer::start();
+    let relay = Relay::to(server.port).await;
+    relay.hold(Duration::from_millis(12));
+    let limiter = limiter(relay.address.port(), one_policy(quota(100, 1, 4)), Duration::from_secs(5)).await;
+    let mut denied = 0;
+    for _ in 0..300 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let decision = limiter.check_key("default", b"k", Hit::ONE).await.unwrap();
+        assert_eq!(decision.fallback(), None);
+        denied += u32::from(!decision.allowed());
+    }
+    assert_eq!(denied, 0);
+}
+
+#[tokio::test]
+async fn a_key_that_moves_to_redis_takes_its_debt_along_and_brings_it_back() {
+    let server = RedisServer::start();
+    let limiter = limiter(server.port, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
+    let spend = async |count: usize| {
+        let mut allowed = 0;
+        for _ in 0..count {
+            let decision = limiter.check_key("default", b"k", Hit::ONE).await.unwrap();
+            allowed += usize::from(decision.allowed());
+        }
+        allowed
+    };
+    limiter.rollout().put(InForce { percent: Percent::NONE, revision: 2 });
+    assert_eq!(spend(4).await, 4);
+    limiter.rollout().put(InForce { percent: Percent::ALL, revision: 3 });
+    assert_eq!(spend(3).await, 3);
+    limiter.rollout().put(InForce { percent: Percent::NONE, revision: 4 });
+    assert_eq!(spend(10).await, 3, "seven of ten were spent, wherever they were counted");
+    limiter.rollout().put(InForce { percent: Percent::ALL, revision: 5 });
+    assert_eq!(spend(10).await, 0);
+    let _: String = server.run(&["FLUSHALL"]);
+    assert_eq!(spend(10).await, 0, "what Redis forgot, this process still knows");
+}
+
+#[tokio::test]
+async fn a_forgotten_script_is_taught_again_within_the_same_call() {
+    let server = RedisServer::start();
+    let limiter = limiter(server.port, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
+    for _ in 0..3 {
+        let _: String = server.run(&["SCRIPT", "FLUSH"]);
+        let decision = limiter.check_key("default", b"k", Hit::ONE).await.unwrap();
+        assert_eq!((decision.backend(), decision.fallback()), (Backend::Redis, None));
+    }
+}
+
+#[tokio::test]
+async fn a_request_with_subjects_in_both_stores_charges_both_or_neither() {
+    let server = RedisServer::start();
+    let mut rules = Rules::none();
+    let by_key = Subject::new([Part::Header("x-api-key".into())]);
+    let everyone = Subject::new([Part::Everyone]);
+    rules.add(
+        "default",
+        Route::any(),
+        1,
+        [Policy::new("all", everyone, quota(100, 3600, 100)), Policy::new("each", by_key, quota(2, 3600, 2))],
+    );
+    let limiter = limiter(server.port, rules, Duration::from_secs(5)).await;
+    // A bucket for everyone moves only at 100 %; look for a key that has moved at 99.99 %.
+    let nearly = Percent::from_basis_points(9_999).unwrap();
+    limiter.rollout().put(InForce { percent: nearly, revision: 2 });
+    let mut last = None;
+    for _ in 0..4 {
+        let decision = limiter.check_key("default", b"some key", Hit::ONE).await.unwrap();
+        assert!(decision.mixed);
+        last = Some(decision);
+    }
+    let last = last.unwrap();
+    assert!(!last.allowed());
+    assert_eq!((last.policy(), last.backend()), (Some("each"), Backend::Redis), "the deciding hit is named");
+    let peek = limiter.check_key("default", b"another", Hit { cost: 0, peek: true }).await.unwrap();
+    let all = peek.verdicts().find(|(policy, _)| &*policy.name == "all").unwrap().1;
+    assert_eq!(all.reading.remaining, 98, "what Redis denied was given back to memory");
+}

@@ -1,0 +1,18 @@
+//! What tests start: real redis-servers, the real binary, an upstream, a relay that spoils a connection.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+pub mod process;
+pub mod redis_server;
+pub mod relay;
+pub mod upstream;
+
+use std::time::{Duration, Instant};
+
+/// Waits until `done` says so, at most ten seconds.
+pub async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !done().await {
+        assert!(Instant::now() < deadline, "waited ten seconds in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
