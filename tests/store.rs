@@ -61,7 +61,7 @@ async fn exactly_the_burst_of_ten_thousand_simultaneous_requests_passes_in_redis
     let limiter = limiter(server.port, one_policy(quota(60, 3600, 137)), Duration::from_secs(20)).await;
     let hits = (0..10_000).map(|_| {
         let limiter = Arc::clone(&limiter);
-        tokio::spawn(async move { limiter.check_key("default", b"one key", Hit::ONE).await.unwrap() })
+        tokio::spawn(async move { limiter.check_key("default", b"one key", Hit::ONE).unwrap().await })
     });
     let decisions: Vec<_> = join_all(hits).await.into_iter().map(Result::unwrap).collect();
     assert!(decisions.iter().all(|one| one.backend() == Backend::Redis && one.fallback().is_none()));
@@ -89,12 +89,12 @@ async fn all_policies_of_a_subject_are_charged_in_one_call_or_none_of_them() {
     let _: String = server.run(&["CONFIG", "RESETSTAT"]);
     let mut allowed = Vec::new();
     for _ in 0..5 {
-        allowed.push(limiter.check_key("default", b"k", Hit::ONE).await.unwrap().allowed());
+        allowed.push(limiter.check_key("default", b"k", Hit::ONE).unwrap().await.allowed());
     }
     assert_eq!(allowed, [true, true, false, false, false], "the shadow policy denies nothing");
     let stats: String = server.run(&["INFO", "commandstats"]);
     assert!(stats.contains("cmdstat_evalsha:calls=5,"), "one call a decision:\n{stats}");
-    let peek = limiter.check_key("default", b"k", Hit { cost: 0, peek: true }).await.unwrap();
+    let peek = limiter.check_key("default", b"k", Hit { cost: 0, peek: true }).unwrap().await;
     let left: Vec<u32> = peek.verdicts().map(|(_, verdict)| verdict.reading.remaining).collect();
     assert_eq!(left, [98, 0, 0], "what was denied cost the wide policy nothing");
     let keys = server.buckets();
@@ -115,7 +115,7 @@ async fn a_client_within_its_limit_is_never_denied_however_the_delay_varies() {
     let mut denied = 0;
     for _ in 0..300 {
         tokio::time::sleep(Duration::from_millis(10)).await;
-        let decision = limiter.check_key("default", b"k", Hit::ONE).await.unwrap();
+        let decision = limiter.check_key("default", b"k", Hit::ONE).unwrap().await;
         assert_eq!(decision.fallback(), None);
         denied += u32::from(!decision.allowed());
     }
@@ -129,7 +129,7 @@ async fn a_key_that_moves_to_redis_takes_its_debt_along_and_brings_it_back() {
     let spend = async |count: usize| {
         let mut allowed = 0;
         for _ in 0..count {
-            let decision = limiter.check_key("default", b"k", Hit::ONE).await.unwrap();
+            let decision = limiter.check_key("default", b"k", Hit::ONE).unwrap().await;
             allowed += usize::from(decision.allowed());
         }
         allowed
@@ -152,7 +152,7 @@ async fn a_forgotten_script_is_taught_again_within_the_same_call() {
     let limiter = limiter(server.port, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
     for _ in 0..3 {
         let _: String = server.run(&["SCRIPT", "FLUSH"]);
-        let decision = limiter.check_key("default", b"k", Hit::ONE).await.unwrap();
+        let decision = limiter.check_key("default", b"k", Hit::ONE).unwrap().await;
         assert_eq!((decision.backend(), decision.fallback()), (Backend::Redis, None));
     }
 }
@@ -175,14 +175,14 @@ async fn a_request_with_subjects_in_both_stores_charges_both_or_neither() {
     limiter.rollout().put(InForce { percent: nearly, revision: 2 });
     let mut last = None;
     for _ in 0..4 {
-        let decision = limiter.check_key("default", b"some key", Hit::ONE).await.unwrap();
+        let decision = limiter.check_key("default", b"some key", Hit::ONE).unwrap().await;
         assert!(decision.mixed);
         last = Some(decision);
     }
     let last = last.unwrap();
     assert!(!last.allowed());
     assert_eq!((last.policy(), last.backend()), (Some("each"), Backend::Redis), "the deciding hit is named");
-    let peek = limiter.check_key("default", b"another", Hit { cost: 0, peek: true }).await.unwrap();
+    let peek = limiter.check_key("default", b"another", Hit { cost: 0, peek: true }).unwrap().await;
     let all = peek.verdicts().find(|(policy, _)| &*policy.name == "all").unwrap().1;
     assert_eq!(all.reading.remaining, 98, "what Redis denied was given back to memory");
 }

@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use actix_web::http::header::{AUTHORIZATION, HeaderMap};
-use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
+use quanta::Instant;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
@@ -105,10 +106,11 @@ pub async fn check<S: Store>(
     let decision = match (&question.key, &question.attributes) {
         (Some(key), None) => {
             let rule = question.rule.as_deref().unwrap_or("default");
-            limiter.check_key(rule, key.as_bytes(), hit).await.ok_or_else(|| {
+            let check = limiter.check_key(rule, key.as_bytes(), hit).ok_or_else(|| {
                 let detail = format!("There is no rule \"{rule}\".");
                 Problem::new(Cause::Unprocessable, detail).with_code("unknown_rule")
-            })?
+            })?;
+            check.await
         }
         (None, Some(attributes)) if question.rule.is_none() => {
             let facts = Attributes::read(attributes)?;
@@ -128,7 +130,9 @@ pub async fn check<S: Store>(
         return Err(Problem::new(Cause::Unprocessable, detail).with_code("cost_exceeds_burst"));
     }
     let response = HttpResponse::Ok().json(Answer::from(&decision));
-    Judged::note(&mut request.extensions_mut(), decision, started.elapsed());
+    if let Some(place) = Judged::place(&request) {
+        place.keep(Rc::new(decision), started.elapsed());
+    }
     Ok(response)
 }
 

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use actix_web::body::{BodySize, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
@@ -13,6 +12,7 @@ use actix_web::http::{Method, Uri};
 use actix_web::web::Bytes;
 use actix_web::{Error, HttpMessage};
 use pin_project_lite::pin_project;
+use quanta::Instant;
 use tracing_actix_web::RequestId;
 
 use super::client_ip::TrustedProxies;

@@ -1,9 +1,8 @@
 //! What a client is told about its limits: the response headers.
 
-use std::fmt::Write as _;
+use std::cell::RefCell;
 
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use smallvec::SmallVec;
 
 use crate::limiter::clock::{Micros, SECOND};
 use crate::limiter::decision::Decision;
@@ -29,20 +28,34 @@ const X_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const X_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
-/// Text on its way into a header, on the stack.
+/// Text on its way into a header. By hand: through `fmt` these five headers would cost more than the decision that
+/// they tell of.
 #[derive(Default)]
-struct Text(SmallVec<[u8; 128]>);
+struct Text(Vec<u8>);
 
-impl std::fmt::Write for Text {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        self.0.extend_from_slice(text.as_bytes());
-        Ok(())
-    }
+thread_local! {
+    /// Written over by each header in turn, so that none of them allocates but for its own value.
+    static SCRATCH: RefCell<(Text, Text)> = RefCell::default();
 }
 
 impl Text {
-    fn value(&self) -> Option<HeaderValue> {
-        HeaderValue::from_bytes(&self.0).ok()
+    fn text(&mut self, text: &str) -> &mut Self {
+        self.0.extend_from_slice(text.as_bytes());
+        self
+    }
+
+    fn number(&mut self, number: u64) -> &mut Self {
+        let (mut digits, mut first, mut rest) = ([0; 20], 20, number);
+        loop {
+            first -= 1;
+            digits[first] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        self.0.extend_from_slice(&digits[first..]);
+        self
     }
 }
 
@@ -50,36 +63,47 @@ impl Text {
 /// of another limit.
 pub fn write(decision: &Decision, families: Families, headers: &mut HeaderMap) {
     let Some((policy, bound)) = decision.binding() else { return };
-    let mut put = |name: HeaderName, text: Text| {
-        if let Some(value) = text.value() {
-            headers.insert(name, value);
-        }
-    };
-    if families.ietf {
-        let (mut policies, mut limits) = (Text::default(), Text::default());
-        for (index, (policy, verdict)) in decision.verdicts().enumerate() {
-            let comma = if index > 0 { ", " } else { "" };
-            let quota = &policy.quota;
-            // Policy names are plain (the configuration sees to it), so that quotes need no escape.
-            let _ = write!(policies, "{comma}\"{}\";q={}", policy.name, quota.limit());
-            // A window is whole seconds in the draft: one that is not is left out rather than rounded.
-            if quota.period() % SECOND == 0 {
-                let _ = write!(policies, ";w={}", quota.period() / SECOND);
+    SCRATCH.with_borrow_mut(|(one, other)| {
+        if families.ietf {
+            one.0.clear();
+            other.0.clear();
+            for (index, (policy, verdict)) in decision.verdicts().enumerate() {
+                let comma = if index > 0 { ", \"" } else { "\"" };
+                let (quota, reading) = (&policy.quota, &verdict.reading);
+                // Policy names are plain (the configuration sees to it), so that quotes need no escape.
+                one.text(comma).text(&policy.name).text("\";q=").number(u64::from(quota.limit()));
+                // A window is whole seconds in the draft: one that is not is left out rather than rounded.
+                if quota.period() % SECOND == 0 {
+                    one.text(";w=").number(quota.period() / SECOND);
+                }
+                other.text(comma).text(&policy.name).text("\";r=").number(u64::from(reading.remaining));
+                other.text(";t=").number(reading.debt.div_ceil(SECOND));
             }
-            let reading = &verdict.reading;
-            let reset = reading.debt.div_ceil(SECOND);
-            let _ = write!(limits, "{comma}\"{}\";r={};t={reset}", policy.name, reading.remaining);
+            put(headers, RATELIMIT_POLICY, one);
+            put(headers, RATELIMIT, other);
         }
-        put(RATELIMIT_POLICY, policies);
-        put(RATELIMIT, limits);
-    }
-    if families.x_ratelimit {
-        put(X_LIMIT, number(u64::from(policy.quota.limit())));
-        put(X_REMAINING, number(u64::from(bound.reading.remaining)));
-        put(X_RESET, number(bound.reading.debt.div_ceil(SECOND)));
-    }
-    if let (false, Some(wait)) = (decision.allowed(), decision.retry_after()) {
-        put(RETRY_AFTER, number(retry_after_seconds(wait)));
+        let mut put_number = |name, value| {
+            one.0.clear();
+            put(headers, name, one.number(value));
+        };
+        if families.x_ratelimit {
+            put_number(X_LIMIT, u64::from(policy.quota.limit()));
+            put_number(X_REMAINING, u64::from(bound.reading.remaining));
+            put_number(X_RESET, bound.reading.debt.div_ceil(SECOND));
+        }
+        if let (false, Some(wait)) = (decision.allowed(), decision.retry_after()) {
+            put_number(RETRY_AFTER, retry_after_seconds(wait));
+        }
+    });
+}
+
+fn put(headers: &mut HeaderMap, name: HeaderName, text: &Text) {
+    let Ok(value) = HeaderValue::from_bytes(&text.0) else { return };
+    // `insert` returns what was there, and moves a good deal of memory to do so: only when something was.
+    if headers.contains_key(&name) {
+        headers.insert(name, value);
+    } else {
+        headers.append(name, value);
     }
 }
 
@@ -88,8 +112,17 @@ pub fn retry_after_seconds(wait: Micros) -> u64 {
     wait.div_ceil(SECOND).max(1)
 }
 
-fn number(value: u64) -> Text {
-    let mut text = Text::default();
-    let _ = write!(text, "{value}");
-    text
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_number_is_written_as_everybody_writes_it(number: u64) {
+            let mut text = Text::default();
+            text.number(number);
+            prop_assert_eq!(String::from_utf8_lossy(&text.0), number.to_string());
+        }
+    }
 }

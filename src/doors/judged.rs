@@ -1,36 +1,32 @@
-//! What was decided about a request, kept among its extensions for whoever comes later: the handler, the log line.
+//! What was decided about a request, kept for whoever tells of it later, even when the request is given up.
 
 use std::cell::OnceCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use actix_web::dev::Extensions;
+use actix_web::HttpMessage;
 
 use crate::limiter::decision::Decision;
 
-/// A place for one decision. Whoever wants to read it, even of a request that is given up, puts an empty one
-/// among the extensions first and keeps a clone.
+/// A place for one decision. Whoever wants to know it puts an empty one among the request's extensions and keeps a
+/// clone; where nobody did, keeping it costs nothing.
 #[derive(Clone, Debug, Default)]
-pub struct Judged(Rc<OnceCell<(Decision, Duration)>>);
+pub struct Judged(Rc<OnceCell<(Rc<Decision>, Duration)>>);
 
 impl Judged {
+    /// The place that somebody put among a request's extensions.
+    pub fn place(request: &impl HttpMessage) -> Option<Self> {
+        request.extensions().get::<Self>().cloned()
+    }
+
     /// Keeps a decision and how long it took. The first one of a request stays.
-    pub fn note(extensions: &mut Extensions, decision: Decision, took: Duration) -> Self {
-        let judged = match extensions.get::<Self>() {
-            Some(place) => place.clone(),
-            None => {
-                let place = Self::default();
-                extensions.insert(place.clone());
-                place
-            }
-        };
-        let _ = judged.0.set((decision, took));
-        judged
+    pub fn keep(&self, decision: Rc<Decision>, took: Duration) {
+        let _ = self.0.set((decision, took));
     }
 
     /// The decision, once made.
     pub fn decision(&self) -> Option<&Decision> {
-        self.0.get().map(|(decision, _)| decision)
+        self.0.get().map(|(decision, _)| &**decision)
     }
 
     /// How long it took to decide.

@@ -5,20 +5,23 @@ use std::future::{Future, Ready, ready};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::task::{Context, Poll};
 
+use actix_web::Error;
 use actix_web::body::{BoxBody, EitherBody, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
-use actix_web::{Error, HttpMessage};
+use pin_project_lite::pin_project;
+use quanta::Instant;
 
 use super::client_ip::TrustedProxies;
 use super::facts::HttpFacts;
 use super::headers::{self, Families};
 use super::judged::Judged;
 use super::problem;
+use crate::limiter::decision::Decision;
 use crate::limiter::event::Origin;
 use crate::limiter::store::{NoStore, Store};
-use crate::limiter::{Hit, Limiter};
+use crate::limiter::{Check, Hit, Limiter};
 
 /// Rate-limits what it wraps.
 ///
@@ -90,33 +93,114 @@ where
 {
     type Response = ServiceResponse<EitherBody<B, BoxBody>>;
     type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>>>>;
+    type Future = Limited<T::Future, B>;
 
     forward_ready!(service);
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
-        let (shared, service) = (Rc::clone(&self.shared), Rc::clone(&self.service));
-        Box::pin(async move {
-            let started = Instant::now();
-            let decision = {
-                let facts = HttpFacts::of(request.request(), &shared.proxies);
-                shared.limiter.check(&facts, Hit::ONE)
+        let watch = Watch::over(&request);
+        let families = self.shared.families;
+        let check = {
+            let facts = HttpFacts::of(request.request(), &self.shared.proxies);
+            self.shared.limiter.check(&facts, Hit::ONE)
+        };
+        match check.now() {
+            Ok(decision) => {
+                let decision = watch.decided(decision);
+                if decision.allowed() {
+                    Limited::Passing { answer: self.service.call(request), decision, families }
+                } else {
+                    Limited::Denied { response: Some(deny(request, &decision, families)) }
+                }
             }
-            .await;
-            let deciding_took = started.elapsed();
-            let families = shared.families;
-            if !decision.allowed() {
-                let mut response = problem::denial(&decision, families);
-                response.extensions_mut().insert(Origin::Limiter);
-                Judged::note(&mut request.extensions_mut(), decision, deciding_took);
-                return Ok(request.into_response(response).map_into_right_body());
+            Err(check) => {
+                let asking = ask(check, Rc::clone(&self.service), request, families, watch);
+                Limited::Asking { asking: Box::pin(asking) }
             }
-            let judged = Judged::note(&mut request.extensions_mut(), decision, deciding_took);
-            let mut response = service.call(request).await?.map_into_left_body();
-            if let Some(decision) = judged.decision() {
-                headers::write(decision, families, response.headers_mut());
+        }
+    }
+}
+
+/// Takes the time of a decision for whoever wants to know, and costs nothing where nobody does.
+struct Watch(Option<(Judged, Instant)>);
+
+impl Watch {
+    fn over(request: &ServiceRequest) -> Self {
+        Self(Judged::place(request).map(|place| (place, Instant::now())))
+    }
+
+    fn decided(self, decision: Decision) -> Rc<Decision> {
+        let decision = Rc::new(decision);
+        if let Some((place, started)) = self.0 {
+            place.keep(Rc::clone(&decision), started.elapsed());
+        }
+        decision
+    }
+}
+
+/// Waits for the shared store, then does as [`RateLimitService::call`] does at once.
+async fn ask<T, B>(
+    check: Check,
+    service: Rc<T>,
+    request: ServiceRequest,
+    families: Families,
+    watch: Watch,
+) -> Result<ServiceResponse<EitherBody<B, BoxBody>>, Error>
+where
+    T: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
+{
+    let decision = watch.decided(check.await);
+    if !decision.allowed() {
+        return Ok(deny(request, &decision, families));
+    }
+    let mut response = service.call(request).await?.map_into_left_body();
+    headers::write(&decision, families, response.headers_mut());
+    Ok(response)
+}
+
+fn deny<B>(
+    request: ServiceRequest,
+    decision: &Decision,
+    families: Families,
+) -> ServiceResponse<EitherBody<B, BoxBody>> {
+    let mut response = problem::denial(decision, families);
+    response.extensions_mut().insert(Origin::Limiter);
+    request.into_response(response).map_into_right_body()
+}
+
+pin_project! {
+    /// An answer under way.
+    #[project = LimitedNow]
+    #[doc(hidden)]
+    pub enum Limited<F, B> {
+        /// Decided, and passed on.
+        Passing { #[pin] answer: F, decision: Rc<Decision>, families: Families },
+        /// Decided, and denied.
+        Denied { response: Option<ServiceResponse<EitherBody<B, BoxBody>>> },
+        /// Still to be decided.
+        Asking { asking: Asking<B> },
+    }
+}
+
+type Asking<B> = Pin<Box<dyn Future<Output = Result<ServiceResponse<EitherBody<B, BoxBody>>, Error>>>>;
+
+impl<F, B> Future for Limited<F, B>
+where
+    F: Future<Output = Result<ServiceResponse<B>, Error>>,
+{
+    type Output = Result<ServiceResponse<EitherBody<B, BoxBody>>, Error>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            LimitedNow::Passing { answer, decision, families } => {
+                let mut response = std::task::ready!(answer.poll(context))?.map_into_left_body();
+                headers::write(decision, *families, response.headers_mut());
+                Poll::Ready(Ok(response))
             }
-            Ok(response)
-        })
+            LimitedNow::Denied { response } => {
+                response.take().map_or(Poll::Pending, |one| Poll::Ready(Ok(one)))
+            }
+            LimitedNow::Asking { asking } => asking.as_mut().poll(context),
+        }
     }
 }

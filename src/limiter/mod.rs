@@ -15,7 +15,9 @@ pub mod store;
 pub mod subject;
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use arc_swap::ArcSwap;
 use smallvec::SmallVec;
@@ -90,34 +92,27 @@ impl<S: Store> Limiter<S> {
 
     /// Judges a request and charges it. It cannot fail: when the store does, memory decides.
     ///
-    /// The facts are read at once, not when the future is polled.
-    pub fn check<'a>(
-        &'a self,
-        facts: &dyn Facts,
-        hit: Hit,
-    ) -> impl Future<Output = Decision> + Send + use<'a, S> {
+    /// The facts are read, and what memory decides is decided, before this returns; the future waits for the shared
+    /// store only. [`Check::now`] is the decision of whoever need not wait.
+    pub fn check(self: &Arc<Self>, facts: &dyn Facts, hit: Hit) -> Check {
         let rules = self.rules.load_full();
-        let bill = rules.matching(facts).map(|rule| {
-            let bill = self.bill(&rules, rule, |subject| subject.identify(facts), facts);
-            (bill, rule.cost.saturating_mul(hit.cost))
-        });
-        let revision = self.rollout.in_force().revision;
-        async move {
-            match bill {
-                None => Decision::unlimited(rules, revision),
-                Some((bill, cost)) => self.decide(rules, bill, cost, hit).await,
-            }
-        }
+        let Some(rule) = rules.matching(facts) else {
+            let revision = self.rollout.in_force().revision;
+            return Check::Decided(Some(Decision::unlimited(rules, revision)));
+        };
+        let bill = self.bill(&rules, rule, |subject| subject.identify(facts), facts);
+        let cost = rule.cost.saturating_mul(hit.cost);
+        self.decide(rules, bill, cost, hit)
     }
 
     /// Judges `key`, which stands in for the subject of each policy of the rule `name`. `None` when there is no
     /// such rule.
-    pub async fn check_key(&self, name: &str, key: &[u8], hit: Hit) -> Option<Decision> {
+    pub fn check_key(self: &Arc<Self>, name: &str, key: &[u8], hit: Hit) -> Option<Check> {
         let rules = self.rules.load_full();
         let rule = rules.named(name)?;
         let bill = self.bill(&rules, rule, |subject| Some(subject.standing_in(key)), &Nothing);
         let cost = rule.cost.saturating_mul(hit.cost);
-        Some(self.decide(Arc::clone(&rules), bill, cost, hit).await)
+        Some(self.decide(rules, bill, cost, hit))
     }
 
     /// Which buckets a request owes, and in which store each of them is.
@@ -162,47 +157,50 @@ impl<S: Store> Limiter<S> {
         bill
     }
 
-    async fn decide(&self, rules: Arc<Rules>, bill: Bill, cost: u32, hit: Hit) -> Decision {
+    fn decide(self: &Arc<Self>, rules: Arc<Rules>, bill: Bill, cost: u32, hit: Hit) -> Check {
         if let Some(policy) = bill.missing {
-            return Decision::missing_subject(rules, bill.revision, policy);
+            return Check::Decided(Some(Decision::missing_subject(rules, bill.revision, policy)));
         }
-        let charge = |item: &Item| {
-            let policy = rules.policy(item.policy);
-            Charge { key: item.key, quota: policy.quota, cost, enforce: policy.mode == Mode::Enforce }
-        };
-        let Some(store) = self.store.as_ref().filter(|_| bill.wants_redis()) else {
-            let charges: SmallVec<[Charge; 2]> = bill.items.iter().map(charge).collect();
-            let readings = self.memory.charge(&charges, hit.writes_nothing(), self.clock.now());
-            return Decision::of(
-                rules,
-                bill.revision,
-                bill.verdicts_of(Arm::Control, Backend::Memory, None, &readings),
-            );
-        };
+        if bill.wants_redis() {
+            return Check::Asking(Box::pin(Arc::clone(self).decide_with_redis(rules, bill, cost, hit)));
+        }
+        let charges: Charges = bill.items.iter().map(|item| item.charge(&rules, cost)).collect();
+        let readings = self.memory.charge(&charges, hit.writes_nothing(), self.clock.now());
+        let verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &readings);
+        Check::Decided(Some(Decision::of(rules, bill.revision, verdicts)))
+    }
 
+    async fn decide_with_redis(
+        self: Arc<Self>,
+        rules: Arc<Rules>,
+        bill: Bill,
+        cost: u32,
+        hit: Hit,
+    ) -> Decision {
+        let charges = |arm: Arm| -> Charges {
+            bill.items.iter().filter(|item| item.arm == arm).map(|item| item.charge(&rules, cost)).collect()
+        };
         // Memory first: when it denies, Redis is not asked.
         let peek = hit.writes_nothing();
-        let here: Charges = bill.items.iter().filter(|item| item.arm == Arm::Control).map(charge).collect();
-        let there: Charges = bill.items.iter().filter(|item| item.arm == Arm::Canary).map(charge).collect();
+        let (here, there) = (charges(Arm::Control), charges(Arm::Canary));
         let here_readings = self.memory.charge(&here, peek, self.clock.now());
         if denied(&here, &here_readings) {
-            let verdicts = bill.verdicts_of(Arm::Control, Backend::Memory, None, &here_readings);
+            let verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here_readings);
             return Decision::of(rules, bill.revision, verdicts);
         }
-        let (there_readings, fault) = self.charge_there(store, &rules, &bill, &there, peek).await;
+        let (there_readings, fault) = self.charge_there(&rules, &bill, &there, peek).await;
         if denied(&there, &there_readings) && !peek && !here.is_empty() {
             self.memory.refund(&here, &here_readings, self.clock.now());
         }
         let backend = if fault.is_some() { Backend::Memory } else { Backend::Redis };
-        let mut verdicts = bill.verdicts_of(Arm::Control, Backend::Memory, None, &here_readings);
-        verdicts.extend(bill.verdicts_of(Arm::Canary, backend, fault, &there_readings));
+        let mut verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here_readings);
+        verdicts.extend(bill.verdicts(Arm::Canary, backend, fault, &there_readings));
         Decision::of(rules, bill.revision, verdicts)
     }
 
     /// Charges the shared store, or memory in its place.
     async fn charge_there(
         &self,
-        store: &S,
         rules: &Rules,
         bill: &Bill,
         charges: &Charges,
@@ -226,10 +224,10 @@ impl<S: Store> Limiter<S> {
                 })
             })
             .collect();
-        let charged = match &shared {
-            Some(shared) => store.charge(shared, peek, now).await,
+        let charged = match (&self.store, &shared) {
+            (Some(store), Some(shared)) => store.charge(shared, peek, now).await,
             // The fleet's secret is not known yet, so neither are the names of the keys.
-            None => Err(Fault::open()),
+            _ => Err(Fault::open()),
         };
         match charged {
             Ok(charged) if charged.readings.len() == charges.len() => {
@@ -292,6 +290,39 @@ struct Bill {
     missing: Option<PolicyId>,
 }
 
+/// A decision that is made, or that waits for the shared store.
+pub enum Check {
+    /// Made; `None` once it was taken.
+    Decided(Option<Decision>),
+    /// Under way. On the heap, so that the common case stays small.
+    Asking(Pin<Box<dyn Future<Output = Decision> + Send>>),
+}
+
+impl Check {
+    /// The decision, when it is made already; else the check, to be awaited.
+    ///
+    /// # Errors
+    /// None: the `Err` is what still waits.
+    pub fn now(mut self) -> Result<Decision, Self> {
+        match &mut self {
+            Self::Decided(decision) => decision.take().ok_or(self),
+            Self::Asking(_) => Err(self),
+        }
+    }
+}
+
+impl Future for Check {
+    type Output = Decision;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Decision> {
+        match self.get_mut() {
+            // Polled after it was ready, which no future allows: it stays pending.
+            Self::Decided(decision) => decision.take().map_or(Poll::Pending, Poll::Ready),
+            Self::Asking(asking) => asking.as_mut().poll(context),
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Item {
     policy: PolicyId,
@@ -301,12 +332,19 @@ struct Item {
     shared: Option<SubjectHash>,
 }
 
+impl Item {
+    fn charge(&self, rules: &Rules, cost: u32) -> Charge {
+        let policy = rules.policy(self.policy);
+        Charge { key: self.key, quota: policy.quota, cost, enforce: policy.mode == Mode::Enforce }
+    }
+}
+
 impl Bill {
     fn wants_redis(&self) -> bool {
         self.items.iter().any(|item| item.arm == Arm::Canary)
     }
 
-    fn verdicts_of(
+    fn verdicts(
         &self,
         arm: Arm,
         backend: Backend,

@@ -13,6 +13,8 @@ impl RootSpanBuilder for RootSpan {
     fn on_request_start(request: &ServiceRequest) -> Span {
         let id = request.extensions().get::<RequestId>().copied();
         tracing::info_span!(
+            // A target of its own: RUST_LOG="info,tidegate::request=off" saves its cost.
+            target: "tidegate::request",
             "request",
             request_id = id.map(tracing::field::display),
             method = request.method().as_str(),
