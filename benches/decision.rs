@@ -9,7 +9,12 @@
 //! - `u64`, `string`: governor's keyed limiter over dashmap with its default clock and hasher; the string is as long
 //!   as the bytes that ours hashes.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a bench stops at the first surprise")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a bench stops at the first surprise"
+)]
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -84,13 +89,20 @@ struct Shape {
 }
 
 impl Shape {
+    /// A hit leaves a debt that outlives the bench: a store that forgets drained keys must not get off lightly.
+    /// Only a single key can't be spared draining, for it is hit more often than a year's debt allows.
     fn limit_period_burst(self) -> (u32, u64, u32) {
-        if self.admitted { (1_000_000, 1, u32::MAX) } else { (1, 24 * 3600, 1) }
+        match self.admitted {
+            true if self.keys == 1 => (1_000_000, 1, u32::MAX),
+            true => (1, 100, 100_000),
+            false => (1, 24 * 3600, 1),
+        }
     }
 
     fn our_quota(self) -> Quota {
         let (limit, seconds, burst) = self.limit_period_burst();
-        Quota::new(NonZeroU32::new(limit).unwrap(), seconds * SECOND, NonZeroU32::new(burst).unwrap()).unwrap()
+        Quota::new(NonZeroU32::new(limit).unwrap(), seconds * SECOND, NonZeroU32::new(burst).unwrap())
+            .unwrap()
     }
 
     fn governors_quota(self) -> governor::Quota {
@@ -369,7 +381,10 @@ fn print_decisions(rows: &[Row]) {
     };
     for theirs in ["u64", "string"] {
         let ratio = worst(theirs, &mut rows.iter());
-        println!("decision below governor's ({theirs} keys) in every row: {} (worst ratio {ratio:.2})", yes(ratio < 1.0));
+        println!(
+            "decision below governor's ({theirs} keys) in every row: {} (worst ratio {ratio:.2})",
+            yes(ratio < 1.0)
+        );
     }
     for theirs in ["u64", "string"] {
         let ratio = worst(theirs, &mut rows.iter().filter(|row| row.shape.keys == MANY_KEYS));
@@ -386,7 +401,9 @@ fn yes(holds: bool) -> &'static str {
 
 /// Each contender in a fresh process of its own, so that none inherits what another freed.
 fn print_memory() {
-    println!("\nbytes a key: growth of the resident set at {MANY_KEYS} keys, each contender in its own process");
+    println!(
+        "\nbytes a key: growth of the resident set at {MANY_KEYS} keys, each contender in its own process"
+    );
     let mut sizes = HashMap::new();
     for contender in ["ours", "u64", "string"] {
         let child = Command::new(std::env::current_exe().unwrap())

@@ -8,6 +8,7 @@ pub mod decision;
 pub mod event;
 pub mod gcra;
 pub mod memory;
+pub mod passage;
 pub mod policy;
 pub mod rollout;
 pub mod route;
@@ -184,14 +185,15 @@ impl<S: Store> Limiter<S> {
         let peek = hit.writes_nothing();
         let here: Charges = bill.items.iter().filter(|item| item.arm == Arm::Control).map(charge).collect();
         let there: Charges = bill.items.iter().filter(|item| item.arm == Arm::Canary).map(charge).collect();
-        let here_readings = self.memory.charge(&here, peek, self.clock.now());
+        let charged_at = self.clock.now();
+        let here_readings = self.memory.charge(&here, peek, charged_at);
         if denied(&here, &here_readings) {
             let verdicts = bill.verdicts_of(Arm::Control, Backend::Memory, None, &here_readings);
             return Decision::of(rules, bill.revision, verdicts);
         }
         let (there_readings, fault) = self.charge_there(store, &rules, &bill, &there, peek).await;
         if denied(&there, &there_readings) && !peek && !here.is_empty() {
-            self.memory.refund(&here, &here_readings, self.clock.now());
+            self.memory.refund(&here, &here_readings, charged_at, self.clock.now());
         }
         let backend = if fault.is_some() { Backend::Memory } else { Backend::Redis };
         let mut verdicts = bill.verdicts_of(Arm::Control, Backend::Memory, None, &here_readings);
