@@ -11,7 +11,7 @@ run: ## Build and serve on http://127.0.0.1:8080 (HOST, PORT and all other setti
 
 test: test-deps ## Install what the tests need when it is missing, then run them all
 	cargo test --locked --doc
-	cargo nextest run --locked
+	cargo nextest run --locked --no-fail-fast
 
 test-deps:
 	scripts/install-test-deps
