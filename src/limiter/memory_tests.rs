@@ -285,7 +285,7 @@ mod invariant {
         let peek = prop::bool::weighted(0.1);
         prop_oneof![
             4 => prop_oneof![0..3_000u64, Just(0), Just(1_000), 3_000..20_000u64].prop_map(Step::Wait),
-            4 => (policies.clone(), cost.clone(), peek.clone())
+            4 => (policies.clone(), cost.clone(), peek)
                 .prop_map(|(policies, cost, peek)| Step::Local { policies, cost, peek }),
             1 => any::<usize>().prop_map(Step::Refund),
             6 => (policies.clone(), cost.clone(), peek, prop::bool::weighted(0.7))
