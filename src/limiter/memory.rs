@@ -8,8 +8,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry as Slot;
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
@@ -18,6 +16,7 @@ use super::gcra::{self, Quota, Reading};
 use super::passage::Voyage;
 use super::store::Readings;
 use super::subject::Key;
+use super::table::{Entry, Table};
 
 /// One bucket that a request owes.
 #[derive(Clone, Copy, Debug)]
@@ -39,16 +38,9 @@ impl Charge {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Entry {
-    key: Key,
-    /// When the bucket is full again.
-    pub(super) full_at: Micros,
-}
-
 #[derive(Default)]
 pub(super) struct Shard {
-    pub(super) entries: HashTable<Entry>,
+    pub(super) entries: Table,
     /// Few at a time, so a list is searched faster than a map is hashed.
     pub(super) voyages: Vec<Voyage>,
     /// Where the next search for a victim begins.
@@ -204,7 +196,7 @@ impl Memory {
         shard.forget_drained(now);
         let kept = shard.entries.len();
         if shard.entries.capacity() > 64 && shard.entries.capacity() / 4 > kept {
-            shard.entries.shrink_to(kept * 2, |entry| entry.key.0);
+            shard.entries.shrink_to(kept * 2);
         }
         if shard.voyages.is_empty() {
             shard.voyages.shrink_to(8);
@@ -265,22 +257,19 @@ impl Memory {
             // that filled the table.
             shard.forget_drained(now);
         }
-        if let Slot::Vacant(slot) = shard.entries.entry(key.0, |entry| entry.key == key, |entry| entry.key.0)
-        {
-            slot.insert(Entry { key, full_at });
-        }
+        shard.entries.insert(Entry { key, full_at });
     }
 }
 
 impl Shard {
     #[inline]
     pub(super) fn entry(&self, key: Key) -> Option<&Entry> {
-        self.entries.find(key.0, |entry| entry.key == key)
+        self.entries.find(key)
     }
 
     #[inline]
     fn entry_mut(&mut self, key: Key) -> Option<&mut Entry> {
-        self.entries.find_mut(key.0, |entry| entry.key == key)
+        self.entries.find_mut(key)
     }
 
     #[inline]
@@ -308,12 +297,12 @@ impl Shard {
 
     /// Removes the entry with the least debt among the next few. True when it had any.
     fn evict_one(&mut self, now: Micros) -> bool {
-        let places = self.entries.num_buckets();
+        let places = self.entries.places();
         let mut victim: Option<(usize, Micros)> = None;
         let mut looked_at = 0;
         for step in 0..places {
             let place = (self.hand + step) % places;
-            let Some(entry) = self.entries.get_bucket(place) else {
+            let Some(entry) = self.entries.at(place) else {
                 continue;
             };
             if victim.is_none_or(|(_, least)| entry.full_at < least) {
@@ -328,9 +317,7 @@ impl Shard {
         let Some((place, full_at)) = victim else {
             return false;
         };
-        if let Ok(entry) = self.entries.get_bucket_entry(place) {
-            entry.remove();
-        }
+        self.entries.remove(place);
         full_at > now
     }
 }

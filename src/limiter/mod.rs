@@ -14,6 +14,7 @@ pub mod rollout;
 pub mod route;
 pub mod store;
 pub mod subject;
+mod table;
 
 use std::future::Future;
 use std::sync::Arc;

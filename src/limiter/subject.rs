@@ -204,7 +204,7 @@ impl fmt::Display for SubjectHash {
 }
 
 /// A bucket's key in this process' memory: a keyed hash of the subject, marked with the policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Key(pub(super) u64, pub(super) u64);
 
 impl Key {
