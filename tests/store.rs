@@ -1,4 +1,10 @@
 //! The shared store through the same straight line that requests take: `Limiter::check_key` on a real Redis.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
 
 mod support;
 

@@ -28,6 +28,7 @@ const LATER_KEYS: &[&str] = &["block_after", "block_within", "block_for", "algor
 /// Never: the quota is a constant that a test makes.
 pub fn compiled_in() -> Rules {
     const HUNDRED: NonZeroU32 = NonZeroU32::new(100).expect("100 is not 0");
+    #[expect(clippy::expect_used, reason = "constants, and a test calls it")]
     let quota = Quota::new(HUNDRED, 60 * SECOND, HUNDRED).expect("100 a minute is a whole interval");
     Rules::by_ip(quota)
 }

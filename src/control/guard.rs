@@ -53,10 +53,13 @@ impl KeyExtractor for ByPeer {
     }
 }
 
+/// A limit against guessing.
+pub type Guessing = GovernorConfig<ByPeer, NoOpMiddleware<QuantaInstant>>;
+
 /// The limit against guessing: one for all workers.
 ///
 /// `None` when the figures above make no limit, which a test rules out.
-pub fn against_guessing() -> Option<GovernorConfig<ByPeer, NoOpMiddleware<QuantaInstant>>> {
+pub fn against_guessing() -> Option<Guessing> {
     GovernorConfigBuilder::default()
         .requests_per_second(PER_SECOND)
         .burst_size(BURST)

@@ -1,11 +1,13 @@
 //! What a client is told about its limits: the response headers.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
 use crate::limiter::clock::{Micros, SECOND};
 use crate::limiter::decision::Decision;
+use crate::limiter::policy::{Policy, PolicyId, Rules};
 
 /// The families of headers that are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,11 +36,61 @@ const X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 struct Text(Vec<u8>);
 
 thread_local! {
-    /// Written over by each header in turn, so that none of them allocates but for its own value.
-    static SCRATCH: RefCell<(Text, Text)> = RefCell::default();
+    static DESK: RefCell<Desk> = RefCell::default();
+}
+
+/// What a thread needs to write headers without allocating for each.
+#[derive(Default)]
+struct Desk {
+    /// Written over by each header in turn.
+    scratch: Text,
+    /// The rules that `written` belongs to, held so that no others take their place in memory.
+    rules: Option<Arc<Rules>>,
+    /// By policy: what never changes while the rules are in force.
+    written: Vec<Option<Written>>,
+}
+
+#[derive(Clone)]
+struct Written {
+    /// `RateLimit-Policy`
+    policy: HeaderValue,
+    /// `X-RateLimit-Limit`
+    limit: HeaderValue,
+}
+
+impl Desk {
+    fn written(&mut self, rules: &Arc<Rules>, id: PolicyId) -> Option<Written> {
+        if !self.rules.as_ref().is_some_and(|known| Arc::ptr_eq(known, rules)) {
+            self.rules = Some(Arc::clone(rules));
+            self.written = vec![None; rules.policies().len()];
+        }
+        let place = self.written.get_mut(id)?;
+        if place.is_none() {
+            let policy = rules.policy(id);
+            let mut text = Text::default();
+            text.policy(policy);
+            *place = Some(Written { policy: text.value()?, limit: number(u64::from(policy.quota.limit()))? });
+        }
+        place.clone()
+    }
 }
 
 impl Text {
+    fn policy(&mut self, policy: &Policy) -> &mut Self {
+        let quota = &policy.quota;
+        // Policy names are plain (the configuration sees to it), so that quotes need no escape.
+        self.text("\"").text(&policy.name).text("\";q=").number(u64::from(quota.limit()));
+        // A window is whole seconds in the draft: one that is not is left out rather than rounded.
+        if quota.period().is_multiple_of(SECOND) {
+            self.text(";w=").number(quota.period() / SECOND);
+        }
+        self
+    }
+
+    fn value(&self) -> Option<HeaderValue> {
+        HeaderValue::from_bytes(&self.0).ok()
+    }
+
     fn text(&mut self, text: &str) -> &mut Self {
         self.0.extend_from_slice(text.as_bytes());
         self
@@ -62,49 +114,71 @@ impl Text {
 /// Adds the headers of `decision` to a response. A name that the upstream set itself is replaced: it would speak
 /// of another limit.
 pub fn write(decision: &Decision, families: Families, headers: &mut HeaderMap) {
-    let Some((policy, bound)) = decision.binding() else { return };
-    SCRATCH.with_borrow_mut(|(one, other)| {
+    let Some((_, bound)) = decision.binding() else { return };
+    DESK.with_borrow_mut(|desk| {
+        let bound_to = desk.written(decision.rules(), bound.policy);
         if families.ietf {
-            one.0.clear();
-            other.0.clear();
-            for (index, (policy, verdict)) in decision.verdicts().enumerate() {
-                let comma = if index > 0 { ", \"" } else { "\"" };
-                let (quota, reading) = (&policy.quota, &verdict.reading);
-                // Policy names are plain (the configuration sees to it), so that quotes need no escape.
-                one.text(comma).text(&policy.name).text("\";q=").number(u64::from(quota.limit()));
-                // A window is whole seconds in the draft: one that is not is left out rather than rounded.
-                if quota.period() % SECOND == 0 {
-                    one.text(";w=").number(quota.period() / SECOND);
+            let several = decision.verdicts().nth(1).is_some();
+            desk.scratch.0.clear();
+            let policies = if several {
+                for (index, (policy, _)) in decision.verdicts().enumerate() {
+                    desk.scratch.text(if index > 0 { ", " } else { "" }).policy(policy);
                 }
-                other.text(comma).text(&policy.name).text("\";r=").number(u64::from(reading.remaining));
-                other.text(";t=").number(reading.debt.div_ceil(SECOND));
+                desk.scratch.value()
+            } else {
+                bound_to.as_ref().map(|written| written.policy.clone())
+            };
+            put(headers, RATELIMIT_POLICY, policies);
+            desk.scratch.0.clear();
+            for (index, (policy, verdict)) in decision.verdicts().enumerate() {
+                let reading = &verdict.reading;
+                desk.scratch.text(if index > 0 { ", \"" } else { "\"" }).text(&policy.name);
+                desk.scratch.text("\";r=").number(u64::from(reading.remaining));
+                desk.scratch.text(";t=").number(reading.debt.div_ceil(SECOND));
             }
-            put(headers, RATELIMIT_POLICY, one);
-            put(headers, RATELIMIT, other);
+            put(headers, RATELIMIT, desk.scratch.value());
         }
-        let mut put_number = |name, value| {
-            one.0.clear();
-            put(headers, name, one.number(value));
-        };
         if families.x_ratelimit {
-            put_number(X_LIMIT, u64::from(policy.quota.limit()));
-            put_number(X_REMAINING, u64::from(bound.reading.remaining));
-            put_number(X_RESET, bound.reading.debt.div_ceil(SECOND));
-        }
-        if let (false, Some(wait)) = (decision.allowed(), decision.retry_after()) {
-            put_number(RETRY_AFTER, retry_after_seconds(wait));
+            put(headers, X_LIMIT, bound_to.map(|written| written.limit));
+            put(headers, X_REMAINING, number(u64::from(bound.reading.remaining)));
+            put(headers, X_RESET, number(bound.reading.debt.div_ceil(SECOND)));
         }
     });
+    if let (false, Some(wait)) = (decision.allowed(), decision.retry_after()) {
+        put(headers, RETRY_AFTER, number(retry_after_seconds(wait)));
+    }
 }
 
-fn put(headers: &mut HeaderMap, name: HeaderName, text: &Text) {
-    let Ok(value) = HeaderValue::from_bytes(&text.0) else { return };
+fn put(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
+    let Some(value) = value else { return };
     // `insert` returns what was there, and moves a good deal of memory to do so: only when something was.
     if headers.contains_key(&name) {
         headers.insert(name, value);
     } else {
         headers.append(name, value);
     }
+}
+
+/// Most numbers in these headers are small: they need no memory of their own.
+static UP_TO_999: [[u8; 3]; 1000] = {
+    let mut table = [[b'0'; 3]; 1000];
+    let mut number = 0;
+    while number < 1000 {
+        table[number] =
+            [b'0' + (number / 100) as u8, b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8];
+        number += 1;
+    }
+    table
+};
+
+fn number(value: u64) -> Option<HeaderValue> {
+    let small = usize::try_from(value).ok().and_then(|value| UP_TO_999.get(value));
+    let Some(digits) = small else {
+        let mut text = Text::default();
+        return text.number(value).value();
+    };
+    let leading = usize::from(value < 100) + usize::from(value < 10);
+    std::str::from_utf8(&digits[leading..]).ok().map(HeaderValue::from_static)
 }
 
 /// Whole seconds, rounded up: a client that waits exactly that long is admitted.
@@ -116,6 +190,13 @@ pub fn retry_after_seconds(wait: Micros) -> u64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn small_numbers_are_written_without_leading_zeros() {
+        for value in (0..2_000).chain([u64::MAX]) {
+            assert_eq!(number(value).unwrap().to_str().unwrap(), value.to_string());
+        }
+    }
 
     proptest! {
         #[test]

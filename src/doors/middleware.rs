@@ -104,8 +104,8 @@ where
             let facts = HttpFacts::of(request.request(), &self.shared.proxies);
             self.shared.limiter.check(&facts, Hit::ONE)
         };
-        match check.now() {
-            Ok(decision) => {
+        match check {
+            Check::Decided(Some(decision)) => {
                 let decision = watch.decided(decision);
                 if decision.allowed() {
                     Limited::Passing { answer: self.service.call(request), decision, families }
@@ -113,7 +113,7 @@ where
                     Limited::Denied { response: Some(deny(request, &decision, families)) }
                 }
             }
-            Err(check) => {
+            check => {
                 let asking = ask(check, Rc::clone(&self.service), request, families, watch);
                 Limited::Asking { asking: Box::pin(asking) }
             }

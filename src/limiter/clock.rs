@@ -24,7 +24,8 @@ pub enum Clock {
 #[derive(Clone, Debug)]
 pub struct SystemClock {
     clock: quanta::Clock,
-    started: quanta::Instant,
+    /// What the counter showed at the start, in its own unit.
+    started: u64,
     started_at: Micros,
 }
 
@@ -32,7 +33,7 @@ impl Clock {
     /// The machine's clock.
     pub fn system() -> Self {
         let clock = quanta::Clock::new();
-        let started = clock.now();
+        let started = clock.raw();
         let started_at =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as Micros);
         Self::System(SystemClock { clock, started, started_at })
@@ -48,8 +49,9 @@ impl Clock {
     pub fn now(&self) -> Micros {
         match self {
             Self::System(anchor) => {
-                let elapsed = anchor.clock.now().saturating_duration_since(anchor.started);
-                anchor.started_at + elapsed.as_micros() as Micros
+                // From the counter at once: `Instant` and `Duration` would divide twice more on the way.
+                let nanos = anchor.clock.delta_as_nanos(anchor.started, anchor.clock.raw());
+                anchor.started_at + nanos / 1_000
             }
             Self::Manual(now) => now.load(Ordering::Relaxed),
         }

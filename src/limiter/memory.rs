@@ -8,15 +8,15 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry as Slot;
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use super::clock::Micros;
 use super::gcra::{self, Quota, Reading};
+use super::passage::Voyage;
 use super::store::Readings;
 use super::subject::Key;
+use super::table::{Entry, Table};
 
 /// One bucket that a request owes.
 #[derive(Clone, Copy, Debug)]
@@ -33,46 +33,28 @@ pub struct Charge {
 
 impl Charge {
     #[inline]
-    fn amount(&self) -> Micros {
+    pub(super) fn amount(&self) -> Micros {
         self.quota.charge(self.cost)
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    key: Key,
-    /// When the bucket is full again.
-    full_at: Micros,
-}
-
-/// The calls to Redis that are under way for one key, and what was charged here meanwhile.
-#[derive(Clone, Copy, Debug)]
-struct Voyage {
-    key: Key,
-    calls: u32,
-    /// The sum of their charges: each may be granted at any moment.
-    in_flight: Micros,
-    /// All that was charged here since the voyage began. It only grows.
-    charged: Micros,
-    /// How much of `charged` rode in a call that was answered: Redis knows of it.
-    confirmed: Micros,
-    /// When the bucket would be full again if only this process had charged it: what it granted by Redis' word
-    /// and by its own. Redis can forget (a flush, a failover) between two calls that are under way; this cannot.
-    own_full_at: Micros,
-}
-
 #[derive(Default)]
-struct Shard {
-    entries: HashTable<Entry>,
+pub(super) struct Shard {
+    pub(super) entries: Table,
     /// Few at a time, so a list is searched faster than a map is hashed.
-    voyages: Vec<Voyage>,
+    pub(super) voyages: Vec<Voyage>,
     /// Where the next search for a victim begins.
     hand: usize,
 }
 
+/// A shard on cache lines of its own, so that threads in neighbouring shards do not slow each other down.
+#[derive(Default)]
+#[repr(align(64))]
+struct Padded(Mutex<Shard>);
+
 /// The in-process store.
 pub struct Memory {
-    shards: Box<[Mutex<Shard>]>,
+    shards: Box<[Padded]>,
     keys_per_shard: usize,
     evicted_in_debt: AtomicU64,
 }
@@ -82,6 +64,8 @@ const MOST_SHARDS: usize = 256;
 const KEYS_WORTH_A_SHARD: usize = 64;
 /// How many places an eviction looks at: enough for a good victim, few enough to be no pause.
 const VICTIMS_LOOKED_AT: usize = 32;
+/// How often a lock is tried before the thread goes to sleep: 85 pauses in all, a few microseconds.
+const SPINS: u32 = 4;
 
 impl Memory {
     /// A store of at most `max_keys` keys (at least one).
@@ -89,7 +73,7 @@ impl Memory {
         let wanted = (max_keys / KEYS_WORTH_A_SHARD).clamp(1, MOST_SHARDS);
         let shards = 1 << wanted.ilog2();
         Self {
-            shards: (0..shards).map(|_| Mutex::default()).collect(),
+            shards: (0..shards).map(|_| Padded::default()).collect(),
             keys_per_shard: (max_keys / shards).max(1),
             evicted_in_debt: AtomicU64::new(0),
         }
@@ -99,15 +83,7 @@ impl Memory {
     pub fn charge(&self, charges: &[Charge], peek: bool, now: Micros) -> Readings {
         match charges {
             [] => Readings::new(),
-            [charge] => {
-                let mut shard = self.shards[self.shard_of(charge.key)].lock();
-                let (mut reading, debt) = shard.judge(charge, now);
-                if reading.allowed && !peek {
-                    self.write(&mut shard, charge, debt, now);
-                    reading = charge.quota.reading(debt + charge.amount(), charge.cost, true);
-                }
-                Readings::from_elem(reading, 1)
-            }
+            [charge] => Readings::from_elem(self.charge_one(charge, peek, now), 1),
             _ => {
                 let mut locked = Locked::of(self, charges);
                 self.charge_locked(&mut locked, charges, peek, now)
@@ -115,7 +91,35 @@ impl Memory {
         }
     }
 
-    fn charge_locked(
+    /// The way of nearly every request: one bucket, looked up once, its lock held for nothing but that.
+    #[inline]
+    fn charge_one(&self, charge: &Charge, peek: bool, now: Micros) -> Reading {
+        let (amount, tolerance) = (charge.amount(), charge.quota.tolerance());
+        let mut shard = self.shard(self.shard_of(charge.key));
+        if !shard.voyages.is_empty() {
+            let (reading, debt) = shard.judge(charge, now);
+            if !reading.allowed || peek {
+                return reading;
+            }
+            self.write(&mut shard, charge, debt, now);
+            return charge.quota.reading(debt + amount, charge.cost, true);
+        }
+        let entry = shard.entry_mut(charge.key);
+        let full_at = entry.as_ref().map_or(0, |entry| entry.full_at);
+        let mut debt = full_at.saturating_sub(now).min(tolerance);
+        let allowed = gcra::admits(debt, amount, tolerance);
+        if allowed && !peek && amount > 0 {
+            debt += amount;
+            match entry {
+                Some(entry) => entry.full_at = now + debt,
+                None => self.set(&mut shard, charge.key, now + debt, now),
+            }
+        }
+        drop(shard);
+        charge.quota.reading(debt, charge.cost, allowed)
+    }
+
+    pub(super) fn charge_locked(
         &self,
         locked: &mut Locked<'_>,
         charges: &[Charge],
@@ -144,44 +148,25 @@ impl Memory {
     }
 
     /// Takes back what [`Memory::charge`] charged at `then`, because another store denied the request.
-    pub fn refund(&self, charges: &[Charge], readings: &Readings, now: Micros) {
+    ///
+    /// What has drained since is not given back: had the hit never been charged, the bucket could have stood empty
+    /// for as long, and nobody saves up more than a full bucket.
+    pub fn refund(&self, charges: &[Charge], readings: &Readings, then: Micros, now: Micros) {
+        let drained = now.saturating_sub(then);
         for (charge, reading) in charges.iter().zip(readings) {
             if !reading.allowed {
                 continue;
             }
-            let mut shard = self.shards[self.shard_of(charge.key)].lock();
+            let mut shard = self.shard(self.shard_of(charge.key));
             if let Some(entry) = shard.entry_mut(charge.key) {
-                // A bucket that drained empty meanwhile has nothing left to give back.
-                entry.full_at = entry.full_at.saturating_sub(charge.amount()).max(now);
+                entry.full_at = entry.full_at.saturating_sub(charge.amount().saturating_sub(drained));
             }
         }
     }
 
-    /// Sets out for Redis with these charges. Until the [`Passage`] ends, they count as granted for whoever is
-    /// decided here.
-    pub fn depart<'a>(&'a self, charges: &'a [Charge], peek: bool, now: Micros) -> Passage<'a> {
-        let mut tickets = SmallVec::new();
-        for charge in charges {
-            let mut shard = self.shards[self.shard_of(charge.key)].lock();
-            let full_at = shard.entry(charge.key).map_or(0, |entry| entry.full_at);
-            let told = full_at.saturating_sub(now).min(charge.quota.tolerance());
-            let amount = if peek { 0 } else { charge.amount().min(charge.quota.tolerance()) };
-            let voyage = shard.voyage_or_new(charge.key, full_at);
-            // What Redis has not been told of may meet calls that it has not answered: then they ride along,
-            // so that its `max` cannot swallow one of the two. Too strict by at most what is in flight.
-            let dirty = voyage.charged > voyage.confirmed;
-            let note = told + if dirty { voyage.in_flight } else { 0 };
-            let charged = voyage.charged;
-            voyage.calls += 1;
-            voyage.in_flight += amount;
-            tickets.push(Ticket { note: note.min(charge.quota.tolerance()), amount, charged });
-        }
-        Passage { memory: self, charges, tickets, peek, over: false }
-    }
-
     /// How many keys are held.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().entries.len()).sum()
+        self.shards.iter().map(|shard| shard.0.lock().entries.len()).sum()
     }
 
     /// Whether no key is held.
@@ -207,19 +192,36 @@ impl Memory {
     /// Forgets the keys of one shard that have no debt, and gives memory back when most were such.
     /// Holds that shard's lock for as long as it takes to look at each of its keys once.
     pub fn sweep(&self, shard: usize, now: Micros) {
-        let mut shard = self.shards[shard % self.shards.len()].lock();
+        let mut shard = self.shard(shard % self.shards.len());
         shard.forget_drained(now);
         let kept = shard.entries.len();
         if shard.entries.capacity() > 64 && shard.entries.capacity() / 4 > kept {
-            shard.entries.shrink_to(kept * 2, |entry| entry.key.0);
+            shard.entries.shrink_to(kept * 2);
         }
         if shard.voyages.is_empty() {
             shard.voyages.shrink_to(8);
         }
     }
 
+    /// Locks a shard. A holder needs it for some tens of nanoseconds, so a short wait on the spot is cheaper than
+    /// the yields and the sleep that `lock` begins with; a holder that lost its core is waited for asleep.
     #[inline]
-    fn shard_of(&self, key: Key) -> usize {
+    pub(super) fn shard(&self, place: usize) -> MutexGuard<'_, Shard> {
+        let mutex = &self.shards[place].0;
+        for wait in 0..SPINS {
+            if let Some(shard) = mutex.try_lock() {
+                return shard;
+            }
+            // Four times as long each time: who looks too often takes the line from the holder who wants to give it back.
+            for _ in 0..1u32 << (2 * wait) {
+                std::hint::spin_loop();
+            }
+        }
+        mutex.lock()
+    }
+
+    #[inline]
+    pub(super) fn shard_of(&self, key: Key) -> usize {
         // The top byte, which is the same for all policies of a subject.
         (key.1 >> 56) as usize & (self.shards.len() - 1)
     }
@@ -244,7 +246,7 @@ impl Memory {
     }
 
     /// Writes an entry, making room for it when the shard is full.
-    fn set(&self, shard: &mut Shard, key: Key, full_at: Micros, now: Micros) {
+    pub(super) fn set(&self, shard: &mut Shard, key: Key, full_at: Micros, now: Micros) {
         if let Some(entry) = shard.entry_mut(key) {
             entry.full_at = full_at;
             return;
@@ -258,62 +260,24 @@ impl Memory {
             // that filled the table.
             shard.forget_drained(now);
         }
-        if let Slot::Vacant(slot) = shard.entries.entry(key.0, |entry| entry.key == key, |entry| entry.key.0)
-        {
-            slot.insert(Entry { key, full_at });
-        }
+        shard.entries.insert(Entry { key, full_at });
     }
 }
 
 impl Shard {
     #[inline]
-    fn entry(&self, key: Key) -> Option<&Entry> {
-        self.entries.find(key.0, |entry| entry.key == key)
+    pub(super) fn entry(&self, key: Key) -> Option<&Entry> {
+        self.entries.find(key)
     }
 
     #[inline]
     fn entry_mut(&mut self, key: Key) -> Option<&mut Entry> {
-        self.entries.find_mut(key.0, |entry| entry.key == key)
+        self.entries.find_mut(key)
     }
 
     #[inline]
-    fn voyage_mut(&mut self, key: Key) -> Option<&mut Voyage> {
+    pub(super) fn voyage_mut(&mut self, key: Key) -> Option<&mut Voyage> {
         self.voyages.iter_mut().find(|voyage| voyage.key == key)
-    }
-
-    fn voyage_or_new(&mut self, key: Key, full_at: Micros) -> &mut Voyage {
-        let at = self.voyages.iter().position(|voyage| voyage.key == key);
-        let at = at.unwrap_or_else(|| {
-            self.voyages.push(Voyage {
-                key,
-                calls: 0,
-                in_flight: 0,
-                charged: 0,
-                confirmed: 0,
-                own_full_at: full_at,
-            });
-            self.voyages.len() - 1
-        });
-        &mut self.voyages[at]
-    }
-
-    /// Ends one call of a key's voyage, and returns what was charged here that the call did not carry and no
-    /// other answered call did either.
-    fn arrive(&mut self, key: Key, ticket: Ticket, answered: bool) -> Micros {
-        let Some(at) = self.voyages.iter().position(|voyage| voyage.key == key) else {
-            return 0;
-        };
-        let voyage = &mut self.voyages[at];
-        voyage.calls -= 1;
-        voyage.in_flight -= ticket.amount;
-        if answered {
-            voyage.confirmed = voyage.confirmed.max(ticket.charged);
-        }
-        let unconfirmed = voyage.charged - voyage.confirmed;
-        if voyage.calls == 0 {
-            self.voyages.swap_remove(at);
-        }
-        unconfirmed
     }
 
     /// Whether the bucket has room, and its debt before the hit, calls in flight included.
@@ -336,12 +300,12 @@ impl Shard {
 
     /// Removes the entry with the least debt among the next few. True when it had any.
     fn evict_one(&mut self, now: Micros) -> bool {
-        let places = self.entries.num_buckets();
+        let places = self.entries.places();
         let mut victim: Option<(usize, Micros)> = None;
         let mut looked_at = 0;
         for step in 0..places {
             let place = (self.hand + step) % places;
-            let Some(entry) = self.entries.get_bucket(place) else {
+            let Some(entry) = self.entries.at(place) else {
                 continue;
             };
             if victim.is_none_or(|(_, least)| entry.full_at < least) {
@@ -356,117 +320,30 @@ impl Shard {
         let Some((place, full_at)) = victim else {
             return false;
         };
-        if let Ok(entry) = self.entries.get_bucket_entry(place) {
-            entry.remove();
-        }
+        self.entries.remove(place);
         full_at > now
     }
 }
 
 /// The shards of several charges, locked in ascending order: no two requests can wait for each other.
-struct Locked<'a>(SmallVec<[(usize, MutexGuard<'a, Shard>); 4]>);
+pub(super) struct Locked<'a>(SmallVec<[(usize, MutexGuard<'a, Shard>); 4]>);
 
 impl<'a> Locked<'a> {
-    fn of(memory: &'a Memory, charges: &[Charge]) -> Self {
+    pub(super) fn of(memory: &'a Memory, charges: &[Charge]) -> Self {
         let mut places: SmallVec<[usize; 8]> =
             charges.iter().map(|charge| memory.shard_of(charge.key)).collect();
         places.sort_unstable();
         places.dedup();
-        Self(places.into_iter().map(|place| (place, memory.shards[place].lock())).collect())
+        Self(places.into_iter().map(|place| (place, memory.shard(place))).collect())
     }
 
-    fn shard(&mut self, place: usize) -> &mut Shard {
+    pub(super) fn shard(&mut self, place: usize) -> &mut Shard {
         let at = self.0.iter().position(|(locked, _)| *locked == place);
         // Every charge's shard was locked by `of`.
         &mut self.0[at.unwrap_or(0)].1
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Ticket {
-    /// The debt that rides on the call.
-    note: Micros,
-    /// What it asks for.
-    amount: Micros,
-    /// What the voyage had charged when it left: all of it rides in the note.
-    charged: Micros,
-}
-
-/// One call to Redis under way. Dropped without an answer (a client that left), it frees what it held.
-#[must_use = "a passage holds budget until it ends"]
-pub struct Passage<'a> {
-    memory: &'a Memory,
-    charges: &'a [Charge],
-    tickets: SmallVec<[Ticket; 2]>,
-    peek: bool,
-    over: bool,
-}
-
-impl Passage<'_> {
-    /// The debt to send with each charge.
-    pub fn notes(&self) -> impl Iterator<Item = Micros> {
-        self.tickets.iter().map(|ticket| ticket.note)
-    }
-
-    /// Redis answered: its debts, as of `judged_at` on this process' clock, become the notes. Returns what it said,
-    /// but for a grant that this process knows to be too much, because Redis lost data while calls were under
-    /// way: that one is denied after all.
-    pub fn answered(mut self, mut readings: Readings, judged_at: Micros, now: Micros) -> Readings {
-        self.over = true;
-        let charges = self.charges.iter().zip(&self.tickets);
-        if self.peek {
-            for (charge, ticket) in charges {
-                let mut shard = self.memory.shards[self.memory.shard_of(charge.key)].lock();
-                // A peek wrote nothing, so it confirms nothing and teaches nothing.
-                shard.arrive(charge.key, *ticket, false);
-            }
-            return readings;
-        }
-        let granted =
-            self.charges.iter().zip(&readings).all(|(charge, reading)| reading.allowed || !charge.enforce);
-        for ((charge, ticket), reading) in charges.zip(&mut readings) {
-            let mut shard = self.memory.shards[self.memory.shard_of(charge.key)].lock();
-            let mut full_at = judged_at + reading.debt;
-            if granted
-                && reading.allowed
-                && let Some(voyage) = shard.voyage_mut(charge.key)
-            {
-                let own = voyage.own_full_at.max(judged_at);
-                if gcra::admits(own - judged_at, ticket.amount, charge.quota.tolerance()) {
-                    voyage.own_full_at = own + ticket.amount;
-                } else {
-                    *reading = charge.quota.reading(own - judged_at, charge.cost, false);
-                }
-                full_at = full_at.max(voyage.own_full_at);
-            }
-            full_at += shard.arrive(charge.key, *ticket, true);
-            let known = shard.entry(charge.key).map_or(0, |entry| entry.full_at);
-            if full_at > known && full_at > now {
-                self.memory.set(&mut shard, charge.key, full_at, now);
-            }
-        }
-        readings
-    }
-
-    /// Redis did not answer: the same charges are decided here, in one step with giving up the call.
-    pub fn decide_here(mut self, now: Micros) -> Readings {
-        self.over = true;
-        let mut locked = Locked::of(self.memory, self.charges);
-        for (charge, ticket) in self.charges.iter().zip(&self.tickets) {
-            locked.shard(self.memory.shard_of(charge.key)).arrive(charge.key, *ticket, false);
-        }
-        self.memory.charge_locked(&mut locked, self.charges, self.peek, now)
-    }
-}
-
-impl Drop for Passage<'_> {
-    fn drop(&mut self) {
-        if self.over {
-            return;
-        }
-        for (charge, ticket) in self.charges.iter().zip(&self.tickets) {
-            let mut shard = self.memory.shards[self.memory.shard_of(charge.key)].lock();
-            shard.arrive(charge.key, *ticket, false);
-        }
-    }
-}
+#[cfg(test)]
+#[path = "memory_tests.rs"]
+mod tests;

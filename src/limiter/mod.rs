@@ -8,11 +8,13 @@ pub mod decision;
 pub mod event;
 pub mod gcra;
 pub mod memory;
+pub mod passage;
 pub mod policy;
 pub mod rollout;
 pub mod route;
 pub mod store;
 pub mod subject;
+mod table;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -92,8 +94,8 @@ impl<S: Store> Limiter<S> {
 
     /// Judges a request and charges it. It cannot fail: when the store does, memory decides.
     ///
-    /// The facts are read, and what memory decides is decided, before this returns; the future waits for the shared
-    /// store only. [`Check::now`] is the decision of whoever need not wait.
+    /// The facts are read, and what memory decides is decided, before this returns: then it is
+    /// [`Check::Decided`] already. The future waits for the shared store only.
     pub fn check(self: &Arc<Self>, facts: &dyn Facts, hit: Hit) -> Check {
         let rules = self.rules.load_full();
         let Some(rule) = rules.matching(facts) else {
@@ -183,14 +185,15 @@ impl<S: Store> Limiter<S> {
         // Memory first: when it denies, Redis is not asked.
         let peek = hit.writes_nothing();
         let (here, there) = (charges(Arm::Control), charges(Arm::Canary));
-        let here_readings = self.memory.charge(&here, peek, self.clock.now());
+        let charged_at = self.clock.now();
+        let here_readings = self.memory.charge(&here, peek, charged_at);
         if denied(&here, &here_readings) {
             let verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here_readings);
             return Decision::of(rules, bill.revision, verdicts);
         }
         let (there_readings, fault) = self.charge_there(&rules, &bill, &there, peek).await;
         if denied(&there, &there_readings) && !peek && !here.is_empty() {
-            self.memory.refund(&here, &here_readings, self.clock.now());
+            self.memory.refund(&here, &here_readings, charged_at, self.clock.now());
         }
         let backend = if fault.is_some() { Backend::Memory } else { Backend::Redis };
         let mut verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here_readings);
@@ -296,19 +299,6 @@ pub enum Check {
     Decided(Option<Decision>),
     /// Under way. On the heap, so that the common case stays small.
     Asking(Pin<Box<dyn Future<Output = Decision> + Send>>),
-}
-
-impl Check {
-    /// The decision, when it is made already; else the check, to be awaited.
-    ///
-    /// # Errors
-    /// None: the `Err` is what still waits.
-    pub fn now(mut self) -> Result<Decision, Self> {
-        match &mut self {
-            Self::Decided(decision) => decision.take().ok_or(self),
-            Self::Asking(_) => Err(self),
-        }
-    }
 }
 
 impl Future for Check {

@@ -58,6 +58,8 @@ impl fmt::Display for Part {
 pub struct Subject {
     parts: SmallVec<[Part; 1]>,
     kind: Box<str>,
+    /// How each of its identities begins.
+    start: Box<[u8]>,
 }
 
 impl Subject {
@@ -74,7 +76,8 @@ impl Subject {
             }
             let _ = write!(kind, "{part}");
         }
-        Self { parts, kind: kind.into() }
+        let start = [&(kind.len() as u32).to_be_bytes(), kind.as_bytes()].concat().into();
+        Self { parts, kind: kind.into(), start }
     }
 
     /// By client address.
@@ -99,7 +102,7 @@ impl Subject {
 
     /// Who this request is, or `None` when a part is missing or empty.
     pub fn identify(&self, facts: &dyn Facts) -> Option<Identity> {
-        let mut identity = Identity::of_kind(&self.kind);
+        let mut identity = Identity::starting(&self.start);
         if let [part] = self.parts.as_slice() {
             identity.append(part, facts)?;
         } else {
@@ -123,7 +126,7 @@ impl Subject {
 
     /// The identity whose value is given as it is.
     pub fn identity_of(&self, value: &[u8]) -> Identity {
-        let mut identity = Identity::of_kind(&self.kind);
+        let mut identity = Identity::starting(&self.start);
         identity.bytes.extend_from_slice(value);
         identity
     }
@@ -138,11 +141,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn of_kind(kind: &str) -> Self {
-        let mut bytes = SmallVec::new();
-        bytes.extend_from_slice(&(kind.len() as u32).to_be_bytes());
-        bytes.extend_from_slice(kind.as_bytes());
-        Self { value_at: bytes.len(), bytes }
+    fn starting(start: &[u8]) -> Self {
+        Self { bytes: SmallVec::from_slice(start), value_at: start.len() }
     }
 
     fn append(&mut self, part: &Part, facts: &dyn Facts) -> Option<()> {
@@ -177,18 +177,21 @@ fn write_address(bytes: &mut SmallVec<[u8; 96]>, address: IpAddr) {
     match address.to_canonical() {
         // By hand: `Display` through `fmt` costs more than the whole rest of an in-memory decision.
         IpAddr::V4(v4) => {
-            for (index, octet) in v4.octets().into_iter().enumerate() {
-                if index > 0 {
-                    bytes.push(b'.');
-                }
+            // Four times three digits and a dot, the last of which is not taken along.
+            let (mut text, mut end) = ([b'.'; 16], 0);
+            for octet in v4.octets() {
                 if octet >= 100 {
-                    bytes.push(b'0' + octet / 100);
+                    text[end] = b'0' + octet / 100;
+                    end += 1;
                 }
                 if octet >= 10 {
-                    bytes.push(b'0' + octet / 10 % 10);
+                    text[end] = b'0' + octet / 10 % 10;
+                    end += 1;
                 }
-                bytes.push(b'0' + octet % 10);
+                text[end] = b'0' + octet % 10;
+                end += 2;
             }
+            bytes.extend_from_slice(&text[..end - 1]);
         }
         IpAddr::V6(v6) => {
             let network = Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64));
@@ -210,7 +213,7 @@ impl fmt::Display for SubjectHash {
 }
 
 /// A bucket's key in this process' memory: a keyed hash of the subject, marked with the policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Key(pub(super) u64, pub(super) u64);
 
 impl Key {

@@ -10,7 +10,7 @@ use crate::limiter::store::{Fault, FaultKind};
 
 /// Classifies an error, from its types wherever the library has them. The words never hold a password: they are
 /// the server's answer or the system's, and neither repeats what was sent.
-pub fn classify(error: &RedisError) -> Fault {
+pub(super) fn classify(error: &RedisError) -> Fault {
     let kind = kind(error);
     let words = match error.kind() {
         ErrorKind::AuthenticationFailed => {

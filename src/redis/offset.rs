@@ -9,7 +9,7 @@ use crate::limiter::clock::Micros;
 /// nearer end (as in Marzullo's algorithm). So a note that goes out again comes back to the server at exactly the
 /// instant that it told, however the network's delay varies.
 #[derive(Debug, Default)]
-pub struct ClockOffset {
+pub(super) struct ClockOffset {
     offset: AtomicI64,
     /// 0 until the first answer.
     answers: AtomicU64,
@@ -17,7 +17,7 @@ pub struct ClockOffset {
 
 impl ClockOffset {
     /// The server's time at `now`, or 0 when nothing is known.
-    pub fn server_time(&self, now: Micros) -> Micros {
+    pub(super) fn server_time(&self, now: Micros) -> Micros {
         match self.answers.load(Ordering::Acquire) {
             0 => 0,
             _ => now.saturating_add_signed(self.offset.load(Ordering::Relaxed)),
@@ -25,7 +25,7 @@ impl ClockOffset {
     }
 
     /// Learns from an answer; returns when the server judged, on our clock.
-    pub fn learn(&self, server: Micros, sent: Micros, received: Micros) -> Micros {
+    pub(super) fn learn(&self, server: Micros, sent: Micros, received: Micros) -> Micros {
         let least = server as i64 - received as i64;
         let most = (server as i64 - sent as i64).max(least);
         let offset = match self.answers.load(Ordering::Acquire) {

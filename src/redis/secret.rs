@@ -24,7 +24,7 @@ fn derived(label: &[u8], secret: &[u8]) -> [u8; 16] {
 /// The secret that the fleet keeps in Redis. The first instance to come makes it; all take what is there then.
 /// `known` is what this process has learned before: it is put back when Redis has lost it, so that a flush does
 /// not move everybody to another bucket.
-pub async fn shared(
+pub(super) async fn shared(
     connection: &mut impl ConnectionLike,
     namespace: &str,
     known: Option<&str>,

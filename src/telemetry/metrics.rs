@@ -39,7 +39,7 @@ struct PerRules {
 }
 
 /// Every metric and the registry that prints them.
-pub struct Metrics {
+pub(super) struct Metrics {
     registry: Registry,
     requests: Family<Labels, Counter>,
     per_rules: ArcSwap<PerRules>,
@@ -69,7 +69,7 @@ pub struct Scraped {
 
 impl Metrics {
     /// Registers everything. `redis` says whether a shared store is configured.
-    pub fn new(rules: Arc<Rules>, redis: bool) -> Self {
+    pub(super) fn new(rules: Arc<Rules>, redis: bool) -> Self {
         let mut registry = Registry::with_prefix("tidegate");
         let requests = Family::<Labels, Counter>::default();
         registry.register("requests", "Requests judged, by who decided and how", requests.clone());
@@ -171,7 +171,7 @@ impl Metrics {
     }
 
     /// Counts one exchange.
-    pub fn answered(&self, exchange: &Exchange<'_>) {
+    pub(super) fn answered(&self, exchange: &Exchange<'_>) {
         let arm = exchange.decision.map_or(Arm::Control, Decision::arm);
         let class = class_of(exchange.status);
         self.responses[class][arm as usize][exchange.origin as usize].inc();
@@ -194,34 +194,34 @@ impl Metrics {
     }
 
     /// Counts a command that Redis answered.
-    pub fn store_answered(&self, took: Duration) {
+    pub(super) fn store_answered(&self, took: Duration) {
         self.commands.inc();
         self.command_seconds.observe(took.as_secs_f64());
     }
 
     /// Counts a failed call or attempt to connect.
-    pub fn store_failed(&self, kind: FaultKind) {
+    pub(super) fn store_failed(&self, kind: FaultKind) {
         self.errors[place(kind)].inc();
     }
 
     /// Notes whether Redis can be used.
-    pub fn store_up(&self, up: bool) {
+    pub(super) fn store_up(&self, up: bool) {
         self.redis_up.set(i64::from(up));
     }
 
     /// Notes what is in force.
-    pub fn in_force(&self, in_force: InForce) {
+    pub(super) fn in_force(&self, in_force: InForce) {
         self.percent.set(in_force.percent.as_f64());
         self.revision.set(in_force.revision as i64);
     }
 
     /// Counts a rollback by an operator.
-    pub fn rolled_back(&self) {
+    pub(super) fn rolled_back(&self) {
         self.rollbacks.inc();
     }
 
     /// Everything in the OpenMetrics text format.
-    pub fn print(&self, scraped: Scraped) -> String {
+    pub(super) fn print(&self, scraped: Scraped) -> String {
         self.memory_keys.set(scraped.memory_keys as i64);
         self.lines_dropped.set(scraped.lines_dropped as i64);
         let mut text = String::with_capacity(16 * 1024);

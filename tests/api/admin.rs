@@ -119,7 +119,7 @@ async fn the_rollout_is_read_raised_lowered_and_rolled_back_as_the_contract_has_
     assert_eq!((&first["reason"], &first["applied"]), (&json!("5xx on the canary"), &json!("1/1")));
     assert_eq!(back("").await["revision"], first["revision"], "asked for twice, it changes nothing more");
     back("not even JSON").await;
-    assert_eq!(tidegate.lines_with("rollout: 5.5 % → 0 % of the keys in Redis"), 1);
+    tidegate.says("rollout: 5.5 % → 0 % of the keys in Redis", 1).await;
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ async fn sigterm_lets_requests_under_way_finish_and_exits_0() {
     let status = tidegate.wait(Duration::from_secs(10)).expect("it ends within the grace period");
     assert_eq!(status.code(), Some(0));
     assert_eq!(tidegate.request_lines(1).await[0]["status"], 200, "the last lines are written out");
-    assert_eq!(tidegate.lines_with("tidegate: stopped"), 1);
+    tidegate.says("tidegate: stopped", 1).await;
 }
 
 #[tokio::test]

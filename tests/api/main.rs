@@ -1,4 +1,10 @@
 //! The real binary over real sockets, as its users meet it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;

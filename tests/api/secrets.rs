@@ -80,7 +80,7 @@ fn a_malformed_url_is_refused_without_being_repeated() {
         format!("redis://:{ENCODED}@127.0.0.1:port"),
         format!("redis://:{ENCODED}%zz@127.0.0.1"),
         format!("http://:{ENCODED}@127.0.0.1"),
-        format!("{ENCODED}"),
+        ENCODED.to_owned(),
         format!("redis+sentinel://:{ENCODED}@127.0.0.1:26379"),
     ] {
         for arguments in

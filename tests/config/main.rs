@@ -1,4 +1,10 @@
 //! What the configuration accepts, refuses and shows.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
 
 mod bad;
 mod files;

@@ -1,5 +1,12 @@
 //! What tests start: real redis-servers, the real binary, an upstream, a relay that spoils a connection.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(unreachable_pub, reason = "shared by path, not exported")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper stops its test at the first surprise"
+)]
 
 pub mod process;
 pub mod redis_server;

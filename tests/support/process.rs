@@ -142,6 +142,12 @@ impl Tidegate {
         self.output().lines().filter(|line| line.contains(words)).count()
     }
 
+    /// It says `words` in exactly so many lines; the writer may need a moment for the last.
+    pub async fn says(&self, words: &str, lines: usize) {
+        super::until(words, async || self.lines_with(words) >= lines).await;
+        assert_eq!(self.lines_with(words), lines, "{words}");
+    }
+
     /// The request lines so far, once there are at least `count`.
     pub async fn request_lines(&self, count: usize) -> Vec<Value> {
         let mut lines = Vec::new();

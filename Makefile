@@ -1,0 +1,39 @@
+# The only entries to every task. `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run test test-deps lint fmt lint-deps clippy bench soak
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Build and serve on http://127.0.0.1:8080 (HOST, PORT and all other settings of the environment apply)
+	HOST="$${HOST:-127.0.0.1}" cargo run --release --locked -- serve
+
+test: test-deps ## Install what the tests need when it is missing, then run them all
+	cargo test --locked --doc
+	cargo nextest run --locked --no-fail-fast
+
+test-deps:
+	scripts/install-test-deps
+
+lint: fmt clippy lint-deps ## Formatting, clippy with and without default features, licences, unused dependencies
+	cargo deny --locked check licenses bans sources
+	cargo machete
+
+fmt:
+	cargo fmt --check
+
+clippy:
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --no-default-features -- -D warnings
+
+lint-deps:
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	@command -v cargo-machete >/dev/null || cargo install --locked cargo-machete
+
+bench: ## Measure a decision beside governor's and whole servers beside a bare one (some minutes)
+	cargo bench --locked --bench decision
+	cargo bench --locked --bench front
+
+soak: ## Run the tests that are too long for every day (those under a module `soak`)
+	TIDEGATE_SOAK=1 cargo nextest run --locked --release -E 'test(/(^|::)soak::/)'

@@ -1,0 +1,37 @@
+//! What runs beside the requests: sweeping, telling of lost lines, waiting for signals.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::limiter::Limiter;
+use crate::redis::RedisStore;
+use crate::telemetry::Telemetry;
+
+/// Forgets drained keys, a shard at a time: every shard once in ten seconds.
+pub(super) async fn sweep(limiter: Arc<Limiter<RedisStore>>) {
+    let shards = limiter.memory().shards();
+    let mut pace = tokio::time::interval(Duration::from_secs(10) / shards as u32);
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for shard in (0..shards).cycle() {
+        pace.tick().await;
+        limiter.sweep(shard);
+    }
+}
+
+pub(super) async fn tell_of_dropped_lines(telemetry: Arc<Telemetry>) {
+    let mut told = 0;
+    loop {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        telemetry.tell_of_dropped_lines(&mut told);
+    }
+}
+
+/// The next signal to stop.
+pub(super) async fn signalled() -> std::io::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(tokio::select! {
+        _ = term.recv() => "SIGTERM",
+        _ = int.recv() => "SIGINT",
+    })
+}

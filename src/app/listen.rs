@@ -1,0 +1,196 @@
+//! Which pages stand where: the front, the admin listener, and what each of them is made of.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_governor::Governor;
+use actix_web::dev::Server;
+use actix_web::http::Method;
+use actix_web::middleware::from_fn;
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use tracing_actix_web::TracingLogger;
+
+use super::{Addresses, StartError};
+use crate::config::{AdminAddr, Settings};
+use crate::control::api::{self, Admin};
+use crate::control::guard;
+use crate::control::tokens::Tokens;
+use crate::doors::check::{self, Callers};
+use crate::doors::client_ip::TrustedProxies;
+use crate::doors::exchange::Exchanges;
+use crate::doors::gateway::Gateway;
+use crate::doors::headers::Families;
+use crate::doors::health::{self, ReadinessProbe};
+use crate::doors::middleware::RateLimit;
+use crate::doors::problem::{Cause, Problem};
+use crate::limiter::Limiter;
+use crate::limiter::event::Observer;
+use crate::redis::RedisStore;
+use crate::telemetry::RootSpan;
+
+/// What each worker's application is made of. Built once: state made inside the server's closure would be made once a
+/// worker, and each would have a limit of its own.
+#[derive(Clone)]
+pub(super) struct Parts {
+    pub(super) limiter: Arc<Limiter<RedisStore>>,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) proxies: Arc<TrustedProxies>,
+    pub(super) families: Families,
+    pub(super) gateway: Option<Gateway>,
+    pub(super) callers: Callers,
+    pub(super) readiness: ReadinessProbe,
+    pub(super) admin: web::Data<Admin>,
+    pub(super) tokens: Tokens,
+    pub(super) guessing: guard::Guessing,
+}
+
+/// Opens both listeners and puts the servers behind them.
+pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, Vec<Server>), StartError> {
+    let main = bind("HOST, PORT", SocketAddr::new(settings.server.host, settings.server.port))?;
+    let mut addresses = Addresses { main: main.local_addr()?, admin: None };
+    let prefix = settings.server.prefix.clone();
+    let with_admin = settings.admin.addr == AdminAddr::Main;
+    let front_parts = parts.clone();
+    let mut front = HttpServer::new(move || {
+        let parts = front_parts.clone();
+        let prefix = prefix.clone();
+        App::new()
+            .configure(|app| {
+                own_pages(app, &parts, &prefix);
+                if with_admin {
+                    admin_pages(app, &parts, &prefix, false);
+                }
+                app.service(everything_else(&parts));
+            })
+            .wrap(Exchanges::told_to(Arc::clone(&parts.observer), Arc::clone(&parts.proxies)))
+            .wrap(TracingLogger::<RootSpan>::new())
+    })
+    // A client that leaves ends its request: without this the upstream would work for nobody.
+    .h1_allow_half_closed(false)
+    .keep_alive(Duration::from_secs(75))
+    .shutdown_timeout(settings.server.grace.as_secs())
+    .disable_signals();
+    if settings.server.workers > 0 {
+        front = front.workers(settings.server.workers);
+    }
+    let mut servers = vec![front.listen(main)?.run()];
+
+    if let AdminAddr::Socket(address) = settings.admin.addr {
+        let listener = bind("ADMIN_ADDR", address)?;
+        addresses.admin = Some(listener.local_addr()?);
+        let open_metrics = settings.admin.open_metrics || address.ip().is_loopback();
+        let parts = parts.clone();
+        let admin = HttpServer::new(move || {
+            let parts = parts.clone();
+            App::new()
+                .configure(|app| {
+                    health_pages(app, &parts, "");
+                    admin_pages(app, &parts, "", open_metrics);
+                })
+                .default_service(web::to(not_found))
+                .wrap(TracingLogger::<RootSpan>::new())
+        })
+        .workers(1)
+        .shutdown_timeout(settings.server.grace.as_secs())
+        .disable_signals();
+        servers.push(admin.listen(listener)?.run());
+    }
+    Ok((addresses, servers))
+}
+
+fn bind(variable: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    let fail = |source| StartError::Listen { variable, address, source };
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None);
+    let socket = socket.map_err(fail)?;
+    // A restart must not wait for the old process' connections to be forgotten.
+    socket.set_reuse_address(true).map_err(fail)?;
+    socket.bind(&address.into()).map_err(fail)?;
+    socket.listen(1024).map_err(fail)?;
+    Ok(socket.into())
+}
+
+fn health_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
+    let get = |page| web::resource(format!("{prefix}{page}"));
+    app.app_data(web::Data::new(Arc::clone(&parts.readiness)))
+        .service(
+            get("/healthz").get(health::healthz).head(health::healthz).default_service(web::to(wrong_method)),
+        )
+        .service(
+            get("/readyz").get(health::readyz).head(health::readyz).default_service(web::to(wrong_method)),
+        );
+}
+
+/// The front's own pages, which are never judged.
+fn own_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
+    health_pages(app, parts, prefix);
+    app.app_data(web::Data::from(Arc::clone(&parts.limiter)))
+        .app_data(web::Data::new(parts.callers.clone()))
+        .service(
+            web::resource(format!("{prefix}/v1/check"))
+                .post(check::check::<RedisStore>)
+                .default_service(web::to(wrong_method)),
+        );
+}
+
+fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_metrics: bool) {
+    app.app_data(parts.admin.clone())
+        .app_data(web::Data::new(parts.tokens.clone()))
+        .app_data(web::Data::new(Arc::clone(&parts.observer)));
+    let metrics = web::resource(format!("{prefix}/metrics"));
+    if open_metrics {
+        app.service(metrics.get(api::metrics).default_service(web::to(wrong_method)));
+    } else {
+        app.service(
+            metrics
+                .get(api::metrics)
+                .default_service(web::to(wrong_method))
+                .wrap(from_fn(guard::authenticate))
+                .wrap(Governor::new(&parts.guessing)),
+        );
+    }
+    app.service(
+        web::scope(&format!("{prefix}/admin"))
+            .service(
+                web::resource("/rollout")
+                    .get(api::rollout)
+                    .put(api::put_rollout)
+                    .default_service(web::to(wrong_method)),
+            )
+            .service(
+                web::resource("/rollout/rollback")
+                    .post(api::roll_back)
+                    .default_service(web::to(wrong_method)),
+            )
+            .service(web::resource("/status").get(api::status).default_service(web::to(wrong_method)))
+            .default_service(web::to(not_found))
+            .wrap(from_fn(guard::authenticate))
+            // Outside the token: guesses are what it counts.
+            .wrap(Governor::new(&parts.guessing)),
+    );
+}
+
+/// Judged, then forwarded.
+fn everything_else(parts: &Parts) -> impl actix_web::dev::HttpServiceFactory + use<> {
+    let limit = RateLimit::with(Arc::clone(&parts.limiter), Arc::clone(&parts.proxies), parts.families);
+    let gateway = parts.gateway.as_ref().map(Gateway::with_own_pool);
+    web::scope("")
+        .default_service(web::to(move |request: HttpRequest, payload: web::Payload| {
+            let gateway = gateway.clone();
+            async move {
+                match gateway {
+                    Some(gateway) => gateway.forward(request, payload).await,
+                    None => not_found().await,
+                }
+            }
+        }))
+        .wrap(limit)
+}
+
+async fn not_found() -> HttpResponse {
+    Problem::new(Cause::NotFound, "There is nothing here.").response()
+}
+
+async fn wrong_method(method: Method) -> HttpResponse {
+    Problem::new(Cause::MethodNotAllowed, format!("{method} is not for this path.")).response()
+}

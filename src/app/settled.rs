@@ -1,0 +1,145 @@
+//! From settings to the parts that they describe.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::StartError;
+use crate::config::{self, AppEnv, ClientIpHeader as Configured, LogFormat, Settings};
+use crate::control::record::{EnvironmentRules, Record, Steering};
+use crate::doors::client_ip::{ClientIpHeader, TrustedProxies};
+use crate::doors::gateway::Upstream;
+use crate::limiter::clock::Clock;
+use crate::limiter::decision::Backend;
+use crate::limiter::event::Observer;
+use crate::limiter::rollout::Rollout;
+use crate::limiter::subject::ProcessKey;
+use crate::redis::{self, RedisStore};
+use crate::telemetry::{self, Format, RequestLines};
+
+/// In which form lines are written.
+pub(super) fn format(settings: &Settings) -> Format {
+    match settings.logging.format {
+        LogFormat::Text => Format::Text,
+        LogFormat::Json => Format::Json,
+    }
+}
+
+/// What is told, and how. Clients appear under pseudonyms of this process, made with `seed`.
+pub(super) fn telemetry(settings: &Settings, seed: &[u8; 16]) -> telemetry::Options {
+    let lines = RequestLines {
+        format: format(settings),
+        raw_keys: settings.logging.raw_keys,
+        key: ProcessKey::new(seed),
+    };
+    telemetry::Options {
+        request_lines: settings.logging.requests.then_some(lines),
+        production: settings.environment == AppEnv::Production,
+        // Without Redis there is nothing to warn of but its absence, once.
+        warn_interval: settings.redis.as_ref().map_or(Duration::MAX, |redis| redis.warn_interval),
+        redis: settings.redis.is_some(),
+    }
+}
+
+/// Whose word on the client's address is believed.
+pub(super) fn proxies(settings: &Settings) -> TrustedProxies {
+    let header = match settings.server.client_ip_header {
+        Configured::Auto => ClientIpHeader::Auto,
+        Configured::XForwardedFor => ClientIpHeader::XForwardedFor,
+        Configured::Forwarded => ClientIpHeader::Forwarded,
+    };
+    TrustedProxies::new(settings.server.trusted_proxies.clone(), header)
+}
+
+/// Why memory decides whatever the record says.
+pub(super) fn hard_off(settings: &Settings) -> Option<&'static str> {
+    if settings.redis.is_none() {
+        Some("REDIS_URL is not set")
+    } else if settings.rollout.backend_is_set && settings.rollout.backend == Backend::Memory {
+        Some("RATE_LIMIT_BACKEND is memory")
+    } else {
+        None
+    }
+}
+
+/// What is in force, from where, and what was passed over.
+pub(super) fn in_force(settings: &Settings, hard_off: Option<&str>) -> String {
+    let rollout = &settings.rollout;
+    let percent = rollout.percent;
+    match hard_off {
+        Some(why) if rollout.percent_is_set => {
+            format!(
+                "rollout: every key in memory, because {why}; RATE_LIMIT_CANARY_PERCENT={percent} is passed over"
+            )
+        }
+        Some(why) => format!("rollout: every key in memory, because {why}"),
+        None => {
+            let source = if rollout.percent_is_set { "RATE_LIMIT_CANARY_PERCENT" } else { "the default" };
+            let pin = if rollout.pinned { "; pinned: only the environment raises it" } else { "" };
+            format!("rollout: {percent} % of the keys in Redis, from {source}{pin}")
+        }
+    }
+}
+
+/// Where the gateway goes.
+pub(super) fn upstream(upstream: &config::Upstream) -> Result<Upstream, StartError> {
+    let base = upstream.url.to_string();
+    Ok(Upstream {
+        base: base.parse().map_err(|error| StartError::Upstream(std::io::Error::other(error)))?,
+        timeout: upstream.timeout,
+        connect_timeout: upstream.connect_timeout,
+        preserve_host: upstream.preserve_host,
+    })
+}
+
+/// The wheel, with what the environment wants in force.
+pub(super) fn steering(
+    settings: &Settings,
+    hard_off: Option<&'static str>,
+    rollout: &Arc<Rollout>,
+    observer: &Arc<dyn Observer>,
+) -> Arc<Steering> {
+    let record = Record {
+        backend: settings.rollout.backend,
+        percent: settings.rollout.percent,
+        epoch: 0,
+        revision: 1,
+        updated_at: chrono::Utc::now(),
+        updated_by: "env".to_owned(),
+        reason: "start".to_owned(),
+    };
+    let rules = EnvironmentRules { hard_off, pinned: settings.rollout.pinned };
+    Arc::new(Steering::new(record, rules, Arc::clone(rollout), Arc::clone(observer)))
+}
+
+/// The shared store, not connected yet.
+pub(super) fn store(
+    settings: &Settings,
+    clock: Clock,
+    rollout: &Arc<Rollout>,
+    observer: &Arc<dyn Observer>,
+) -> Result<Option<RedisStore>, StartError> {
+    let Some(redis) = &settings.redis else { return Ok(None) };
+    let read = |variable, path: &Option<std::path::PathBuf>| match path {
+        None => Ok(None),
+        Some(path) => std::fs::read(path).map(Some).map_err(|source| StartError::File {
+            variable,
+            path: path.display().to_string(),
+            source,
+        }),
+    };
+    let certificate = read("REDIS_CLIENT_CERT", &redis.client_cert)?;
+    let key = read("REDIS_CLIENT_KEY", &redis.client_key)?;
+    let options = redis::Options {
+        target: redis.target.clone(),
+        ca_cert: read("REDIS_CA_CERT", &redis.ca_cert)?,
+        client_identity: certificate.zip(key),
+        timeout: redis.timeout,
+        connect_timeout: redis.connect_timeout,
+        reconnect_interval: redis.reconnect_interval,
+        namespace: redis.namespace.clone(),
+        fetch_secret: settings.rollout.secret.is_none(),
+    };
+    RedisStore::new(options, clock, Arc::clone(rollout), Arc::clone(observer))
+        .map(Some)
+        .map_err(StartError::Redis)
+}

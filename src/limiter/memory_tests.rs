@@ -1,0 +1,521 @@
+//! What the store in this process promises, one test a promise.
+
+use std::num::NonZeroU32;
+use std::sync::Barrier;
+use std::sync::atomic::AtomicUsize;
+
+use super::*;
+use crate::limiter::clock::SECOND;
+
+const NOW: Micros = 1_800_000_000 * SECOND;
+
+/// One unit a second, so many at once.
+fn quota(burst: u32) -> Quota {
+    Quota::new(NonZeroU32::MIN, SECOND, NonZeroU32::new(burst).unwrap()).unwrap()
+}
+
+/// A key whose every bit depends on the number, as a hash's do.
+fn key(number: u64) -> Key {
+    let mix = |seed: u64| {
+        let z = (number ^ seed).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 29)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 32)
+    };
+    Key(mix(0x9E37_79B9_7F4A_7C15), mix(0x2545_F491_4F6C_DD1D))
+}
+
+fn charge(number: u64, burst: u32, cost: u32) -> Charge {
+    Charge { key: key(number), quota: quota(burst), cost, enforce: true }
+}
+
+/// The debt of a bucket of [`quota`], in whole units.
+fn owed(memory: &Memory, number: u64, now: Micros) -> u32 {
+    let reading = memory.charge(&[charge(number, 1_000, 0)], true, now)[0];
+    1_000 - reading.remaining
+}
+
+#[test]
+fn of_ten_thousand_simultaneous_hits_exactly_the_burst_passes() {
+    let memory = Memory::new(1_000);
+    let (passed, start) = (AtomicUsize::new(0), Barrier::new(8));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                start.wait();
+                for _ in 0..1_250 {
+                    if memory.charge(&[charge(1, 137, 1)], false, NOW)[0].allowed {
+                        passed.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(passed.into_inner(), 137);
+}
+
+#[test]
+fn of_simultaneous_hits_on_crossing_buckets_each_passes_both_or_neither() {
+    let memory = Memory::new(100_000);
+    let (passed, start) = (AtomicUsize::new(0), Barrier::new(4));
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (memory, passed, start) = (&memory, &passed, &start);
+            scope.spawn(move || {
+                // Half of the threads name the two in the other order: nobody may wait for each other.
+                let mut both = [charge(1, 500, 1), charge(2, 300, 1)];
+                if thread % 2 == 1 {
+                    both.reverse();
+                }
+                start.wait();
+                for _ in 0..1_000 {
+                    if memory.charge(&both, false, NOW).iter().all(|reading| reading.allowed) {
+                        passed.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(passed.into_inner(), 300);
+    assert_eq!((owed(&memory, 1, NOW), owed(&memory, 2, NOW)), (300, 300));
+}
+
+#[test]
+fn several_policies_are_charged_together_or_not_at_all() {
+    let memory = Memory::new(1_000);
+    let both = [charge(1, 5, 1), charge(2, 2, 1)];
+    for left in [1, 0] {
+        let readings = memory.charge(&both, false, NOW);
+        assert!(readings.iter().all(|reading| reading.allowed));
+        assert_eq!(readings[1].remaining, left);
+    }
+    let readings = memory.charge(&both, false, NOW);
+    assert_eq!((readings[0].allowed, readings[1].allowed), (true, false));
+    assert_eq!(readings[1].retry_after, Some(SECOND));
+    assert_eq!((owed(&memory, 1, NOW), owed(&memory, 2, NOW)), (2, 2));
+}
+
+#[test]
+fn a_shadow_denial_neither_denies_nor_keeps_the_others_from_being_charged() {
+    let memory = Memory::new(1_000);
+    let shadow = Charge { enforce: false, ..charge(2, 1, 1) };
+    for hit in 1..=3 {
+        let readings = memory.charge(&[charge(1, 5, 1), shadow], false, NOW);
+        assert!(readings[0].allowed);
+        assert_eq!(readings[1].allowed, hit == 1);
+        assert_eq!(owed(&memory, 1, NOW), hit);
+    }
+    assert_eq!(owed(&memory, 2, NOW), 1, "a full shadow bucket is not charged beyond its burst");
+}
+
+#[test]
+fn a_peek_writes_nothing() {
+    let memory = Memory::new(1_000);
+    let peeked = memory.charge(&[charge(1, 5, 3)], true, NOW)[0];
+    assert!(peeked.allowed);
+    assert_eq!(peeked.remaining, 5, "what is left before the hit that is only asked about");
+    memory.charge(&[charge(1, 5, 1), charge(2, 5, 1)], true, NOW);
+    memory.charge(&[charge(1, 5, 0)], false, NOW);
+    assert!(memory.is_empty());
+}
+
+#[test]
+fn a_refund_gives_back_what_was_charged_and_nothing_that_was_not() {
+    let memory = Memory::new(1_000);
+    memory.charge(&[charge(1, 5, 3)], false, NOW);
+    let both = [charge(1, 5, 2), Charge { enforce: false, ..charge(2, 1, 2) }];
+    let readings = memory.charge(&both, false, NOW);
+    assert_eq!((owed(&memory, 1, NOW), readings[1].allowed), (5, false));
+    memory.refund(&both, &readings, NOW, NOW);
+    assert_eq!((owed(&memory, 1, NOW), owed(&memory, 2, NOW)), (3, 0));
+}
+
+#[test]
+fn a_late_refund_does_not_give_back_what_has_drained_already() {
+    let memory = Memory::new(1_000);
+    let hit = [charge(1, 2, 1)];
+    let readings = memory.charge(&hit, false, NOW);
+    let half_a_second_later = NOW + SECOND / 2;
+    // Another hit, which stays. Alone it would leave a whole second of debt.
+    memory.charge(&hit, false, half_a_second_later);
+    memory.refund(&hit, &readings, NOW, half_a_second_later);
+    let debt = memory.charge(&[charge(1, 2, 0)], true, half_a_second_later)[0].debt;
+    assert_eq!(debt, SECOND);
+}
+
+#[test]
+fn the_cap_holds_under_a_million_distinct_keys() {
+    let memory = Memory::new(10_000);
+    for number in 0..1_000_000 {
+        assert!(memory.charge(&[charge(number, 1, 1)], false, NOW)[0].allowed);
+    }
+    assert!(memory.len() <= memory.capacity() && memory.capacity() <= 10_000);
+    assert!(memory.len() > 9_900, "the room is used: {}", memory.len());
+    assert_eq!(memory.evicted_in_debt(), 1_000_000 - memory.len() as u64);
+}
+
+#[test]
+fn the_drained_and_the_least_indebted_are_evicted_first() {
+    let memory = Memory::new(VICTIMS_LOOKED_AT);
+    let keys = VICTIMS_LOOKED_AT as u32;
+    for number in 1..=keys {
+        memory.charge(&[charge(u64::from(number), 1_000, number)], false, NOW);
+    }
+    assert_eq!(memory.len(), VICTIMS_LOOKED_AT);
+
+    memory.charge(&[charge(1_000, 1_000, 500)], false, NOW);
+    assert_eq!((owed(&memory, 1, NOW), owed(&memory, 2, NOW)), (0, 2), "one unit was the least");
+    assert_eq!(memory.evicted_in_debt(), 1);
+
+    let later = NOW + 10 * SECOND;
+    for number in 1_001..1_010 {
+        memory.charge(&[charge(number, 1_000, 500)], false, later);
+    }
+    assert_eq!(memory.evicted_in_debt(), 1, "two to ten had drained, and their going costs nobody a thing");
+    for number in 11..=keys {
+        assert_eq!(owed(&memory, u64::from(number), later), number - 10);
+    }
+}
+
+#[test]
+fn a_sweep_forgets_drained_keys_and_gives_memory_back() {
+    let memory = Memory::new(200_000);
+    let sweep_all = |now| (0..memory.shards()).for_each(|shard| memory.sweep(shard, now));
+    let room = || -> usize { memory.shards.iter().map(|shard| shard.0.lock().entries.capacity()).sum() };
+    for number in 0..100_000 {
+        memory.charge(&[charge(number, 10, if number < 100 { 10 } else { 1 })], false, NOW);
+    }
+    sweep_all(NOW);
+    assert_eq!(memory.len(), 100_000, "nobody has drained yet");
+    assert!(room() >= 100_000);
+    sweep_all(NOW + SECOND);
+    assert_eq!(memory.len(), 100);
+    assert!(room() < 20_000, "{}", room());
+    assert!((0..100).all(|number| owed(&memory, number, NOW + SECOND) == 9));
+}
+
+#[test]
+fn an_entry_is_24_bytes() {
+    assert_eq!(size_of::<Entry>(), 24);
+}
+
+#[test]
+fn no_two_shards_share_a_cache_line() {
+    assert_eq!(align_of::<Padded>(), 64);
+}
+
+#[test]
+fn a_passage_in_flight_counts_as_granted_for_whoever_is_decided_here() {
+    let memory = Memory::new(1_000);
+    let one = [charge(1, 2, 1)];
+    let passage = memory.depart(&one, false, NOW);
+    assert!(memory.charge(&one, false, NOW)[0].allowed);
+    assert!(!memory.charge(&one, false, NOW)[0].allowed, "the other unit may be granted by Redis");
+    assert!(!memory.charge(&[one[0], charge(2, 5, 1)], false, NOW)[0].allowed, "nor beside another policy");
+    assert!(passage.decide_here(NOW)[0].allowed, "nor by itself, once it is decided here");
+    assert!(!memory.charge(&one, false, NOW)[0].allowed);
+}
+
+#[test]
+fn a_dropped_passage_gives_back_what_it_held() {
+    let memory = Memory::new(1_000);
+    let all = [charge(1, 2, 2)];
+    let passage = memory.depart(&all, false, NOW);
+    assert!(!memory.charge(&all, false, NOW)[0].allowed);
+    drop(passage);
+    assert!(memory.charge(&all, false, NOW)[0].allowed);
+}
+
+#[test]
+fn what_redis_told_is_what_memory_judges_from() {
+    let memory = Memory::new(1_000);
+    let one = [charge(1, 3, 1)];
+    let told = Readings::from_elem(quota(3).reading(3 * SECOND, 1, true), 1);
+    assert!(memory.depart(&one, false, NOW).answered(told, NOW, NOW)[0].allowed);
+    assert!(!memory.charge(&one, false, NOW)[0].allowed);
+    assert_eq!(memory.depart(&one, false, NOW + SECOND).notes().next(), Some(2 * SECOND));
+}
+
+#[test]
+fn of_two_grants_by_a_redis_that_forgot_between_them_the_second_is_denied_after_all() {
+    let memory = Memory::new(1_000);
+    let all = [charge(1, 3, 3)];
+    let told = || Readings::from_elem(quota(3).reading(3 * SECOND, 3, true), 1);
+    let (first, second) = (memory.depart(&all, false, NOW), memory.depart(&all, false, NOW));
+    assert!(first.answered(told(), NOW, NOW)[0].allowed);
+    assert!(!second.answered(told(), NOW, NOW)[0].allowed);
+}
+
+/// Whatever happens between this process and Redis, checked against a small Redis of our own.
+mod invariant {
+    use proptest::prelude::*;
+    use proptest::test_runner::TestCaseResult;
+
+    use super::*;
+    use crate::limiter::passage::Passage;
+
+    /// What can happen. An index is taken modulo what there is.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        /// Time passes.
+        Wait(Micros),
+        /// A request that this process decides.
+        Local { policies: usize, cost: usize, peek: bool },
+        /// A locally admitted request turns out to be denied elsewhere.
+        Refund(usize),
+        /// A call sets out; Redis may or may not be told what time it was sent.
+        Depart { policies: usize, cost: usize, peek: bool, dated: bool },
+        /// Redis executes a call, be it long given up.
+        Execute(usize),
+        /// The answer of an executed call arrives.
+        Answer(usize),
+        /// A call is given up, and its request decided here.
+        GiveUp(usize),
+        /// A call's client leaves.
+        Leave(usize),
+        /// Redis loses everything.
+        Flush,
+        /// Another process charges Redis.
+        Elsewhere { policies: usize, cost: usize },
+        /// Drained keys are forgotten.
+        Sweep,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (policies, cost) = (0..3usize, 0..4usize);
+        let peek = prop::bool::weighted(0.1);
+        prop_oneof![
+            4 => prop_oneof![0..3_000u64, Just(0), Just(1_000), 3_000..20_000u64].prop_map(Step::Wait),
+            4 => (policies.clone(), cost.clone(), peek)
+                .prop_map(|(policies, cost, peek)| Step::Local { policies, cost, peek }),
+            1 => any::<usize>().prop_map(Step::Refund),
+            6 => (policies.clone(), cost.clone(), peek, prop::bool::weighted(0.7))
+                .prop_map(|(policies, cost, peek, dated)| Step::Depart { policies, cost, peek, dated }),
+            6 => any::<usize>().prop_map(Step::Execute),
+            5 => any::<usize>().prop_map(Step::Answer),
+            3 => any::<usize>().prop_map(Step::GiveUp),
+            1 => any::<usize>().prop_map(Step::Leave),
+            1 => Just(Step::Flush),
+            1 => (policies, cost).prop_map(|(policies, cost)| Step::Elsewhere { policies, cost }),
+            1 => Just(Step::Sweep),
+        ]
+    }
+
+    /// The arithmetic of the store's script for two buckets.
+    #[derive(Default)]
+    struct Redis([Micros; 2]);
+
+    impl Redis {
+        fn execute(
+            &mut self,
+            charges: &[Charge],
+            buckets: &[usize],
+            notes: &[Micros],
+            peek: bool,
+            now: Micros,
+        ) -> Readings {
+            let debts: Vec<Micros> = (charges.iter().zip(buckets).zip(notes))
+                .map(|((charge, &bucket), &note)| {
+                    self.0[bucket].saturating_sub(now).max(note).min(charge.quota.tolerance())
+                })
+                .collect();
+            let fits: Vec<bool> = (charges.iter().zip(&debts))
+                .map(|(charge, &debt)| gcra::admits(debt, charge.amount(), charge.quota.tolerance()))
+                .collect();
+            let granted = charges.iter().zip(&fits).all(|(charge, &fits)| fits || !charge.enforce);
+            let mut readings = Readings::new();
+            for (at, charge) in charges.iter().enumerate() {
+                let grows = granted && fits[at] && !peek;
+                let debt = debts[at] + if grows { charge.amount() } else { 0 };
+                if !peek {
+                    // A note that is greater is kept even when the hit is denied.
+                    self.0[buckets[at]] = self.0[buckets[at]].max(now + debt);
+                }
+                readings.push(charge.quota.reading(debt, charge.cost, fits[at]));
+            }
+            readings
+        }
+    }
+
+    struct Call<'a> {
+        policies: usize,
+        charges: &'a [Charge],
+        peek: bool,
+        sent: Option<Micros>,
+        notes: Vec<Micros>,
+        passage: Option<Passage<'a>>,
+        outcome: Option<(Readings, Micros)>,
+    }
+
+    /// A hit that was let through: when it was judged, under which policies, at what cost.
+    #[derive(Clone, Copy, Debug)]
+    struct Admitted {
+        at: Micros,
+        policies: usize,
+        cost: u32,
+    }
+
+    const BUCKETS: [&[usize]; 3] = [&[0], &[1], &[0, 1]];
+
+    fn admitted(charges: &[Charge], readings: &Readings) -> bool {
+        charges.iter().zip(readings).all(|(charge, reading)| reading.allowed || !charge.enforce)
+    }
+
+    fn holds(quotas: [Quota; 2], steps: &[Step]) -> TestCaseResult {
+        let memory = Memory::new(1_000);
+        let of = |bucket: usize, cost: u32| Charge {
+            key: key(bucket as u64),
+            quota: quotas[bucket],
+            cost,
+            enforce: true,
+        };
+        let bills: Vec<Vec<Vec<Charge>>> = BUCKETS
+            .iter()
+            .map(|buckets| {
+                (0..4).map(|cost| buckets.iter().map(|&bucket| of(bucket, cost)).collect()).collect()
+            })
+            .collect();
+        let mut now = NOW;
+        let mut redis = Redis::default();
+        let mut calls: Vec<Call<'_>> = Vec::new();
+        let mut hits: Vec<Admitted> = Vec::new();
+        let mut refundable: Vec<(usize, usize, Readings, Admitted)> = Vec::new();
+
+        fn pick<'c, 'a>(
+            calls: &'c mut [Call<'a>],
+            index: usize,
+            fit: impl Fn(&Call<'a>) -> bool,
+        ) -> Option<&'c mut Call<'a>> {
+            let mut fitting: Vec<&mut Call<'a>> = calls.iter_mut().filter(|call| fit(call)).collect();
+            let count = fitting.len();
+            (count > 0).then(|| fitting.swap_remove(index % count))
+        }
+
+        for &step in steps {
+            match step {
+                Step::Wait(by) => now += by,
+                Step::Local { policies, cost, peek } => {
+                    let charges = &bills[policies][cost];
+                    let readings = memory.charge(charges, peek, now);
+                    if admitted(charges, &readings) && !peek {
+                        let hit = Admitted { at: now, policies, cost: cost as u32 };
+                        refundable.push((policies, cost, readings, hit));
+                    }
+                }
+                Step::Refund(index) => {
+                    if !refundable.is_empty() {
+                        let index = index % refundable.len();
+                        let (policies, cost, readings, hit) = refundable.swap_remove(index);
+                        memory.refund(&bills[policies][cost], &readings, hit.at, now);
+                    }
+                }
+                Step::Depart { policies, cost, peek, dated } => {
+                    let charges = &bills[policies][cost];
+                    let passage = memory.depart(charges, peek, now);
+                    let notes = passage.notes().collect();
+                    let sent = dated.then_some(now);
+                    let passage = Some(passage);
+                    calls.push(Call { policies, charges, peek, sent, notes, passage, outcome: None });
+                }
+                Step::Execute(index) => {
+                    if let Some(call) = pick(&mut calls, index, |call| call.outcome.is_none()) {
+                        let underway = call.sent.map_or(0, |sent| now - sent);
+                        let notes: Vec<Micros> =
+                            call.notes.iter().map(|note| note.saturating_sub(underway)).collect();
+                        let buckets = BUCKETS[call.policies];
+                        let readings = redis.execute(call.charges, buckets, &notes, call.peek, now);
+                        call.outcome = Some((readings, now));
+                    }
+                }
+                Step::Answer(index) => {
+                    let answerable = |call: &Call<'_>| call.outcome.is_some() && call.passage.is_some();
+                    if let Some(call) = pick(&mut calls, index, answerable)
+                        && let (Some(passage), Some((told, at))) = (call.passage.take(), call.outcome.clone())
+                    {
+                        let readings = passage.answered(told, at, now);
+                        if admitted(call.charges, &readings) && !call.peek {
+                            hits.push(Admitted { at, policies: call.policies, cost: call.charges[0].cost });
+                        }
+                    }
+                }
+                Step::GiveUp(index) => {
+                    if let Some(call) = pick(&mut calls, index, |call| call.passage.is_some())
+                        && let Some(passage) = call.passage.take()
+                    {
+                        let readings = passage.decide_here(now);
+                        if admitted(call.charges, &readings) && !call.peek {
+                            hits.push(Admitted {
+                                at: now,
+                                policies: call.policies,
+                                cost: call.charges[0].cost,
+                            });
+                        }
+                    }
+                }
+                Step::Leave(index) => {
+                    if let Some(call) = pick(&mut calls, index, |call| call.passage.is_some()) {
+                        call.passage = None;
+                    }
+                }
+                Step::Flush => redis = Redis::default(),
+                Step::Elsewhere { policies, cost } => {
+                    let charges = &bills[policies][cost];
+                    redis.execute(charges, BUCKETS[policies], &[0, 0], false, now);
+                }
+                Step::Sweep => (0..memory.shards()).for_each(|shard| memory.sweep(shard, now)),
+            }
+        }
+        hits.extend(refundable.into_iter().map(|(_, _, _, hit)| hit));
+        for (bucket, quota) in quotas.iter().enumerate() {
+            let mut own: Vec<Admitted> =
+                hits.iter().copied().filter(|hit| BUCKETS[hit.policies].contains(&bucket)).collect();
+            own.sort_by_key(|hit| hit.at);
+            for first in 0..own.len() {
+                let mut spent = 0;
+                for hit in &own[first..] {
+                    spent += quota.charge(hit.cost);
+                    let span = hit.at - own[first].at;
+                    prop_assert!(
+                        spent <= quota.tolerance() + span,
+                        "bucket {bucket}: {spent} µs spent in {span} µs, tolerance {}: {:?}",
+                        quota.tolerance(),
+                        own
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn quotas(first_burst: u32, second_burst: u32) -> [Quota; 2] {
+        let of =
+            |interval, burst| Quota::new(NonZeroU32::MIN, interval, NonZeroU32::new(burst).unwrap()).unwrap();
+        [of(1_000, first_burst), of(1_700, second_burst)]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+        #[test]
+        fn no_interleaving_with_redis_admits_more_than_burst_and_rate(
+            first in 1u32..6, second in 1u32..6, steps in prop::collection::vec(step(), 1..80),
+        ) {
+            holds(quotas(first, second), &steps)?;
+        }
+    }
+
+    mod soak {
+        use super::*;
+
+        proptest! {
+            #![proptest_config(ProptestConfig {
+                cases: if std::env::var_os("TIDEGATE_SOAK").is_some() { 1_000_000 } else { 1 },
+                ..ProptestConfig::default()
+            })]
+            #[test]
+            fn nor_does_any_of_a_million_interleavings(
+                first in 1u32..6, second in 1u32..6, steps in prop::collection::vec(step(), 1..120),
+            ) {
+                holds(quotas(first, second), &steps)?;
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! A call to Redis under way, as the store in this process sees it: what rides on it, what it may have been granted,
+//! and what its answer teaches.
+
+use smallvec::SmallVec;
+
+use super::clock::Micros;
+use super::gcra;
+use super::memory::{Charge, Locked, Memory, Shard};
+use super::store::Readings;
+use super::subject::Key;
+
+/// One call to Redis under way. Dropped without an answer (a client that left), it frees what it held.
+#[must_use = "a passage holds budget until it ends"]
+pub struct Passage<'a> {
+    memory: &'a Memory,
+    charges: &'a [Charge],
+    tickets: SmallVec<[Ticket; 2]>,
+    peek: bool,
+    over: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ticket {
+    /// The debt that rides on the call.
+    note: Micros,
+    /// What it asks for.
+    amount: Micros,
+    /// What the voyage had charged when it left: all of it rides in the note.
+    charged: Micros,
+}
+
+/// The calls to Redis that are under way for one key, and what was charged here meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Voyage {
+    pub(super) key: Key,
+    calls: u32,
+    /// The sum of their charges: each may be granted at any moment.
+    pub(super) in_flight: Micros,
+    /// All that was charged here since the voyage began. It only grows.
+    pub(super) charged: Micros,
+    /// How much of `charged` rode in a call that was answered: Redis knows of it.
+    confirmed: Micros,
+    /// When the bucket would be full again if only this process had charged it: what it granted by Redis' word
+    /// and by its own. Redis can forget (a flush, a failover) between two calls that are under way; this cannot.
+    pub(super) own_full_at: Micros,
+}
+
+impl Memory {
+    /// Sets out for Redis with these charges. Until the [`Passage`] ends, they count as granted for whoever is
+    /// decided here.
+    pub fn depart<'a>(&'a self, charges: &'a [Charge], peek: bool, now: Micros) -> Passage<'a> {
+        let mut tickets = SmallVec::new();
+        for charge in charges {
+            let mut shard = self.shard(self.shard_of(charge.key));
+            let full_at = shard.entry(charge.key).map_or(0, |entry| entry.full_at);
+            let told = full_at.saturating_sub(now).min(charge.quota.tolerance());
+            let amount = if peek { 0 } else { charge.amount().min(charge.quota.tolerance()) };
+            let voyage = shard.voyage_or_new(charge.key, full_at);
+            // What Redis has not been told of may meet calls that it has not answered: then they ride along,
+            // so that its `max` cannot swallow one of the two. Too strict by at most what is in flight.
+            let dirty = voyage.charged > voyage.confirmed;
+            let note = told + if dirty { voyage.in_flight } else { 0 };
+            let charged = voyage.charged;
+            voyage.calls += 1;
+            voyage.in_flight += amount;
+            tickets.push(Ticket { note: note.min(charge.quota.tolerance()), amount, charged });
+        }
+        Passage { memory: self, charges, tickets, peek, over: false }
+    }
+}
+
+impl Passage<'_> {
+    /// The debt to send with each charge.
+    pub fn notes(&self) -> impl Iterator<Item = Micros> {
+        self.tickets.iter().map(|ticket| ticket.note)
+    }
+
+    /// Redis answered: its debts, as of `judged_at` on this process' clock, become the notes. Returns what it said,
+    /// but for a grant that this process knows to be too much, because Redis lost data while calls were under
+    /// way: that one is denied after all.
+    pub fn answered(mut self, mut readings: Readings, judged_at: Micros, now: Micros) -> Readings {
+        self.over = true;
+        let charges = self.charges.iter().zip(&self.tickets);
+        if self.peek {
+            for (charge, ticket) in charges {
+                let mut shard = self.memory.shard(self.memory.shard_of(charge.key));
+                // A peek wrote nothing, so it confirms nothing and teaches nothing.
+                shard.arrive(charge.key, *ticket, false);
+            }
+            return readings;
+        }
+        let granted =
+            self.charges.iter().zip(&readings).all(|(charge, reading)| reading.allowed || !charge.enforce);
+        for ((charge, ticket), reading) in charges.zip(&mut readings) {
+            let mut shard = self.memory.shard(self.memory.shard_of(charge.key));
+            let mut full_at = judged_at + reading.debt;
+            if granted
+                && reading.allowed
+                && let Some(voyage) = shard.voyage_mut(charge.key)
+            {
+                let own = voyage.own_full_at.max(judged_at);
+                if gcra::admits(own - judged_at, ticket.amount, charge.quota.tolerance()) {
+                    voyage.own_full_at = own + ticket.amount;
+                } else {
+                    *reading = charge.quota.reading(own - judged_at, charge.cost, false);
+                }
+                full_at = full_at.max(voyage.own_full_at);
+            }
+            full_at += shard.arrive(charge.key, *ticket, true);
+            let known = shard.entry(charge.key).map_or(0, |entry| entry.full_at);
+            if full_at > known && full_at > now {
+                self.memory.set(&mut shard, charge.key, full_at, now);
+            }
+        }
+        readings
+    }
+
+    /// Redis did not answer: the same charges are decided here, in one step with giving up the call.
+    pub fn decide_here(mut self, now: Micros) -> Readings {
+        self.over = true;
+        let mut locked = Locked::of(self.memory, self.charges);
+        for (charge, ticket) in self.charges.iter().zip(&self.tickets) {
+            locked.shard(self.memory.shard_of(charge.key)).arrive(charge.key, *ticket, false);
+        }
+        self.memory.charge_locked(&mut locked, self.charges, self.peek, now)
+    }
+}
+
+impl Drop for Passage<'_> {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        for (charge, ticket) in self.charges.iter().zip(&self.tickets) {
+            let mut shard = self.memory.shard(self.memory.shard_of(charge.key));
+            shard.arrive(charge.key, *ticket, false);
+        }
+    }
+}
+
+impl Shard {
+    fn voyage_or_new(&mut self, key: Key, full_at: Micros) -> &mut Voyage {
+        let at = self.voyages.iter().position(|voyage| voyage.key == key);
+        let at = at.unwrap_or_else(|| {
+            self.voyages.push(Voyage {
+                key,
+                calls: 0,
+                in_flight: 0,
+                charged: 0,
+                confirmed: 0,
+                own_full_at: full_at,
+            });
+            self.voyages.len() - 1
+        });
+        &mut self.voyages[at]
+    }
+
+    /// Ends one call of a key's voyage, and returns what was charged here that the call did not carry and no
+    /// other answered call did either.
+    fn arrive(&mut self, key: Key, ticket: Ticket, answered: bool) -> Micros {
+        let Some(at) = self.voyages.iter().position(|voyage| voyage.key == key) else {
+            return 0;
+        };
+        let voyage = &mut self.voyages[at];
+        voyage.calls -= 1;
+        voyage.in_flight -= ticket.amount;
+        if answered {
+            voyage.confirmed = voyage.confirmed.max(ticket.charged);
+        }
+        let unconfirmed = voyage.charged - voyage.confirmed;
+        if voyage.calls == 0 {
+            self.voyages.swap_remove(at);
+        }
+        unconfirmed
+    }
+}
