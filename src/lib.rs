@@ -1,4 +1,45 @@
-//! tidegate
+//! A rate-limiting front for APIs, and the limiter inside it.
+//!
+//! # The straight line
+//! ```text
+//! client ─► door ─► Limiter::check ──────────────────────────────────► Decision ─► door ─► client
+//!           (wire → Facts)  │                                              ▲
+//!                           ▼                                              │
+//!                     Rules::matching       which rule, which policies     │
+//!                           ▼                                              │
+//!                     Rollout::arm          per subject: which store ─ no ─┤
+//!                           ▼ yes                                          │
+//!                     Memory::depart        the note that rides along      │
+//!                           ▼                                              │
+//!                     Store::charge         one EVALSHA, all or none,      │
+//!                       within the deadline │readings        │fault        │
+//!                                           ▼                ▼             │
+//!                               Passage::answered    Passage::decide_here ─┘
+//!                               (memory notes the debt)
+//!                     Event ─► Telemetry::observe   the only place that logs or counts
+//! ```
+//! A **fact** is something a door knows of a request: the client's address, the path, a header. A **rule** matches
+//! facts and lists **policies**; a policy is a subject (by whom) and a quota (so many a period, so many at once). A
+//! request's **charges** are the buckets that it owes.
+//!
+//! # Seven rooms, one verb each
+//! | room | verb | may import |
+//! |---|---|---|
+//! | [`limiter`] | decides | nothing of ours, no server, no client library, no log |
+//! | [`redis`] | shares | `limiter` |
+//! | [`doors`] | translates | `limiter` |
+//! | [`telemetry`] | tells | `limiter` |
+//! | [`config`] | reads | `limiter`, `redis::target` |
+//! | [`control`] | steers | `limiter`, `redis`, `config`, `doors` (the admin API is HTTP: it answers in their words) |
+//! | [`app`], [`cli`] | wire | everything |
+//!
+//! `tests/architecture.rs` holds the sources against this table. A room for what a person runs (doctor, load test)
+//! joins them as `tools`.
+//!
+//! # As a library
+//! Without the feature `server` there is the limiter, and [`doors::middleware::RateLimit`] for an actix application
+//! of yours; with the feature `redis`, the shared store as well.
+
 #[cfg(feature = "server")]
 pub mod app;
 #[cfg(feature = "server")]

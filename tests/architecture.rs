@@ -489,7 +489,7 @@ mod rules {
             "use crate::redis::{target, link::Link};",
             "may not import `crate::redis::link`",
         );
-        refused("control/api.rs", "use crate::telemetry::Output;", "may not import `crate::doors");
+        refused("control/api.rs", "use crate::telemetry::Output;", "may not import `crate::telemetry");
         refused("tools/doctor.rs", "use crate::control::record;", "may not import `crate::control");
 
         passes("limiter/memory.rs", "use super::store::Store; use crate::limiter::gcra;");

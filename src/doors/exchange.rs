@@ -96,7 +96,7 @@ where
             judged,
             untold: false,
         };
-        Telling { answer: self.service.call(request), record: Some(record) }
+        Telling { answer: self.service.call(request), record: Some(Box::new(record)) }
     }
 }
 
@@ -105,7 +105,7 @@ pin_project! {
     pub struct Telling<F> {
         #[pin]
         answer: F,
-        record: Option<Record>,
+        record: Option<Box<Record>>,
     }
 }
 
@@ -145,7 +145,7 @@ pin_project! {
     pub struct Told<B> {
         #[pin]
         body: B,
-        record: Option<Record>,
+        record: Option<Box<Record>>,
     }
 }
 

@@ -115,6 +115,9 @@ impl Text {
 /// of another limit.
 pub fn write(decision: &Decision, families: Families, headers: &mut HeaderMap) {
     let Some((_, bound)) = decision.binding() else { return };
+    if speaks_of_limits(headers) {
+        clear(headers, families, decision.allowed());
+    }
     DESK.with_borrow_mut(|desk| {
         let bound_to = desk.written(decision.rules(), bound.policy);
         if families.ietf {
@@ -150,13 +153,25 @@ pub fn write(decision: &Decision, families: Families, headers: &mut HeaderMap) {
 }
 
 fn put(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
-    let Some(value) = value else { return };
-    // `insert` returns what was there, and moves a good deal of memory to do so: only when something was.
-    if headers.contains_key(&name) {
-        headers.insert(name, value);
-    } else {
+    if let Some(value) = value {
         headers.append(name, value);
     }
+}
+
+/// Removes what is about to be written.
+fn clear(headers: &mut HeaderMap, families: Families, allowed: bool) {
+    let ietf = [RATELIMIT_POLICY, RATELIMIT].into_iter().filter(|_| families.ietf);
+    let x_ratelimit = [X_LIMIT, X_REMAINING, X_RESET].into_iter().filter(|_| families.x_ratelimit);
+    let retry_after = [RETRY_AFTER].into_iter().filter(|_| !allowed);
+    for name in ietf.chain(x_ratelimit).chain(retry_after) {
+        headers.remove(name);
+    }
+}
+
+/// Whether a response speaks of some limit already. One look over the names costs less than five look-ups, and
+/// `insert`, which returns what it replaces, a good deal more than `append`.
+fn speaks_of_limits(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().contains("ratelimit") || name == RETRY_AFTER)
 }
 
 /// Most numbers in these headers are small: they need no memory of their own.

@@ -66,6 +66,9 @@ pub struct Verdict {
     pub fallback: Option<FaultKind>,
 }
 
+/// One per policy. Nearly every request has one.
+pub type Verdicts = SmallVec<[Verdict; 1]>;
+
 /// The outcome for one request.
 #[derive(Clone, Debug)]
 pub struct Decision {
@@ -76,7 +79,7 @@ pub struct Decision {
     /// The revision of the rollout that chose the stores.
     pub revision: u64,
     rules: Arc<Rules>,
-    verdicts: SmallVec<[Verdict; 2]>,
+    verdicts: Verdicts,
     binding: usize,
     missing: Option<PolicyId>,
 }
@@ -100,8 +103,25 @@ impl Decision {
         Self { state: State::Block, missing: Some(policy), ..Self::unlimited(rules, revision) }
     }
 
+    /// What the one policy of a request comes to.
+    #[inline]
+    pub(super) fn of_one(rules: Arc<Rules>, revision: u64, verdict: Verdict) -> Self {
+        let denied = !verdict.reading.allowed && rules.policy(verdict.policy).mode == Mode::Enforce;
+        let mut verdicts = SmallVec::new();
+        verdicts.push(verdict);
+        Self {
+            state: if denied { State::Throttle } else { State::Allow },
+            mixed: false,
+            revision,
+            rules,
+            verdicts,
+            binding: 0,
+            missing: None,
+        }
+    }
+
     /// What these verdicts come to: the longest denial binds, else the least remaining.
-    pub(super) fn of(rules: Arc<Rules>, revision: u64, verdicts: SmallVec<[Verdict; 2]>) -> Self {
+    pub(super) fn of(rules: Arc<Rules>, revision: u64, verdicts: Verdicts) -> Self {
         let enforced = |verdict: &Verdict| rules.policy(verdict.policy).mode == Mode::Enforce;
         let never = Micros::MAX;
         let mut binding = 0;

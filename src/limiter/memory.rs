@@ -3,7 +3,7 @@
 //!
 //! An entry is 24 bytes: a 128-bit keyed hash and the theoretical arrival time. That same time is the note: the
 //! debt that Redis last told, plus what was admitted here since. While calls for a key are in flight, a
-//! [`Voyage`] beside the entry counts them, so that a request that is decided here at the same moment cannot
+//! `Voyage` beside the entry counts them, so that a request that is decided here at the same moment cannot
 //! spend what one of them may have been granted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,7 +93,7 @@ impl Memory {
 
     /// The way of nearly every request: one bucket, looked up once, its lock held for nothing but that.
     #[inline]
-    fn charge_one(&self, charge: &Charge, peek: bool, now: Micros) -> Reading {
+    pub(super) fn charge_one(&self, charge: &Charge, peek: bool, now: Micros) -> Reading {
         let (amount, tolerance) = (charge.amount(), charge.quota.tolerance());
         let mut shard = self.shard(self.shard_of(charge.key));
         if !shard.voyages.is_empty() {

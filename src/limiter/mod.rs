@@ -18,17 +18,18 @@ mod table;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
 use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 
 use clock::Clock;
-use decision::{Backend, Decision, Verdict};
+use decision::{Backend, Decision, Verdict, Verdicts};
+use gcra::Reading;
 use memory::{Charge, Memory};
-use policy::{Mode, OnMissing, PolicyId, Rule, Rules};
-use rollout::{Arm, Rollout};
+use policy::{Mode, OnMissing, Policy, PolicyId, Rule, Rules};
+use rollout::{Arm, Percent, Rollout};
 use store::{Fault, FaultKind, NoStore, Readings, SharedCharge, Store};
 use subject::{Facts, Identity, ProcessKey, Subject, SubjectHash};
 
@@ -134,29 +135,27 @@ impl<S: Store> Limiter<S> {
                 None => match policy.on_missing {
                     OnMissing::Skip => continue,
                     // Without an address either (a unix socket), all such requests share one bucket.
-                    OnMissing::Ip => {
-                        Subject::ip().identify(facts).unwrap_or_else(|| Subject::ip().identity_of(b"unknown"))
-                    }
+                    OnMissing::Ip => IP.identify(facts).unwrap_or_else(|| IP.identity_of(b"unknown")),
                     OnMissing::Deny => {
                         bill.missing = Some(id);
                         return bill;
                     }
                 },
             };
-            let arm = match &self.store {
-                None => Arm::Control,
-                Some(_) => self.rollout.arm(in_force.percent, policy.by.is_everyone(), &identity),
-            };
-            let shared =
-                (arm == Arm::Canary).then(|| Some(self.rollout.keys()?.as_ref()?.subject(&identity)));
-            bill.items.push(Item {
-                policy: id,
-                key: self.process_key.hash(&identity).under(policy.tag),
-                arm,
-                shared: shared.flatten(),
-            });
+            bill.items.push(self.item(in_force.percent, id, policy, &identity));
         }
         bill
+    }
+
+    #[inline]
+    fn item(&self, percent: Percent, id: PolicyId, policy: &Policy, identity: &Identity) -> Item {
+        let arm = match &self.store {
+            None => Arm::Control,
+            Some(_) => self.rollout.arm(percent, policy.by.is_everyone(), identity),
+        };
+        let shared = (arm == Arm::Canary).then(|| Some(self.rollout.keys()?.as_ref()?.subject(identity)));
+        let key = self.process_key.hash(identity).under(policy.tag);
+        Item { policy: id, key, arm, shared: shared.flatten() }
     }
 
     fn decide(self: &Arc<Self>, rules: Arc<Rules>, bill: Bill, cost: u32, hit: Hit) -> Check {
@@ -166,8 +165,15 @@ impl<S: Store> Limiter<S> {
         if bill.wants_redis() {
             return Check::Asking(Box::pin(Arc::clone(self).decide_with_redis(rules, bill, cost, hit)));
         }
+        let (peek, now) = (hit.writes_nothing(), self.clock.now());
+        // Nearly every request owes one bucket: then nothing is gathered.
+        if let [item] = bill.items.as_slice() {
+            let reading = self.memory.charge_one(&item.charge(&rules, cost), peek, now);
+            let verdict = item.verdict(Backend::Memory, None, reading);
+            return Check::Decided(Some(Decision::of_one(rules, bill.revision, verdict)));
+        }
         let charges: Charges = bill.items.iter().map(|item| item.charge(&rules, cost)).collect();
-        let readings = self.memory.charge(&charges, hit.writes_nothing(), self.clock.now());
+        let readings = self.memory.charge(&charges, peek, now);
         let verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &readings);
         Check::Decided(Some(Decision::of(rules, bill.revision, verdicts)))
     }
@@ -278,6 +284,9 @@ impl<S: Store> Limiter<S> {
     }
 }
 
+/// What stands in for a subject that is missing.
+static IP: LazyLock<Subject> = LazyLock::new(Subject::ip);
+
 type Charges = SmallVec<[Charge; 2]>;
 
 /// Whether an enforced bucket has no room.
@@ -287,7 +296,7 @@ fn denied(charges: &[Charge], readings: &Readings) -> bool {
 
 /// What a request owes.
 struct Bill {
-    items: SmallVec<[Item; 2]>,
+    items: SmallVec<[Item; 1]>,
     revision: u64,
     /// The policy whose subject must be there and is not.
     missing: Option<PolicyId>,
@@ -323,6 +332,12 @@ struct Item {
 }
 
 impl Item {
+    #[inline]
+    fn verdict(&self, backend: Backend, fallback: Option<FaultKind>, reading: Reading) -> Verdict {
+        Verdict { policy: self.policy, reading, backend, arm: self.arm, fallback }
+    }
+
+    #[inline]
     fn charge(&self, rules: &Rules, cost: u32) -> Charge {
         let policy = rules.policy(self.policy);
         Charge { key: self.key, quota: policy.quota, cost, enforce: policy.mode == Mode::Enforce }
@@ -340,12 +355,12 @@ impl Bill {
         backend: Backend,
         fallback: Option<FaultKind>,
         readings: &Readings,
-    ) -> SmallVec<[Verdict; 2]> {
+    ) -> Verdicts {
         self.items
             .iter()
             .filter(|item| item.arm == arm)
             .zip(readings)
-            .map(|(item, &reading)| Verdict { policy: item.policy, reading, backend, arm, fallback })
+            .map(|(item, &reading)| item.verdict(backend, fallback, reading))
             .collect()
     }
 }
