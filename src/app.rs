@@ -114,8 +114,9 @@ impl Application {
             rollout.learn_keys(redis::derive(secret.expose().as_bytes()));
         }
         let hard_off = settled::hard_off(settings);
+        let limiter = limiter.with_rollout(Arc::clone(&rollout));
         let limiter = match settled::store(settings, clock, &rollout, &observer)? {
-            Some(store) if hard_off.is_none() => limiter.with_store(store, Arc::clone(&rollout)),
+            Some(store) if hard_off.is_none() => limiter.with_store(store),
             _ => limiter,
         };
         let limiter = Arc::new(limiter);

@@ -51,7 +51,9 @@ async fn limiter(port: u16, rules: Rules, timeout: Duration) -> Arc<Limiter<Redi
     let store = RedisStore::new(options, clock.clone(), Arc::clone(&rollout), Arc::new(Silent)).unwrap();
     tokio::spawn(store.clone().keep_connected());
     support::until("the store is connected", async || store.state().connected).await;
-    Arc::new(Limiter::new(rules, Memory::new(100_000), &[1; 16], clock).with_store(store, rollout))
+    Arc::new(
+        Limiter::new(rules, Memory::new(100_000), &[1; 16], clock).with_rollout(rollout).with_store(store),
+    )
 }
 
 fn one_policy(quota: Quota) -> Rules {

@@ -37,6 +37,10 @@ pub(super) fn request(
     let head = request.head();
     let method = hyper::Method::from_bytes(head.method.as_str().as_bytes())
         .map_err(|_| Problem::new(Cause::BadRequest, "The request's method can't be forwarded."))?;
+    if method == hyper::Method::CONNECT {
+        // A tunnel would carry what nobody judged.
+        return Err(Problem::new(Cause::MethodNotAllowed, "CONNECT is not for a gateway."));
+    }
     let mut outgoing = hyper::Request::builder().method(method).uri(target(request, &upstream.base)?);
     let named = named_in_connection(head.headers.get_all("connection").map(|value| value.as_bytes()));
     if let Some(headers) = outgoing.headers_mut() {
@@ -193,6 +197,13 @@ mod tests {
         ] {
             assert_eq!(forwarded(TestRequest::with_uri(uri), base, &[]).uri(), wanted);
         }
+    }
+
+    #[test]
+    fn nobody_gets_a_tunnel() {
+        let test = TestRequest::default().method(actix_web::http::Method::CONNECT).to_http_request();
+        let refused = request(&test, &upstream("http://up:1"), &TrustedProxies::default()).unwrap_err();
+        assert_eq!(refused.cause(), Cause::MethodNotAllowed);
     }
 
     #[test]

@@ -86,10 +86,15 @@ impl<S: Store> Limiter<S> {
         }
     }
 
-    /// With a shared store, and the rollout that says for which subjects.
-    pub fn with_store(mut self, store: S, rollout: Arc<Rollout>) -> Self {
-        self.store = Some(store);
+    /// Following this rollout.
+    pub fn with_rollout(mut self, rollout: Arc<Rollout>) -> Self {
         self.rollout = rollout;
+        self
+    }
+
+    /// With a shared store for the subjects that the rollout picks.
+    pub fn with_store(mut self, store: S) -> Self {
+        self.store = Some(store);
         self
     }
 

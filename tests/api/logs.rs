@@ -84,6 +84,7 @@ async fn every_request_has_one_line_with_the_fields_of_the_contract_and_no_ident
     assert_eq!((line["method"].as_str(), line["path"].as_str()), (Some("GET"), Some("/a/b")));
     assert_eq!((line["status"].as_u64(), line["limit"].as_u64()), (Some(404), Some(100)));
     assert_eq!((line["rl_backend"].as_str(), line["arm"].as_str()), (Some("memory"), Some("control")));
+    assert_eq!(line["rollout_revision"], 1, "the record's first revision, in memory as well");
     let ts = line["ts"].as_str().unwrap();
     assert!(chrono::DateTime::parse_from_rfc3339(ts).is_ok() && ts.len() == 24, "{ts}");
     let output = tidegate.output();

@@ -19,3 +19,4 @@ mod limits;
 mod logs;
 mod rollout;
 mod secrets;
+mod tls;
