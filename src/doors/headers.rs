@@ -171,7 +171,11 @@ fn clear(headers: &mut HeaderMap, families: Families, allowed: bool) {
 /// Whether a response speaks of some limit already. One look over the names costs less than five look-ups, and
 /// `insert`, which returns what it replaces, a good deal more than `append`.
 fn speaks_of_limits(headers: &HeaderMap) -> bool {
-    headers.keys().any(|name| name.as_str().contains("ratelimit") || name == RETRY_AFTER)
+    let speaks = |name: &str| {
+        let bare = name.strip_prefix("x-").unwrap_or(name);
+        bare.starts_with("ratelimit") || name == "retry-after"
+    };
+    headers.keys().any(|name| speaks(name.as_str()))
 }
 
 /// Most numbers in these headers are small: they need no memory of their own.

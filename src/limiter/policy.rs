@@ -111,7 +111,7 @@ impl Rules {
     pub fn matching(&self, facts: &dyn Facts) -> Option<&Rule> {
         let path = self.rules.iter().any(|rule| rule.route.reads_path());
         let path = path.then(|| super::route::normal_path(facts.path()));
-        self.rules.iter().find(|rule| rule.route.matches(facts.method(), facts.host(), path.as_deref()))
+        self.rules.iter().find(|rule| rule.route.matches(facts, path.as_deref()))
     }
 
     /// The rule of this name.

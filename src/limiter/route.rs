@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::subject::Facts;
+
 /// A rule's conditions. Each is optional; all that are there must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
@@ -82,10 +84,11 @@ impl Route {
         self.path.is_some()
     }
 
-    /// Whether a request with this method, host (as written, a port is passed over) and normal path is meant.
-    pub(super) fn matches(&self, method: &str, host: &str, path: Option<&str>) -> bool {
-        (self.methods.is_empty() || self.methods.iter().any(|one| &**one == method))
-            && self.host.as_ref().is_none_or(|wanted| wanted.matches(host))
+    /// Whether this request is meant, whose path in its normal form is `path`. Asks for no fact that it has no
+    /// condition on.
+    pub(super) fn matches(&self, facts: &dyn Facts, path: Option<&str>) -> bool {
+        (self.methods.is_empty() || self.methods.iter().any(|one| &**one == facts.method()))
+            && self.host.as_ref().is_none_or(|wanted| wanted.matches(facts.host()))
             && self.path.as_ref().is_none_or(|pattern| path.is_some_and(|path| pattern.matches(path)))
     }
 }
@@ -237,12 +240,39 @@ fn decode_once(path: &str) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    /// A request to this host.
+    struct To<'a>(&'a str);
+
+    impl Facts for To<'_> {
+        fn ip(&self) -> Option<std::net::IpAddr> {
+            None
+        }
+        fn method(&self) -> &str {
+            "GET"
+        }
+        fn host(&self) -> &str {
+            self.0
+        }
+        fn path(&self) -> &str {
+            "/"
+        }
+        fn header(&self, _: &str) -> Option<&[u8]> {
+            None
+        }
+        fn query(&self, _: &str) -> Option<Cow<'_, [u8]>> {
+            None
+        }
+        fn cookie(&self, _: &str) -> Option<Cow<'_, [u8]>> {
+            None
+        }
+    }
+
     fn route(path: &str) -> Route {
         Route::new(&[], None, Some(path)).unwrap()
     }
 
     fn hits(pattern: &str, path: &str) -> bool {
-        route(pattern).matches("GET", "", Some(&normal_path(path)))
+        route(pattern).matches(&To(""), Some(&normal_path(path)))
     }
 
     #[test]
@@ -295,7 +325,7 @@ mod tests {
             ("[::1]", "[::1]", true),
         ] {
             let route = Route::new(&[], Some(pattern), None).unwrap();
-            assert_eq!(route.matches("GET", host, None), wanted, "{pattern} against {host}");
+            assert_eq!(route.matches(&To(host), None), wanted, "{pattern} against {host}");
         }
     }
 
