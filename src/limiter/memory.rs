@@ -294,6 +294,8 @@ impl Shard {
         {
             debt += voyage.in_flight;
         }
+        // What is in flight can exceed the tolerance by itself. A hit that costs nothing is admitted even then.
+        let debt = debt.min(tolerance);
         let allowed = gcra::admits(debt, charge.amount(), tolerance);
         (charge.quota.reading(debt, charge.cost, allowed), debt)
     }

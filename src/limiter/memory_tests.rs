@@ -216,6 +216,17 @@ fn a_passage_in_flight_counts_as_granted_for_whoever_is_decided_here() {
 }
 
 #[test]
+fn a_hit_that_costs_nothing_is_never_denied_whatever_is_in_flight() {
+    let memory = Memory::new(1_000);
+    let all = [charge(1, 2, 2)];
+    assert!(memory.charge(&all, false, NOW)[0].allowed);
+    let passage = memory.depart(&all, false, NOW);
+    let nothing = memory.charge(&[charge(1, 2, 0)], true, NOW)[0];
+    assert_eq!((nothing.allowed, nothing.remaining, nothing.debt), (true, 0, 2 * SECOND));
+    drop(passage);
+}
+
+#[test]
 fn a_debt_of_a_greater_limit_drains_from_the_smaller_one_as_soon_as_it_is_asked_for() {
     let memory = Memory::new(1_000);
     for number in 1..=3 {
