@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::body::{BodySize, BodyStream, BoxBody, SizedStream};
-use actix_web::http::StatusCode;
+use actix_web::http::{Method, StatusCode};
 use actix_web::web::{Bytes, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use futures_util::StreamExt;
@@ -99,7 +99,7 @@ impl Gateway {
         let body_broke = attach_body(&mut outgoing, request, payload);
         let answer = tokio::time::timeout(self.upstream.timeout, self.client.request(outgoing)).await;
         match answer {
-            Ok(Ok(response)) => Ok(incoming(response, request.method() == actix_web::http::Method::HEAD)),
+            Ok(Ok(response)) => Ok(incoming(response, request)),
             Ok(Err(_)) if body_broke.get() => {
                 Err(Problem::new(Cause::BadRequest, "The body broke off or was malformed."))
             }
@@ -184,7 +184,7 @@ fn attach_body(outgoing: &mut hyper::Request<OutBody>, request: &HttpRequest, mu
 }
 
 /// The upstream's answer as ours.
-fn incoming(response: hyper::Response<Incoming>, to_head: bool) -> HttpResponse {
+fn incoming(response: hyper::Response<Incoming>, request: &HttpRequest) -> HttpResponse {
     let (parts, body) = response.into_parts();
     let status = StatusCode::from_u16(parts.status.as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
     let length =
@@ -192,7 +192,14 @@ fn incoming(response: hyper::Response<Incoming>, to_head: bool) -> HttpResponse 
     let mut answer = HttpResponse::new(status);
     forwarding::copy_response_headers(&parts.headers, answer.headers_mut());
     answer.extensions_mut().insert(Origin::Upstream);
-    let bodiless = matches!(parts.status.as_u16(), 204 | 304) || to_head;
+    let bodiless = match parts.status.as_u16() {
+        _ if request.method() == Method::HEAD => {
+            Some(Bodiless(length.map_or(BodySize::Stream, BodySize::Sized)))
+        }
+        // Whatever length they tell, the server would wait for so many bytes and break off.
+        204 | 304 => Some(Bodiless(BodySize::None)),
+        _ => None,
+    };
     let stream = Frames::new(body).filter_map(|frame| async {
         match frame {
             // Trailers have no place in actix's answers.
@@ -200,22 +207,22 @@ fn incoming(response: hyper::Response<Incoming>, to_head: bool) -> HttpResponse 
             Err(error) => Some(Err(error)),
         }
     });
-    match length {
-        Some(length) if bodiless => answer.set_body(BoxBody::new(Bodiless(length))),
-        None if bodiless => answer.set_body(BoxBody::new(Bodiless(0))),
-        Some(length) => answer.set_body(BoxBody::new(SizedStream::new(length, Box::pin(stream)))),
-        None => answer.set_body(BoxBody::new(BodyStream::new(Box::pin(stream)))),
-    }
+    answer.set_body(match (bodiless, length) {
+        (Some(bodiless), _) => BoxBody::new(bodiless),
+        (None, Some(length)) => BoxBody::new(SizedStream::new(length, Box::pin(stream))),
+        (None, None) => BoxBody::new(BodyStream::new(Box::pin(stream))),
+    })
 }
 
-/// The length that a body would have had.
-struct Bodiless(u64);
+/// No body, and what is told of the one that there would have been. Where its length is not known, 0 in its place
+/// would be believed.
+struct Bodiless(BodySize);
 
 impl actix_web::body::MessageBody for Bodiless {
     type Error = std::convert::Infallible;
 
     fn size(&self) -> BodySize {
-        BodySize::Sized(self.0)
+        self.0
     }
 
     fn poll_next(

@@ -181,3 +181,35 @@ async fn a_denied_request_never_reaches_the_upstream() {
     }
     assert_eq!(upstream.requests.load(Ordering::SeqCst), 3);
 }
+
+#[tokio::test]
+async fn a_head_whose_length_the_upstream_does_not_tell_is_not_told_to_be_empty() {
+    let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let url = format!("http://{}", verbatim(answer).await);
+    let tidegate = Tidegate::start(None, &[("UPSTREAM_URL", &url)]).await;
+    for _ in 0..2 {
+        let head = tidegate.http.head(tidegate.url("/")).send().await.unwrap();
+        assert_eq!((head.status().as_u16(), head.headers().get("content-length")), (200, None));
+        assert_eq!(head.bytes().await.unwrap().len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_has_no_body_arrives_whatever_length_it_tells() {
+    for answer in [
+        "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 9\r\n\r\n",
+        "HTTP/1.1 204 No Content\r\nETag: \"a\"\r\nContent-Length: 9\r\n\r\n",
+        "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n",
+    ] {
+        let url = format!("http://{}", verbatim(answer).await);
+        let tidegate = Tidegate::start(None, &[("UPSTREAM_URL", &url)]).await;
+        for method in ["GET", "HEAD"] {
+            let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+            let empty = tidegate.http.request(method, tidegate.url("/")).send().await.expect(answer);
+            assert_eq!(empty.status().as_str(), &answer[9..12]);
+            assert_eq!(empty.headers()["etag"], "\"a\"");
+            assert_ne!(empty.headers().get("content-length"), Some(&"0".parse().unwrap()), "{answer}");
+            assert_eq!(empty.bytes().await.unwrap().len(), 0);
+        }
+    }
+}
