@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::body::{BodySize, BodyStream, BoxBody, SizedStream};
-use actix_web::http::{Method, StatusCode};
+use actix_web::http::{ConnectionType, Method, StatusCode, Version};
 use actix_web::web::{Bytes, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use futures_util::StreamExt;
@@ -207,6 +207,11 @@ fn incoming(response: hyper::Response<Incoming>, request: &HttpRequest) -> HttpR
             Err(error) => Some(Err(error)),
         }
     });
+    if length.is_none() && request.version() < Version::HTTP_11 {
+        // Chunks came with HTTP/1.1. Before, the end of the connection is the end of a body of unknown length.
+        answer.head_mut().no_chunking(true);
+        answer.head_mut().set_connection_type(ConnectionType::Close);
+    }
     answer.set_body(match (bodiless, length) {
         (Some(bodiless), _) => BoxBody::new(bodiless),
         (None, Some(length)) => BoxBody::new(SizedStream::new(length, Box::pin(stream))),

@@ -213,3 +213,17 @@ async fn an_answer_that_has_no_body_arrives_whatever_length_it_tells() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_client_that_knows_no_chunks_is_sent_none() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let upstream = Upstream::start();
+    let tidegate = before(&upstream, &[]).await;
+    let mut client = tokio::net::TcpStream::connect(tidegate.main).await.unwrap();
+    client.write_all(b"GET /drip/2 HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert_eq!(body, "piece 0\npiece 1\n", "{head}");
+    assert!(!head.contains("transfer-encoding") && !head.contains("keep-alive"), "{head}");
+}
