@@ -96,14 +96,18 @@ impl Gateway {
 
     async fn exchange(&self, request: &HttpRequest, payload: Payload) -> Result<HttpResponse, Problem> {
         let mut outgoing = forwarding::request(request, &self.upstream, &self.proxies)?;
-        let body_broke = attach_body(&mut outgoing, request, payload);
+        let pump = attach_body(&mut outgoing, request, payload);
         let answer = tokio::time::timeout(self.upstream.timeout, self.client.request(outgoing)).await;
         match answer {
             Ok(Ok(response)) => Ok(incoming(response, request)),
-            Ok(Err(_)) if body_broke.get() => {
+            Ok(Err(_)) if pump.waits_for(Awaited::Nothing { broke: true }) => {
                 Err(Problem::new(Cause::BadRequest, "The body broke off or was malformed."))
             }
             Ok(Err(error)) => Err(self.failure(&error)),
+            // An upstream that still reads can't be blamed; otherwise anybody could make it look slow.
+            Err(_) if pump.waits_for(Awaited::Client) => {
+                Err(Problem::new(Cause::RequestTimeout, "The body did not arrive in time."))
+            }
             Err(_) => {
                 self.observer.observe(&Event::UpstreamFailed { detail: "no answer in time" });
                 Err(Problem::new(Cause::UpstreamTimeout, "The upstream did not answer in time."))
@@ -142,45 +146,63 @@ fn innermost(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-/// Whether a client's body broke off, known to both ends of the pump.
-#[derive(Clone, Default)]
-struct Broke(std::rc::Rc<std::cell::Cell<bool>>);
+/// For what the body of a request waits, known to both ends of the pump.
+#[derive(Clone)]
+struct Pump(std::rc::Rc<std::cell::Cell<Awaited>>);
 
-impl Broke {
-    fn get(&self) -> bool {
-        self.0.get()
+/// For whom a body waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    /// The client is to send more.
+    Client,
+    /// The upstream is to take what is there.
+    Upstream,
+    /// It is over.
+    Nothing {
+        /// Because the client did not send it to the end.
+        broke: bool,
+    },
+}
+
+impl Pump {
+    fn waits_for(&self, awaited: Awaited) -> bool {
+        self.0.get() == awaited
     }
 }
 
 /// Gives the request its body: none, or the client's as it comes in.
-fn attach_body(outgoing: &mut hyper::Request<OutBody>, request: &HttpRequest, mut payload: Payload) -> Broke {
-    let broke = Broke::default();
+fn attach_body(outgoing: &mut hyper::Request<OutBody>, request: &HttpRequest, mut payload: Payload) -> Pump {
+    let pump = Pump(std::rc::Rc::new(std::cell::Cell::new(Awaited::Nothing { broke: false })));
     let headers = request.headers();
     let length = headers.get("content-length").and_then(|value| value.to_str().ok());
     if !headers.contains_key("transfer-encoding") && length.is_none_or(|length| length == "0") {
-        return broke;
+        return pump;
     }
     // The server's payload belongs to its thread and the client wants one that may move: a pump between them.
     let (mut sender, body) = Channel::<Bytes, BrokenOff>::new(4);
     *outgoing.body_mut() = body.boxed();
-    let told = broke.clone();
+    pump.0.set(Awaited::Client);
+    let told = pump.clone();
     actix_web::rt::spawn(async move {
         while let Some(chunk) = payload.next().await {
             match chunk {
                 Ok(chunk) => {
+                    told.0.set(Awaited::Upstream);
                     if sender.send_data(chunk).await.is_err() {
                         return;
                     }
+                    told.0.set(Awaited::Client);
                 }
                 Err(_) => {
-                    told.0.set(true);
+                    told.0.set(Awaited::Nothing { broke: true });
                     sender.abort(BrokenOff);
                     return;
                 }
             }
         }
+        told.0.set(Awaited::Nothing { broke: false });
     });
-    broke
+    pump
 }
 
 /// The upstream's answer as ours.

@@ -215,6 +215,28 @@ async fn an_answer_that_has_no_body_arrives_whatever_length_it_tells() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_send_its_body_in_time_is_at_fault_itself() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let upstream = Upstream::start();
+    let tidegate = before(&upstream, &[("TIDEGATE__UPSTREAM__TIMEOUT_MS", "300")]).await;
+    let mut client = tokio::net::TcpStream::connect(tidegate.main).await.unwrap();
+    client
+        .write_all(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nonly this")
+        .await
+        .unwrap();
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 408");
+    drop(client);
+    assert_eq!(tidegate.request_lines(1).await[0]["status"], 408);
+    let metrics = tidegate.metrics().await;
+    assert!(
+        metrics.contains(r#"tidegate_http_responses_total{class="5xx",arm="control",origin="gateway"} 0"#)
+    );
+    assert_eq!(tidegate.lines_with("the upstream failed"), 0, "nobody is to look at the upstream for it");
+}
+
+#[tokio::test]
 async fn a_client_that_knows_no_chunks_is_sent_none() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let upstream = Upstream::start();
