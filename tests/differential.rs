@@ -277,3 +277,32 @@ fn a_note_raises_the_count_in_redis_and_a_peek_writes_nothing() {
     let quiet = ask(0, 10 * SECOND, true, 3 * SECOND).debt;
     assert!(quiet < 9 * SECOND, "{quiet}");
 }
+
+#[test]
+fn a_debt_of_a_greater_limit_drains_from_the_smaller_one_as_soon_as_it_is_asked_for() {
+    let server = RedisServer::start();
+    let mut connection = server.connection();
+    let thousand = NonZeroU32::new(1_000).unwrap();
+    let a_day = Quota::new(thousand, 86_400 * SECOND, thousand).unwrap();
+    let an_hour = Quota::new(thousand, 3_600 * SECOND, thousand).unwrap();
+    let mut ask = |quota: Quota, cost: u32, now: Micros| {
+        let charges = [SharedCharge {
+            policy: "p",
+            subject: SubjectHash([2; 16]),
+            quota,
+            cost,
+            enforce: true,
+            note: 0,
+        }];
+        let mut command = redis::cmd("EVAL");
+        command.arg(format!("local now = {now}\n{}", charge::BODY));
+        charge::arguments(&mut command, "test", &charges, false, 0);
+        let value: redis::Value = command.query(&mut connection).unwrap();
+        charge::answer(&value, &charges).unwrap().1[0]
+    };
+    let now = 1_800_000_000 * SECOND;
+    assert!(ask(a_day, 1_000, now).allowed);
+    let denied = ask(an_hour, 1, now);
+    assert_eq!((denied.allowed, denied.debt, denied.retry_after), (false, 3_600 * SECOND, Some(3_600_000)));
+    assert!(ask(an_hour, 1, now + 3_600_000).allowed, "it came back as it was told");
+}

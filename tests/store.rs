@@ -194,3 +194,17 @@ async fn a_request_with_subjects_in_both_stores_charges_both_or_neither() {
     let all = peek.verdicts().find(|(policy, _)| &*policy.name == "all").unwrap().1;
     assert_eq!(all.reading.remaining, 98, "what Redis denied was given back to memory");
 }
+
+/// A cache evicts first what nobody reads; then the next instance to start would make another secret.
+#[tokio::test]
+async fn the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts() {
+    let server = RedisServer::start();
+    let limiter = limiter(server.port, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
+    let secret: String = server.run(&["GET", "tidegate:secret"]);
+    let _: String = server.run(&["FLUSHALL"]);
+    support::until("the secret is there again", async || {
+        server.run::<Option<String>>(&["GET", "tidegate:secret"]).as_ref() == Some(&secret)
+    })
+    .await;
+    assert!(limiter.store().unwrap().state().connected);
+}

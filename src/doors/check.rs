@@ -195,8 +195,12 @@ struct Attributes<'a> {
 impl<'a> Attributes<'a> {
     fn read(named: &'a BTreeMap<Cow<'a, str>, Cow<'a, str>>) -> Result<Self, Problem> {
         for name in named.keys() {
+            // A header in another case would be passed over, and its client counted as somebody else.
             let known = matches!(&**name, "method" | "path" | "host" | "ip")
-                || ["header:", "query:", "cookie:"].iter().any(|kind| name.starts_with(kind));
+                || ["query:", "cookie:"].iter().any(|kind| name.starts_with(kind))
+                || name
+                    .strip_prefix("header:")
+                    .is_some_and(|name| !name.contains(|c: char| c.is_ascii_uppercase()));
             if !known {
                 let detail = format!(
                     "\"{name}\" is no attribute. Accepted: method, path, host, ip, header:NAME (lower case), query:NAME, cookie:NAME."

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::body::{BodySize, BodyStream, BoxBody, SizedStream};
-use actix_web::http::StatusCode;
+use actix_web::http::{ConnectionType, Method, StatusCode, Version};
 use actix_web::web::{Bytes, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use futures_util::StreamExt;
@@ -96,14 +96,18 @@ impl Gateway {
 
     async fn exchange(&self, request: &HttpRequest, payload: Payload) -> Result<HttpResponse, Problem> {
         let mut outgoing = forwarding::request(request, &self.upstream, &self.proxies)?;
-        let body_broke = attach_body(&mut outgoing, request, payload);
+        let pump = attach_body(&mut outgoing, request, payload);
         let answer = tokio::time::timeout(self.upstream.timeout, self.client.request(outgoing)).await;
         match answer {
-            Ok(Ok(response)) => Ok(incoming(response, request.method() == actix_web::http::Method::HEAD)),
-            Ok(Err(_)) if body_broke.get() => {
+            Ok(Ok(response)) => Ok(incoming(response, request)),
+            Ok(Err(_)) if pump.waits_for(Awaited::Nothing { broke: true }) => {
                 Err(Problem::new(Cause::BadRequest, "The body broke off or was malformed."))
             }
             Ok(Err(error)) => Err(self.failure(&error)),
+            // An upstream that still reads can't be blamed; otherwise anybody could make it look slow.
+            Err(_) if pump.waits_for(Awaited::Client) => {
+                Err(Problem::new(Cause::RequestTimeout, "The body did not arrive in time."))
+            }
             Err(_) => {
                 self.observer.observe(&Event::UpstreamFailed { detail: "no answer in time" });
                 Err(Problem::new(Cause::UpstreamTimeout, "The upstream did not answer in time."))
@@ -142,49 +146,67 @@ fn innermost(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-/// Whether a client's body broke off, known to both ends of the pump.
-#[derive(Clone, Default)]
-struct Broke(std::rc::Rc<std::cell::Cell<bool>>);
+/// For what the body of a request waits, known to both ends of the pump.
+#[derive(Clone)]
+struct Pump(std::rc::Rc<std::cell::Cell<Awaited>>);
 
-impl Broke {
-    fn get(&self) -> bool {
-        self.0.get()
+/// For whom a body waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    /// The client is to send more.
+    Client,
+    /// The upstream is to take what is there.
+    Upstream,
+    /// It is over.
+    Nothing {
+        /// Because the client did not send it to the end.
+        broke: bool,
+    },
+}
+
+impl Pump {
+    fn waits_for(&self, awaited: Awaited) -> bool {
+        self.0.get() == awaited
     }
 }
 
 /// Gives the request its body: none, or the client's as it comes in.
-fn attach_body(outgoing: &mut hyper::Request<OutBody>, request: &HttpRequest, mut payload: Payload) -> Broke {
-    let broke = Broke::default();
+fn attach_body(outgoing: &mut hyper::Request<OutBody>, request: &HttpRequest, mut payload: Payload) -> Pump {
+    let pump = Pump(std::rc::Rc::new(std::cell::Cell::new(Awaited::Nothing { broke: false })));
     let headers = request.headers();
     let length = headers.get("content-length").and_then(|value| value.to_str().ok());
     if !headers.contains_key("transfer-encoding") && length.is_none_or(|length| length == "0") {
-        return broke;
+        return pump;
     }
     // The server's payload belongs to its thread and the client wants one that may move: a pump between them.
     let (mut sender, body) = Channel::<Bytes, BrokenOff>::new(4);
     *outgoing.body_mut() = body.boxed();
-    let told = broke.clone();
+    pump.0.set(Awaited::Client);
+    let told = pump.clone();
     actix_web::rt::spawn(async move {
         while let Some(chunk) = payload.next().await {
             match chunk {
                 Ok(chunk) => {
+                    told.0.set(Awaited::Upstream);
                     if sender.send_data(chunk).await.is_err() {
                         return;
                     }
+                    told.0.set(Awaited::Client);
                 }
                 Err(_) => {
-                    told.0.set(true);
+                    told.0.set(Awaited::Nothing { broke: true });
                     sender.abort(BrokenOff);
                     return;
                 }
             }
         }
+        told.0.set(Awaited::Nothing { broke: false });
     });
-    broke
+    pump
 }
 
 /// The upstream's answer as ours.
-fn incoming(response: hyper::Response<Incoming>, to_head: bool) -> HttpResponse {
+fn incoming(response: hyper::Response<Incoming>, request: &HttpRequest) -> HttpResponse {
     let (parts, body) = response.into_parts();
     let status = StatusCode::from_u16(parts.status.as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
     let length =
@@ -192,7 +214,14 @@ fn incoming(response: hyper::Response<Incoming>, to_head: bool) -> HttpResponse 
     let mut answer = HttpResponse::new(status);
     forwarding::copy_response_headers(&parts.headers, answer.headers_mut());
     answer.extensions_mut().insert(Origin::Upstream);
-    let bodiless = matches!(parts.status.as_u16(), 204 | 304) || to_head;
+    let bodiless = match parts.status.as_u16() {
+        _ if request.method() == Method::HEAD => {
+            Some(Bodiless(length.map_or(BodySize::Stream, BodySize::Sized)))
+        }
+        // Whatever length they tell, the server would wait for so many bytes and break off.
+        204 | 304 => Some(Bodiless(BodySize::None)),
+        _ => None,
+    };
     let stream = Frames::new(body).filter_map(|frame| async {
         match frame {
             // Trailers have no place in actix's answers.
@@ -200,22 +229,27 @@ fn incoming(response: hyper::Response<Incoming>, to_head: bool) -> HttpResponse 
             Err(error) => Some(Err(error)),
         }
     });
-    match length {
-        Some(length) if bodiless => answer.set_body(BoxBody::new(Bodiless(length))),
-        None if bodiless => answer.set_body(BoxBody::new(Bodiless(0))),
-        Some(length) => answer.set_body(BoxBody::new(SizedStream::new(length, Box::pin(stream)))),
-        None => answer.set_body(BoxBody::new(BodyStream::new(Box::pin(stream)))),
+    if length.is_none() && request.version() < Version::HTTP_11 {
+        // Chunks came with HTTP/1.1. Before, the end of the connection is the end of a body of unknown length.
+        answer.head_mut().no_chunking(true);
+        answer.head_mut().set_connection_type(ConnectionType::Close);
     }
+    answer.set_body(match (bodiless, length) {
+        (Some(bodiless), _) => BoxBody::new(bodiless),
+        (None, Some(length)) => BoxBody::new(SizedStream::new(length, Box::pin(stream))),
+        (None, None) => BoxBody::new(BodyStream::new(Box::pin(stream))),
+    })
 }
 
-/// The length that a body would have had.
-struct Bodiless(u64);
+/// No body, and what is told of the one that there would have been. Where its length is not known, 0 in its place
+/// would be believed.
+struct Bodiless(BodySize);
 
 impl actix_web::body::MessageBody for Bodiless {
     type Error = std::convert::Infallible;
 
     fn size(&self) -> BodySize {
-        BodySize::Sized(self.0)
+        self.0
     }
 
     fn poll_next(

@@ -23,6 +23,8 @@ pub enum Cause {
     MethodNotAllowed,
     /// The request is malformed.
     BadRequest,
+    /// The client did not send its body in time.
+    RequestTimeout,
     /// The body is larger than accepted.
     BodyTooLarge,
     /// The request is well-formed and asks for something that makes no sense.
@@ -65,6 +67,7 @@ impl Cause {
                 (S::METHOD_NOT_ALLOWED, "urn:tidegate:method-not-allowed", "Method not allowed")
             }
             Self::BadRequest => (S::BAD_REQUEST, "urn:tidegate:bad-request", "Bad request"),
+            Self::RequestTimeout => (S::REQUEST_TIMEOUT, "urn:tidegate:request-timeout", "Request too slow"),
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, "urn:tidegate:body-too-large", "Body too large"),
             Self::Unprocessable => {
                 (S::UNPROCESSABLE_ENTITY, "urn:tidegate:unprocessable", "Request makes no sense")

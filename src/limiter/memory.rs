@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
-use super::clock::Micros;
+use super::clock::{Micros, SECOND};
 use super::gcra::{self, Quota, Reading};
 use super::passage::Voyage;
 use super::store::Readings;
@@ -64,6 +64,9 @@ const MOST_SHARDS: usize = 256;
 const KEYS_WORTH_A_SHARD: usize = 64;
 /// How many places an eviction looks at: enough for a good victim, few enough to be no pause.
 const VICTIMS_LOOKED_AT: usize = 32;
+/// A debt that exceeds the tolerance by more than this is that of a greater limit; less may be a thread that was held
+/// up on its way here and knows an older time than the one before it.
+const HELD_UP: Micros = 5 * SECOND;
 /// How often a lock is tried before the thread goes to sleep: 85 pauses in all, a few microseconds.
 const SPINS: u32 = 4;
 
@@ -97,15 +100,15 @@ impl Memory {
         let (amount, tolerance) = (charge.amount(), charge.quota.tolerance());
         let mut shard = self.shard(self.shard_of(charge.key));
         if !shard.voyages.is_empty() {
-            let (reading, debt) = shard.judge(charge, now);
+            let (reading, debt) = shard.judge(charge, peek, now);
             if !reading.allowed || peek {
                 return reading;
             }
             self.write(&mut shard, charge, debt, now);
             return charge.quota.reading(debt + amount, charge.cost, true);
         }
-        let entry = shard.entry_mut(charge.key);
-        let full_at = entry.as_ref().map_or(0, |entry| entry.full_at);
+        let mut entry = shard.entry_mut(charge.key);
+        let full_at = entry.as_mut().map_or(0, |entry| settled(entry, tolerance, peek, now));
         let mut debt = full_at.saturating_sub(now).min(tolerance);
         let allowed = gcra::admits(debt, amount, tolerance);
         if allowed && !peek && amount > 0 {
@@ -129,7 +132,7 @@ impl Memory {
         let mut debts: SmallVec<[Micros; 4]> = SmallVec::new();
         let mut readings = Readings::new();
         for charge in charges {
-            let (reading, debt) = locked.shard(self.shard_of(charge.key)).judge(charge, now);
+            let (reading, debt) = locked.shard(self.shard_of(charge.key)).judge(charge, peek, now);
             readings.push(reading);
             debts.push(debt);
         }
@@ -282,16 +285,25 @@ impl Shard {
 
     /// Whether the bucket has room, and its debt before the hit, calls in flight included.
     #[inline]
-    fn judge(&self, charge: &Charge, now: Micros) -> (Reading, Micros) {
-        let full_at = self.entry(charge.key).map_or(0, |entry| entry.full_at);
-        let mut debt = full_at.saturating_sub(now).min(charge.quota.tolerance());
+    fn judge(&mut self, charge: &Charge, peek: bool, now: Micros) -> (Reading, Micros) {
+        let tolerance = charge.quota.tolerance();
+        let full_at = self.settled(charge.key, tolerance, peek, now);
+        let mut debt = full_at.saturating_sub(now).min(tolerance);
         if !self.voyages.is_empty()
             && let Some(voyage) = self.voyages.iter().find(|voyage| voyage.key == charge.key)
         {
             debt += voyage.in_flight;
         }
-        let allowed = gcra::admits(debt, charge.amount(), charge.quota.tolerance());
+        // What is in flight can exceed the tolerance by itself. A hit that costs nothing is admitted even then.
+        let debt = debt.min(tolerance);
+        let allowed = gcra::admits(debt, charge.amount(), tolerance);
         (charge.quota.reading(debt, charge.cost, allowed), debt)
+    }
+
+    /// When the bucket is full again, by [`settled`]; 0 when it is.
+    #[inline]
+    pub(super) fn settled(&mut self, key: Key, tolerance: Micros, peek: bool, now: Micros) -> Micros {
+        self.entry_mut(key).map_or(0, |entry| settled(entry, tolerance, peek, now))
     }
 
     fn forget_drained(&mut self, now: Micros) {
@@ -323,6 +335,16 @@ impl Shard {
         self.entries.remove(place);
         full_at > now
     }
+}
+
+/// When the bucket is full again. A debt that was made under a greater limit is cut to the present one for good: it
+/// would otherwise stand at the tolerance, undrained, and whoever comes back when told to would be denied again.
+#[inline]
+fn settled(entry: &mut Entry, tolerance: Micros, peek: bool, now: Micros) -> Micros {
+    if entry.full_at > now + tolerance + HELD_UP && !peek {
+        entry.full_at = now + tolerance;
+    }
+    entry.full_at
 }
 
 /// The shards of several charges, locked in ascending order: no two requests can wait for each other.

@@ -216,6 +216,36 @@ fn a_passage_in_flight_counts_as_granted_for_whoever_is_decided_here() {
 }
 
 #[test]
+fn a_hit_that_costs_nothing_is_never_denied_whatever_is_in_flight() {
+    let memory = Memory::new(1_000);
+    let all = [charge(1, 2, 2)];
+    assert!(memory.charge(&all, false, NOW)[0].allowed);
+    let passage = memory.depart(&all, false, NOW);
+    let nothing = memory.charge(&[charge(1, 2, 0)], true, NOW)[0];
+    assert_eq!((nothing.allowed, nothing.remaining, nothing.debt), (true, 0, 2 * SECOND));
+    drop(passage);
+}
+
+#[test]
+fn a_debt_of_a_greater_limit_drains_from_the_smaller_one_as_soon_as_it_is_asked_for() {
+    let memory = Memory::new(1_000);
+    for number in 1..=3 {
+        assert!(memory.charge(&[charge(number, 1_000, 1_000)], false, NOW)[0].allowed);
+    }
+    let now = NOW + SECOND;
+    // By itself, beside another policy, and as the note of a call to Redis.
+    assert_eq!(memory.charge(&[charge(1, 10, 1)], false, now)[0].retry_after, Some(SECOND));
+    let beside = [charge(2, 10, 1), charge(9, 5, 1)];
+    assert_eq!(memory.charge(&beside, false, now)[0].retry_after, Some(SECOND));
+    let note = |now| memory.depart(&[charge(3, 10, 1)], false, now).notes().next();
+    assert_eq!(note(now), Some(10 * SECOND));
+    let later = now + SECOND;
+    assert!(memory.charge(&[charge(1, 10, 1)], false, later)[0].allowed, "it came back as it was told");
+    assert!(memory.charge(&beside, false, later)[0].allowed);
+    assert_eq!(note(later), Some(9 * SECOND));
+}
+
+#[test]
 fn a_dropped_passage_gives_back_what_it_held() {
     let memory = Memory::new(1_000);
     let all = [charge(1, 2, 2)];

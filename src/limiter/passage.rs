@@ -52,7 +52,7 @@ impl Memory {
         let mut tickets = SmallVec::new();
         for charge in charges {
             let mut shard = self.shard(self.shard_of(charge.key));
-            let full_at = shard.entry(charge.key).map_or(0, |entry| entry.full_at);
+            let full_at = shard.settled(charge.key, charge.quota.tolerance(), peek, now);
             let told = full_at.saturating_sub(now).min(charge.quota.tolerance());
             let amount = if peek { 0 } else { charge.amount().min(charge.quota.tolerance()) };
             let voyage = shard.voyage_or_new(charge.key, full_at);

@@ -119,9 +119,19 @@ impl Subject {
     }
 
     /// The identity of a request of which nothing is known but a key (the decision API's `key`): the key stands in
-    /// for every subject but everyone, which stays one.
+    /// for every subject but everyone, which stays one. An address that stands in for a client's is counted as it
+    /// would be in a request.
     pub fn standing_in(&self, key: &[u8]) -> Identity {
-        self.identity_of(if self.is_everyone() { b"" } else { key })
+        let address = || std::str::from_utf8(key).ok()?.parse().ok();
+        match self.parts.as_slice() {
+            [Part::Everyone] => self.identity_of(b""),
+            [Part::Ip] if let Some(address) = address() => {
+                let mut identity = Identity::starting(&self.start);
+                write_address(&mut identity.bytes, address);
+                identity
+            }
+            _ => self.identity_of(key),
+        }
     }
 
     /// The identity whose value is given as it is.
@@ -337,6 +347,27 @@ mod tests {
         assert_eq!(address("::ffff:192.0.2.1"), "192.0.2.1");
         assert_eq!(address("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::/64");
         assert_eq!(address("2001:db8:1:2:ffff::1"), "2001:db8:1:2::/64");
+    }
+
+    #[test]
+    fn an_address_that_stands_in_for_a_client_is_that_client() {
+        let ip = Subject::ip();
+        for (key, counted) in [
+            ("192.0.2.1", "192.0.2.1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+            ("2001:db8:1:2::/64", "2001:db8:1:2::/64"),
+            ("somebody", "somebody"),
+        ] {
+            assert_eq!(
+                ip.standing_in(key.as_bytes()).bytes,
+                ip.identity_of(counted.as_bytes()).bytes,
+                "{key}"
+            );
+        }
+        let header = Subject::new([Part::Header("x-api-key".into())]);
+        let key = b"2001:db8:1:2:3:4:5:6";
+        assert_eq!(header.standing_in(key).bytes, header.identity_of(key).bytes);
     }
 
     /// Buckets that every release must keep: a change here would move clients between stores.

@@ -35,8 +35,9 @@ for i = 1, #KEYS do
   local debt = debts[i]
   if not peek then
     if granted and fits[i] then debt = debt + tonumber(ARGV[4 * i]) end
-    -- A note that is greater is kept even when the hit is denied.
-    if debt > own[i] then
+    -- A note that is greater is kept even when the hit is denied. So is a debt that was cut to τ (the limit is smaller
+    -- than it was, or this server's clock went back): left as it was it would stand at τ, undrained, until then.
+    if debt ~= own[i] then
       redis.call('SET', KEYS[i], string.format('%.0f', now + debt), 'PX', string.format('%.0f', math.ceil(debt / 1000)))
     end
   end

@@ -9,7 +9,7 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 use crate::limiter::store::{Fault, FaultKind};
 
 /// Classifies an error, from its types wherever the library has them. The words never hold a password: they are
-/// the server's answer or the system's, and neither repeats what was sent.
+/// the system's, or the server's without what it repeats of our command.
 pub(super) fn classify(error: &RedisError) -> Fault {
     let kind = kind(error);
     let words = match error.kind() {
@@ -17,7 +17,10 @@ pub(super) fn classify(error: &RedisError) -> Fault {
             "the server refused the user or password (or wants none, and one was sent)".to_owned()
         }
         ErrorKind::Server(_) | ErrorKind::Extension => {
-            format!("{} {}", error.code().unwrap_or("ERR"), error.detail().unwrap_or_default())
+            let detail = error.detail().unwrap_or_default();
+            // "unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'default' …" and the password is next.
+            let own = detail.split_once(", with args").map_or(detail, |(own, _ours)| own);
+            format!("{} {own}", error.code().unwrap_or("ERR"))
         }
         ErrorKind::Io if error.is_timeout() => "no answer in time".to_owned(),
         ErrorKind::Io => innermost(error),
@@ -95,5 +98,27 @@ fn innermost(error: &RedisError) -> String {
     match io_error(error) {
         Some(inner) => inner.to_string(),
         None => error.category().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(line: &str) -> Fault {
+        let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
+        classify(&value.extract_error().unwrap_err())
+    }
+
+    #[test]
+    fn what_a_server_repeats_of_a_command_is_not_told() {
+        for line in [
+            "ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'default' 's3cret' ",
+            "ERR unknown command `SET`, with args beginning with: `tidegate:secret` `s3cret`, `NX`, ",
+        ] {
+            let fault = said(line);
+            assert!(!fault.detail.contains("s3cret"), "{}", fault.detail);
+            assert!(fault.detail.starts_with("ERR unknown command"), "{}", fault.detail);
+        }
     }
 }

@@ -86,6 +86,9 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// or from here, up to there, when a person has to mend something: asking hot would only fill the server's log.
 const FIRST_WAIT_FOR_A_PERSON: Duration = Duration::from_secs(30);
 const LONGEST_WAIT_FOR_A_PERSON: Duration = Duration::from_secs(300);
+/// How often the fleet's secret is looked at in Redis at least. A cache under pressure evicts first what nobody reads,
+/// and the next instance to start would make another secret: buckets and keys of its own.
+const SECRET_KEPT_FOR: Duration = Duration::from_secs(30);
 /// So much health makes the next outage a new one.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
@@ -129,7 +132,7 @@ impl RedisStore {
                 Ok(Ok(connection)) => {
                     let since = Instant::now();
                     link.use_connection(connection);
-                    link.wake.notified().await;
+                    link.until_lost(&mut secret).await;
                     if since.elapsed() >= HEALTHY_AFTER {
                         attempt = 0;
                     }
@@ -218,14 +221,7 @@ impl Link {
             .set_response_timeout(None);
         let mut connection =
             self.client.get_multiplexed_async_connection_with_config(&config).await.map_err(classified)?;
-        if self.options.fetch_secret {
-            let shared = secret::shared(&mut connection, &self.options.namespace, secret.as_deref());
-            let shared = shared.await.map_err(classified)?;
-            if secret.as_ref() != Some(&shared) {
-                self.rollout.learn_keys(secret::derive(shared.as_bytes()));
-                *secret = Some(shared);
-            }
-        }
+        self.agree(&mut connection, secret).await.map_err(classified)?;
         let Some(quota) = probe_quota() else {
             return Err(Fault::new(FaultKind::Other, "the probe's quota is malformed"));
         };
@@ -241,6 +237,34 @@ impl Link {
         let (server, _) = self.ask(connection.clone(), &[probe], false, now).await?;
         self.offset.learn(server, now, self.clock.now());
         Ok(connection)
+    }
+
+    /// Takes the secret that is in Redis, or puts ours there.
+    async fn agree(
+        &self,
+        connection: &mut MultiplexedConnection,
+        secret: &mut Option<String>,
+    ) -> redis::RedisResult<()> {
+        if !self.options.fetch_secret {
+            return Ok(());
+        }
+        let shared = secret::shared(connection, &self.options.namespace, secret.as_deref()).await?;
+        if secret.as_ref() != Some(&shared) {
+            self.rollout.learn_keys(secret::derive(shared.as_bytes()));
+            *secret = Some(shared);
+        }
+        Ok(())
+    }
+
+    /// Waits until the connection is out of use, and meanwhile sees to it that the secret stays in Redis.
+    async fn until_lost(&self, secret: &mut Option<String>) {
+        let pace = SECRET_KEPT_FOR.min(self.options.reconnect_interval);
+        while timeout(pace, self.wake.notified()).await.is_err() {
+            let Some(connection) = self.connection.load_full() else { continue };
+            let mut connection = (*connection).clone();
+            // A failure is for the requests to notice: they decide when the connection is lost.
+            let _ = timeout(self.options.connect_timeout, self.agree(&mut connection, secret)).await;
+        }
     }
 
     fn use_connection(&self, connection: MultiplexedConnection) {

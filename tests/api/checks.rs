@@ -84,6 +84,7 @@ async fn bad_input_is_a_4xx_that_says_what_is_accepted() {
         (r#"{"key": "k", "rule": "none"}"#, 422, "none"),
         (r#"{"attributes": {"colour": "red"}}"#, 422, "colour"),
         (r#"{"attributes": {"ip": "1.2.3"}}"#, 422, "1.2.3"),
+        (r#"{"attributes": {"header:X-Api-Key": "k"}}"#, 422, "lower case"),
         (r#"{"attributes": {"path": "/"}, "rule": "items"}"#, 400, "either"),
     ] {
         let answer = tidegate.http.post(tidegate.url("/v1/check")).body(body).send().await.unwrap();

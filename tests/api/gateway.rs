@@ -181,3 +181,71 @@ async fn a_denied_request_never_reaches_the_upstream() {
     }
     assert_eq!(upstream.requests.load(Ordering::SeqCst), 3);
 }
+
+#[tokio::test]
+async fn a_head_whose_length_the_upstream_does_not_tell_is_not_told_to_be_empty() {
+    let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let url = format!("http://{}", verbatim(answer).await);
+    let tidegate = Tidegate::start(None, &[("UPSTREAM_URL", &url)]).await;
+    for _ in 0..2 {
+        let head = tidegate.http.head(tidegate.url("/")).send().await.unwrap();
+        assert_eq!((head.status().as_u16(), head.headers().get("content-length")), (200, None));
+        assert_eq!(head.bytes().await.unwrap().len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_has_no_body_arrives_whatever_length_it_tells() {
+    for answer in [
+        "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 9\r\n\r\n",
+        "HTTP/1.1 204 No Content\r\nETag: \"a\"\r\nContent-Length: 9\r\n\r\n",
+        "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n",
+    ] {
+        let url = format!("http://{}", verbatim(answer).await);
+        let tidegate = Tidegate::start(None, &[("UPSTREAM_URL", &url)]).await;
+        for method in ["GET", "HEAD"] {
+            let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+            let empty = tidegate.http.request(method, tidegate.url("/")).send().await.expect(answer);
+            assert_eq!(empty.status().as_str(), &answer[9..12]);
+            assert_eq!(empty.headers()["etag"], "\"a\"");
+            assert_ne!(empty.headers().get("content-length"), Some(&"0".parse().unwrap()), "{answer}");
+            assert_eq!(empty.bytes().await.unwrap().len(), 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_send_its_body_in_time_is_at_fault_itself() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let upstream = Upstream::start();
+    let tidegate = before(&upstream, &[("TIDEGATE__UPSTREAM__TIMEOUT_MS", "300")]).await;
+    let mut client = tokio::net::TcpStream::connect(tidegate.main).await.unwrap();
+    client
+        .write_all(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nonly this")
+        .await
+        .unwrap();
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 408");
+    drop(client);
+    assert_eq!(tidegate.request_lines(1).await[0]["status"], 408);
+    let metrics = tidegate.metrics().await;
+    assert!(
+        metrics.contains(r#"tidegate_http_responses_total{class="5xx",arm="control",origin="gateway"} 0"#)
+    );
+    assert_eq!(tidegate.lines_with("the upstream failed"), 0, "nobody is to look at the upstream for it");
+}
+
+#[tokio::test]
+async fn a_client_that_knows_no_chunks_is_sent_none() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let upstream = Upstream::start();
+    let tidegate = before(&upstream, &[]).await;
+    let mut client = tokio::net::TcpStream::connect(tidegate.main).await.unwrap();
+    client.write_all(b"GET /drip/2 HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert_eq!(body, "piece 0\npiece 1\n", "{head}");
+    assert!(!head.contains("transfer-encoding") && !head.contains("keep-alive"), "{head}");
+}
