@@ -43,7 +43,7 @@ async fn limiter(port: u16, rules: Rules, timeout: Duration) -> Arc<Limiter<Redi
         connect_timeout: Duration::from_secs(5),
         reconnect_interval: Duration::from_secs(1),
         namespace: "tidegate".into(),
-        fetch_secret: true,
+        secret_interval: Some(Duration::from_millis(200)),
     };
     let rollout = Arc::new(Rollout::default());
     rollout.put(InForce { percent: Percent::ALL, revision: 1 });

@@ -137,7 +137,8 @@ pub(super) fn store(
         connect_timeout: redis.connect_timeout,
         reconnect_interval: redis.reconnect_interval,
         namespace: redis.namespace.clone(),
-        fetch_secret: settings.rollout.secret.is_none(),
+        // 144 commands a day: little even of a free plan's 10 000.
+        secret_interval: settings.rollout.secret.is_none().then_some(Duration::from_secs(600)),
     };
     RedisStore::new(options, clock, Arc::clone(rollout), Arc::clone(observer))
         .map(Some)

@@ -44,8 +44,10 @@ pub struct Options {
     pub reconnect_interval: Duration,
     /// What our keys begin with.
     pub namespace: String,
-    /// Whether the fleet's secret is to be fetched from Redis, since none was given.
-    pub fetch_secret: bool,
+    /// How often the fleet's secret is looked at in Redis; `None` when one was given, so that Redis holds none. A
+    /// cache under pressure evicts first what nobody reads, and the next instance to start would make another
+    /// secret: buckets and keys of its own. Each look is a command that the provider bills.
+    pub secret_interval: Option<Duration>,
 }
 
 /// The shared store in Redis. Cheap to clone: all clones are one.
@@ -86,9 +88,6 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// or from here, up to there, when a person has to mend something: asking hot would only fill the server's log.
 const FIRST_WAIT_FOR_A_PERSON: Duration = Duration::from_secs(30);
 const LONGEST_WAIT_FOR_A_PERSON: Duration = Duration::from_secs(300);
-/// How often the fleet's secret is looked at in Redis at least. A cache under pressure evicts first what nobody reads,
-/// and the next instance to start would make another secret: buckets and keys of its own.
-const SECRET_KEPT_FOR: Duration = Duration::from_secs(30);
 /// So much health makes the next outage a new one.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
@@ -245,7 +244,7 @@ impl Link {
         connection: &mut MultiplexedConnection,
         secret: &mut Option<String>,
     ) -> redis::RedisResult<()> {
-        if !self.options.fetch_secret {
+        if self.options.secret_interval.is_none() {
             return Ok(());
         }
         let shared = secret::shared(connection, &self.options.namespace, secret.as_deref()).await?;
@@ -258,8 +257,8 @@ impl Link {
 
     /// Waits until the connection is out of use, and meanwhile sees to it that the secret stays in Redis.
     async fn until_lost(&self, secret: &mut Option<String>) {
-        let pace = SECRET_KEPT_FOR.min(self.options.reconnect_interval);
-        while timeout(pace, self.wake.notified()).await.is_err() {
+        let Some(interval) = self.options.secret_interval else { return self.wake.notified().await };
+        while timeout(interval, self.wake.notified()).await.is_err() {
             let Some(connection) = self.connection.load_full() else { continue };
             let mut connection = (*connection).clone();
             // A failure is for the requests to notice: they decide when the connection is lost.

@@ -30,10 +30,14 @@ pub(super) async fn shared(
     known: Option<&str>,
 ) -> RedisResult<String> {
     let key = format!("{namespace}:secret");
+    if let Some(there) = cmd("GET").arg(&key).query_async(connection).await? {
+        return Ok(there);
+    }
     let candidate = match known {
         Some(known) => known.to_owned(),
         None => rand::random::<[u64; 4]>().iter().map(|word| format!("{word:016x}")).collect(),
     };
+    // Another instance may come first between the two: then its secret is the fleet's.
     cmd("SET").arg(&key).arg(&candidate).arg("NX").exec_async(connection).await?;
     cmd("GET").arg(&key).query_async(connection).await
 }
