@@ -33,7 +33,7 @@ use tidegate::limiter::clock::{Clock, SECOND};
 use tidegate::limiter::gcra::Quota;
 use tidegate::limiter::memory::{Charge, Memory};
 use tidegate::limiter::policy::{PolicyId, Rules};
-use tidegate::limiter::subject::{Facts, Identity, ProcessKey, Subject};
+use tidegate::limiter::subject::{Facts, Identity, Part, ProcessKey, Subject};
 use tidegate::limiter::{Hit, Limiter};
 
 const ROUNDS: usize = 9;
@@ -236,6 +236,10 @@ impl Facts for Client {
     }
     fn cookie(&self, _: &str) -> Option<Cow<'_, [u8]>> {
         None
+    }
+
+    fn carries(&self, _: &Part) -> bool {
+        true
     }
 }
 

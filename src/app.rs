@@ -28,7 +28,7 @@ use crate::limiter::rollout::Rollout;
 use crate::limiter::store::Fault;
 use crate::redis::{self, RedisStore};
 use crate::telemetry::{Flush, Output, Telemetry};
-use background::{signalled, sweep, tell_of_dropped_lines};
+use background::{signalled, sweep, tell_of_dropped_lines, tell_of_hangups};
 use listen::Parts;
 
 /// Why the application can't start.
@@ -139,6 +139,9 @@ impl Application {
         };
         let made_token = settings.admin.tokens.is_empty().then(Tokens::random);
         let given = settings.admin.tokens.iter().map(|token| token.expose());
+        let tokens = Tokens::new(given.chain(made_token.as_deref()));
+        let guessing = guard::against_guessing(tokens.clone(), Arc::clone(&proxies))
+            .ok_or_else(|| std::io::Error::other("the admin guard's figures make no limit"))?;
         let readiness = Arc::clone(&status);
         let parts = Parts {
             limiter: Arc::clone(&limiter),
@@ -150,11 +153,10 @@ impl Application {
                 proxies: Arc::clone(&proxies),
             },
             proxies,
+            tokens,
             readiness: Arc::new(move || readiness.readiness()),
             admin: web::Data::new(Admin { steering, status }),
-            tokens: Tokens::new(given.chain(made_token.as_deref())),
-            guessing: guard::against_guessing()
-                .ok_or_else(|| std::io::Error::other("the admin guard's figures make no limit"))?,
+            guessing,
         };
         let (addresses, servers) = listen::listen(settings, &parts)?;
         telemetry.say(&format!("listening: API on http://{}", addresses.main));
@@ -189,6 +191,7 @@ impl Application {
         }
         tokio::spawn(sweep(Arc::clone(limiter)));
         tokio::spawn(tell_of_dropped_lines(Arc::clone(telemetry)));
+        tokio::spawn(tell_of_hangups(Arc::clone(telemetry)));
         let handles: Vec<ServerHandle> = servers.iter().map(Server::handle).collect();
         let told = Arc::clone(telemetry);
         let grace = *grace;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use crate::limiter::Limiter;
 use crate::redis::RedisStore;
 use crate::telemetry::Telemetry;
@@ -26,9 +28,18 @@ pub(super) async fn tell_of_dropped_lines(telemetry: Arc<Telemetry>) {
     }
 }
 
+/// SIGHUP would end the process, and operators send it to reload: so it is heard, and told what it does not do yet.
+pub(super) async fn tell_of_hangups(telemetry: Arc<Telemetry>) {
+    let Ok(mut hangups) = signal(SignalKind::hangup()) else { return };
+    while hangups.recv().await.is_some() {
+        telemetry.warn(
+            "SIGHUP: this version reads its configuration at the start only; restart it to change policies",
+        );
+    }
+}
+
 /// The next signal to stop.
 pub(super) async fn signalled() -> std::io::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(tokio::select! {
         _ = term.recv() => "SIGTERM",

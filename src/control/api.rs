@@ -1,6 +1,7 @@
 //! The admin API: reads and changes the rollout, and says how things stand.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::http::header::{ETAG, HeaderValue, IF_MATCH};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
@@ -15,6 +16,9 @@ use crate::limiter::rollout::Percent;
 
 /// The longest body that is read, in bytes.
 const LONGEST_BODY: usize = 16 * 1024;
+
+/// How long a rollback waits for its reason.
+const REASON_WAITED_FOR: Duration = Duration::from_secs(1);
 
 /// What the handlers share.
 pub struct Admin {
@@ -111,7 +115,8 @@ pub async fn roll_back(
     body: web::Payload,
     admin: web::Data<Admin>,
 ) -> Result<HttpResponse, Problem> {
-    let body = read(body).await.unwrap_or_default();
+    let body = tokio::time::timeout(REASON_WAITED_FOR, read(body)).await;
+    let body = body.ok().and_then(Result::ok).unwrap_or_default();
     // A rollback whose reason can't be read is a rollback.
     let asked: PostRollback = serde_json::from_slice(&body).unwrap_or_default();
     let reason = asked.reason.as_deref().map(str::trim).filter(|reason| !reason.is_empty());

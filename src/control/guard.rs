@@ -1,13 +1,12 @@
 //! Before the admin API: a limit against guessing, and the token.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use actix_governor::governor::NotUntil;
 use actix_governor::governor::clock::{Clock as _, DefaultClock, QuantaInstant};
 use actix_governor::governor::middleware::NoOpMiddleware;
-use actix_governor::{
-    GovernorConfig, GovernorConfigBuilder, KeyExtractor, PeerIpKeyExtractor, SimpleKeyExtractionError,
-};
+use actix_governor::{GovernorConfig, GovernorConfigBuilder, KeyExtractor, SimpleKeyExtractionError};
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{HeaderValue, WWW_AUTHENTICATE};
@@ -16,24 +15,49 @@ use actix_web::{Error, HttpMessage, HttpResponse, HttpResponseBuilder, web};
 
 use super::tokens::Tokens;
 use crate::doors::check::bearer;
+use crate::doors::client_ip::TrustedProxies;
 use crate::doors::problem::{Cause, Problem};
 use crate::limiter::event::{Event, Observer};
 
-/// Attempts that one address has at once, and how many come back each second. Enough for a page that polls, far too
-/// few to guess sixteen characters.
+/// Attempts that one client has at once, and how many come back each second: far too few to guess sixteen characters.
 const BURST: u32 = 50;
 const PER_SECOND: u64 = 10;
 
-/// Counts by the peer's address and answers as everything else here does.
+/// Counts guesses, by whoever makes them. Bearers of a token are not counted: nobody can lock the operator out by
+/// guessing from the same address, as behind a proxy all addresses are.
 #[derive(Clone)]
-pub struct ByPeer;
+pub struct Guesses {
+    tokens: Tokens,
+    proxies: Arc<TrustedProxies>,
+}
 
-impl KeyExtractor for ByPeer {
-    type Key = <PeerIpKeyExtractor as KeyExtractor>::Key;
+/// Whose attempt it is.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum Who {
+    /// Somebody with a token.
+    Bearer,
+    /// Somebody without, IPv6 by its /64.
+    Stranger(IpAddr),
+}
+
+impl KeyExtractor for Guesses {
+    type Key = Who;
     type KeyExtractionError = SimpleKeyExtractionError<&'static str>;
 
-    fn extract(&self, request: &ServiceRequest) -> Result<Self::Key, Self::KeyExtractionError> {
-        PeerIpKeyExtractor.extract(request)
+    fn extract(&self, request: &ServiceRequest) -> Result<Who, Self::KeyExtractionError> {
+        let token = bearer(request.headers());
+        if token.is_some_and(|token| self.tokens.bearer(token).is_some()) {
+            return Ok(Who::Bearer);
+        }
+        let peer = request.peer_addr().ok_or(SimpleKeyExtractionError::new("the peer has no address"))?;
+        Ok(Who::Stranger(match self.proxies.client(peer.ip(), request.headers()) {
+            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
+            v4 => v4,
+        }))
+    }
+
+    fn whitelisted_keys(&self) -> Vec<Who> {
+        vec![Who::Bearer]
     }
 
     fn exceed_rate_limit_response(
@@ -54,16 +78,16 @@ impl KeyExtractor for ByPeer {
 }
 
 /// A limit against guessing.
-pub type Guessing = GovernorConfig<ByPeer, NoOpMiddleware<QuantaInstant>>;
+pub type Guessing = GovernorConfig<Guesses, NoOpMiddleware<QuantaInstant>>;
 
 /// The limit against guessing: one for all workers.
 ///
 /// `None` when the figures above make no limit, which a test rules out.
-pub fn against_guessing() -> Option<Guessing> {
+pub fn against_guessing(tokens: Tokens, proxies: Arc<TrustedProxies>) -> Option<Guessing> {
     GovernorConfigBuilder::default()
         .requests_per_second(PER_SECOND)
         .burst_size(BURST)
-        .key_extractor(ByPeer)
+        .key_extractor(Guesses { tokens, proxies })
         .finish()
 }
 
@@ -97,8 +121,10 @@ pub async fn authenticate(
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn the_limit_against_guessing_is_one() {
-        assert!(super::against_guessing().is_some());
+        assert!(against_guessing(Tokens::new([]), Arc::default()).is_some());
     }
 }

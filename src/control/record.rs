@@ -156,10 +156,10 @@ impl Steering {
     /// Everything to memory, now. Always allowed; asked for twice, it changes nothing the second time.
     pub fn roll_back(&self, actor: &str, reason: &str) -> Record {
         let mut record = self.record.lock();
-        self.observer.observe(&Event::RolledBack);
         if record.percent == Percent::NONE {
             return record.clone();
         }
+        self.observer.observe(&Event::RolledBack);
         let next = Record { percent: Percent::NONE, ..record.clone() };
         self.put(&mut record, next, actor, reason)
     }

@@ -18,7 +18,7 @@ use super::judged::Judged;
 use super::problem::{Cause, Problem};
 use crate::limiter::decision::Decision;
 use crate::limiter::store::Store;
-use crate::limiter::subject::Facts;
+use crate::limiter::subject::{Facts, Part};
 use crate::limiter::{Hit, Limiter};
 
 /// The longest body that is read, in bytes.
@@ -255,5 +255,21 @@ impl Facts for Attributes<'_> {
 
     fn cookie(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         self.under("cookie:", name).map(|value| Cow::Borrowed(value.as_bytes()))
+    }
+
+    fn carries(&self, part: &Part) -> bool {
+        match part {
+            Part::Ip => self.ip.is_some(),
+            Part::Header(name) => self.under("header:", name).is_some(),
+            Part::Query(name) => {
+                let in_path = self.named.get("path").and_then(|path| path.split_once('?'));
+                self.under("query:", name).is_some()
+                    || in_path.is_some_and(|(_, query)| {
+                        query.split('&').any(|pair| pair.split('=').next() == Some(&**name))
+                    })
+            }
+            Part::Cookie(name) => self.under("cookie:", name).is_some(),
+            Part::Everyone => true,
+        }
     }
 }

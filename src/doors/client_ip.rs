@@ -8,7 +8,7 @@ use ipnet::IpNet;
 /// The header in which proxies hand on the client's address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientIpHeader {
-    /// `X-Forwarded-For` when it is there, else `Forwarded`.
+    /// Whichever is there. When both are and disagree, neither is believed and the peer is the client.
     #[default]
     Auto,
     /// `X-Forwarded-For` only.
@@ -41,13 +41,33 @@ impl TrustedProxies {
     /// The client behind `peer`: the header read from right to left, past every trusted proxy. What stands left of
     /// the first stranger was written by that stranger and says nothing.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-        let mut client = peer.to_canonical();
-        if self.networks.is_empty() || !self.trusts(client) {
-            return client;
+        let peer = peer.to_canonical();
+        if self.networks.is_empty() || !self.trusts(peer) {
+            return peer;
         }
-        let forwarded = self.header == ClientIpHeader::Forwarded
-            || self.header == ClientIpHeader::Auto && !headers.contains_key(X_FORWARDED_FOR);
-        let name = if forwarded { FORWARDED } else { X_FORWARDED_FOR };
+        let x_forwarded_for = || self.behind(peer, headers, X_FORWARDED_FOR);
+        let forwarded = || self.behind(peer, headers, FORWARDED);
+        match self.header {
+            ClientIpHeader::XForwardedFor => x_forwarded_for(),
+            ClientIpHeader::Forwarded => forwarded(),
+            ClientIpHeader::Auto => {
+                match (headers.contains_key(X_FORWARDED_FOR), headers.contains_key(FORWARDED)) {
+                    (true, false) => x_forwarded_for(),
+                    (false, _) => forwarded(),
+                    // A proxy that writes one of them hands on the other as the client sent it. Which is which is
+                    // unknown: unless they agree, neither is believed.
+                    (true, true) => {
+                        let client = x_forwarded_for();
+                        if client == forwarded() { client } else { peer }
+                    }
+                }
+            }
+        }
+    }
+
+    fn behind(&self, peer: IpAddr, headers: &HeaderMap, name: HeaderName) -> IpAddr {
+        let mut client = peer;
+        let forwarded = name == FORWARDED;
         let lines: Vec<&str> = headers.get_all(name).map(|line| line.to_str().unwrap_or_default()).collect();
         for element in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
             let node = if forwarded { forwarded_for(element) } else { Some(element.trim()) };
@@ -139,7 +159,9 @@ mod tests {
         let trusted = &["10.0.0.0/8"];
         let auto = ClientIpHeader::Auto;
         assert_eq!(client(trusted, auto, "10.0.0.1", &[forwarded]), "2001:db8::9");
-        assert_eq!(client(trusted, auto, "10.0.0.1", &[forwarded, spoofed]), "1.2.3.4");
+        assert_eq!(client(trusted, auto, "10.0.0.1", &[forwarded, spoofed]), "10.0.0.1");
+        let agreeing = ("x-forwarded-for", "2001:db8::9");
+        assert_eq!(client(trusted, auto, "10.0.0.1", &[forwarded, agreeing]), "2001:db8::9");
         let only = ClientIpHeader::Forwarded;
         assert_eq!(client(trusted, only, "10.0.0.1", &[forwarded, spoofed]), "2001:db8::9");
         let only = ClientIpHeader::XForwardedFor;

@@ -8,7 +8,7 @@ use actix_web::dev::RequestHead;
 use actix_web::http::header::{COOKIE, HOST};
 
 use super::client_ip::TrustedProxies;
-use crate::limiter::subject::Facts;
+use crate::limiter::subject::{Facts, Part};
 
 /// What an HTTP request says of itself.
 pub struct HttpFacts<'a> {
@@ -63,6 +63,21 @@ impl Facts for HttpFacts<'_> {
             .filter_map(|pair| value_of(pair.trim_ascii(), name, false));
         let value = found.next()?;
         found.next().is_none().then_some(value)
+    }
+
+    fn carries(&self, part: &Part) -> bool {
+        let headers = &self.head.headers;
+        let cookies = || headers.get_all(COOKIE).flat_map(|line| line.as_bytes().split(|&byte| byte == b';'));
+        match part {
+            Part::Ip => self.ip.is_some(),
+            Part::Header(name) => headers.contains_key(&**name),
+            Part::Query(name) => {
+                let pairs = self.head.uri.query().unwrap_or_default().as_bytes().split(|&byte| byte == b'&');
+                pairs.into_iter().any(|pair| value_of(pair, name, true).is_some())
+            }
+            Part::Cookie(name) => cookies().any(|pair| value_of(pair.trim_ascii(), name, false).is_some()),
+            Part::Everyone => true,
+        }
     }
 }
 

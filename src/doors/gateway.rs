@@ -222,6 +222,8 @@ fn incoming(response: hyper::Response<Incoming>, request: &HttpRequest) -> HttpR
         204 | 304 => Some(Bodiless(BodySize::None)),
         _ => None,
     };
+    // What the client library counted on, not what a header said beside another framing.
+    let length = hyper::body::Body::size_hint(&body).exact();
     let stream = Frames::new(body).filter_map(|frame| async {
         match frame {
             // Trailers have no place in actix's answers.

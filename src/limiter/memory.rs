@@ -262,6 +262,10 @@ impl Memory {
             // About to grow: first see whether the drained ones make room. Paid for by the insertions
             // that filled the table.
             shard.forget_drained(now);
+            // Few made room: then it grows now, lest the next few insertions look at every entry again.
+            if shard.entries.len() > shard.entries.capacity() / 4 * 3 {
+                shard.entries.grow();
+            }
         }
         shard.entries.insert(Entry { key, full_at });
     }

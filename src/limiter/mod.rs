@@ -3,6 +3,7 @@
 //! Pure but for one await, on the shared store. It names no server, no client library, no log and no metric.
 
 pub mod breaker;
+mod check;
 pub mod clock;
 pub mod decision;
 pub mod event;
@@ -16,14 +17,12 @@ pub mod store;
 pub mod subject;
 mod table;
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
-use std::task::{Context, Poll};
 
 use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 
+pub use check::Check;
 use clock::Clock;
 use decision::{Backend, Decision, Verdict, Verdicts};
 use gcra::Reading;
@@ -138,9 +137,11 @@ impl<S: Store> Limiter<S> {
             let identity = match identify(&policy.by) {
                 Some(identity) => identity,
                 None => match policy.on_missing {
-                    OnMissing::Skip => continue,
+                    OnMissing::Skip if policy.by.is_absent(facts) => continue,
                     // Without an address either (a unix socket), all such requests share one bucket.
-                    OnMissing::Ip => IP.identify(facts).unwrap_or_else(|| IP.identity_of(b"unknown")),
+                    OnMissing::Ip | OnMissing::Skip => {
+                        IP.identify(facts).unwrap_or_else(|| IP.identity_of(b"unknown"))
+                    }
                     OnMissing::Deny => {
                         bill.missing = Some(id);
                         return bill;
@@ -307,26 +308,6 @@ struct Bill {
     missing: Option<PolicyId>,
 }
 
-/// A decision that is made, or that waits for the shared store.
-pub enum Check {
-    /// Made; `None` once it was taken.
-    Decided(Option<Decision>),
-    /// Under way. On the heap, so that the common case stays small.
-    Asking(Pin<Box<dyn Future<Output = Decision> + Send>>),
-}
-
-impl Future for Check {
-    type Output = Decision;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Decision> {
-        match self.get_mut() {
-            // Polled after it was ready, which no future allows: it stays pending.
-            Self::Decided(decision) => decision.take().map_or(Poll::Pending, Poll::Ready),
-            Self::Asking(asking) => asking.as_mut().poll(context),
-        }
-    }
-}
-
 #[derive(Clone, Copy)]
 struct Item {
     policy: PolicyId,
@@ -394,5 +375,8 @@ impl Facts for Nothing {
     }
     fn cookie(&self, _: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
         None
+    }
+    fn carries(&self, _: &subject::Part) -> bool {
+        false
     }
 }

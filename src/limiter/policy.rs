@@ -108,10 +108,24 @@ impl Rules {
     }
 
     /// The first rule that matches.
+    ///
+    /// A path with an encoded slash has two readings. Where they meet different rules, one that limits goes before
+    /// one that does not, then the earlier: no spelling leads around a limit.
     pub fn matching(&self, facts: &dyn Facts) -> Option<&Rule> {
-        let path = self.rules.iter().any(|rule| rule.route.reads_path());
-        let path = path.then(|| super::route::normal_path(facts.path()));
-        self.rules.iter().find(|rule| rule.route.matches(facts, path.as_deref()))
+        if !self.rules.iter().any(|rule| rule.route.reads_path()) {
+            return self.first(facts, None);
+        }
+        let path = facts.path();
+        let first = self.first(facts, Some(&super::route::normal_path(path)));
+        let Some(other) = super::route::other_reading(path) else { return first };
+        let other = self.first(facts, Some(&other));
+        let place = |rule: &Rule| self.rules.iter().position(|one| std::ptr::eq(one, rule));
+        let rank = |rule: &&Rule| (rule.policies.is_empty(), place(rule));
+        [first, other].into_iter().flatten().min_by_key(rank)
+    }
+
+    fn first(&self, facts: &dyn Facts, path: Option<&str>) -> Option<&Rule> {
+        self.rules.iter().find(|rule| rule.route.matches(facts, path))
     }
 
     /// The rule of this name.
@@ -139,5 +153,65 @@ impl Rules {
         self.policies
             .iter()
             .any(|policy| policy.on_missing == OnMissing::Ip || policy.by.parts().contains(&Part::Ip))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limiter::clock::SECOND;
+    use std::borrow::Cow;
+    use std::num::NonZeroU32;
+
+    struct At(&'static str);
+
+    impl Facts for At {
+        fn ip(&self) -> Option<std::net::IpAddr> {
+            None
+        }
+        fn method(&self) -> &str {
+            "GET"
+        }
+        fn host(&self) -> &str {
+            ""
+        }
+        fn path(&self) -> &str {
+            self.0
+        }
+        fn header(&self, _: &str) -> Option<&[u8]> {
+            None
+        }
+        fn query(&self, _: &str) -> Option<Cow<'_, [u8]>> {
+            None
+        }
+        fn cookie(&self, _: &str) -> Option<Cow<'_, [u8]>> {
+            None
+        }
+        fn carries(&self, _: &Part) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn no_spelling_of_a_path_leads_around_a_limit() {
+        let path = |pattern| Route::new(&[], None, Some(pattern)).unwrap();
+        let quota = Quota::new(NonZeroU32::MIN, SECOND, NonZeroU32::MIN).unwrap();
+        let limit = |name: &str| [Policy::new(name, Subject::ip(), quota)];
+        let mut rules = Rules::none();
+        rules.add("assets", path("/assets/**"), 1, []);
+        rules.add("item", path("/v1/items/{id}"), 1, limit("item"));
+        rules.add("items", path("/v1/items"), 1, limit("items"));
+        for (path, rule) in [
+            ("/v1/items", Some("items")),
+            ("/v1%2Fitems", Some("items")),
+            ("/v1%2fitems%2F7", Some("item")),
+            ("/v1/items/a%2Fb", Some("item")),
+            ("/assets/..%2fv1/items", Some("items")),
+            ("/assets%2F..%2Fv1%2Fitems", Some("items")),
+            ("/assets/a%2Fb", Some("assets")),
+            ("/other%2Fpath", None),
+        ] {
+            assert_eq!(rules.matching(&At(path)).map(|rule| &*rule.name), rule, "{path}");
+        }
     }
 }

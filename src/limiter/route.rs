@@ -182,8 +182,8 @@ impl PathPattern {
 /// The path as rules see it: percent-encoding undone once, repeated slashes joined, dot segments resolved.
 ///
 /// Only for matching. The upstream gets the bytes that the client sent; a client that writes `/v1//items`
-/// or `/v1/%69tems` must not slip past the rule for `/v1/items`. An encoded slash stays encoded, since
-/// upstreams take it for a part of a segment. The trailing slash stays, letters keep their case.
+/// or `/v1/%69tems` must not slip past the rule for `/v1/items`. An encoded slash stays encoded: see
+/// [`other_reading`]. The trailing slash stays, letters keep their case.
 pub(super) fn normal_path(path: &str) -> Cow<'_, str> {
     if !path.contains('%') && !path.contains("//") && !path.contains("/.") {
         return Cow::Borrowed(path);
@@ -214,6 +214,26 @@ pub(super) fn normal_path(path: &str) -> Cow<'_, str> {
         normal.push('/');
     }
     Cow::Owned(normal)
+}
+
+/// The path as a server reads it that takes an encoded slash for a slash, when there is one. Some do (WSGI, Go), some
+/// take it for a part of the segment; which of them the upstream is, is not ours to guess.
+pub(super) fn other_reading(path: &str) -> Option<String> {
+    let lower = path.to_ascii_lowercase();
+    if !lower.contains("%2f") {
+        return None;
+    }
+    let slashes = lower.match_indices("%2f").map(|(at, _)| at).fold(
+        (String::with_capacity(path.len()), 0),
+        |(mut text, from), at| {
+            text.push_str(&path[from..at]);
+            text.push('/');
+            (text, at + 3)
+        },
+    );
+    let (mut text, from) = slashes;
+    text.push_str(&path[from..]);
+    Some(normal_path(&text).into_owned())
 }
 
 fn decode_once(path: &str) -> Vec<u8> {
@@ -264,6 +284,9 @@ mod tests {
         }
         fn cookie(&self, _: &str) -> Option<Cow<'_, [u8]>> {
             None
+        }
+        fn carries(&self, _: &super::super::subject::Part) -> bool {
+            false
         }
     }
 

@@ -24,6 +24,8 @@ pub trait Facts {
     fn query(&self, name: &str) -> Option<Cow<'_, [u8]>>;
     /// A cookie, when it is there exactly once.
     fn cookie(&self, name: &str) -> Option<Cow<'_, [u8]>>;
+    /// Whether the request carries this part at all, be it empty or repeated.
+    fn carries(&self, part: &Part) -> bool;
 }
 
 /// One source of an identity.
@@ -116,6 +118,12 @@ impl Subject {
             }
         }
         Some(identity)
+    }
+
+    /// Whether a part is not there at all. One that is there and names no one (empty, repeated) is another thing:
+    /// otherwise a client could step out of a policy that skips strangers by sending its key twice.
+    pub fn is_absent(&self, facts: &dyn Facts) -> bool {
+        self.parts.iter().any(|part| !facts.carries(part))
     }
 
     /// The identity of a request of which nothing is known but a key (the decision API's `key`): the key stands in

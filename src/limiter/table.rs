@@ -60,9 +60,14 @@ impl Table {
     /// Adds an entry whose key is not there.
     pub(super) fn insert(&mut self, entry: Entry) {
         if self.len >= self.capacity() {
-            self.resize(self.buckets.len().max(1) * if self.buckets.is_empty() { 1 } else { 2 });
+            self.grow();
         }
         self.place(entry);
+    }
+
+    /// Makes room for as many again.
+    pub(super) fn grow(&mut self) {
+        self.resize((self.buckets.len() * 2).max(1));
     }
 
     /// Removes every entry for which `keep` says no.

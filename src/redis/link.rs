@@ -322,10 +322,10 @@ fn wait(attempt: u32, kind: FaultKind, longest: Duration) -> Duration {
     full / 2 + (full / 2).mul_f64(rand::random::<f64>())
 }
 
-/// Small and soon forgotten.
+/// Soon forgotten, and wide enough that it is admitted, and so written, beside the probes of a whole fleet.
 fn probe_quota() -> Option<Quota> {
-    let one = std::num::NonZeroU32::MIN;
-    Quota::new(one, crate::limiter::clock::SECOND, one).ok()
+    let thousand = std::num::NonZeroU32::new(1_000)?;
+    Quota::new(thousand, crate::limiter::clock::SECOND, thousand).ok()
 }
 
 fn open(options: &Options) -> redis::RedisResult<Client> {

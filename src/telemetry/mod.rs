@@ -38,6 +38,9 @@ pub struct Telemetry {
     output: Output,
     metrics: Metrics,
     outages: Outages,
+    /// Keep what an outage of the upstream, or somebody who guesses, writes to a line a second.
+    upstream: Outages,
+    refusals: Outages,
 }
 
 impl Telemetry {
@@ -46,6 +49,8 @@ impl Telemetry {
         Self {
             metrics: Metrics::new(rules, options.redis),
             outages: Outages::new(options.warn_interval),
+            upstream: Outages::new(Duration::from_secs(1)),
+            refusals: Outages::new(Duration::from_secs(1)),
             output,
             options,
         }
@@ -138,11 +143,15 @@ impl Observer for Telemetry {
             }
             Event::RolledBack => self.metrics.rolled_back(),
             Event::UpstreamFailed { detail } => {
-                tracing::warn!(target: "tidegate", detail, "the upstream failed");
+                if let Some(unsaid) = self.upstream.began() {
+                    tracing::warn!(target: "tidegate", detail, unsaid, "the upstream failed");
+                }
             }
             Event::AdminRefused { peer } => {
                 let peer = peer.map(tracing::field::display);
-                tracing::warn!(target: "tidegate", peer, "wrong or missing token at the admin listener");
+                if let Some(unsaid) = self.refusals.began() {
+                    tracing::warn!(target: "tidegate", peer, unsaid, "wrong or missing token at the admin listener");
+                }
             }
         }
     }

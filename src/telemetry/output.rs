@@ -123,8 +123,11 @@ impl Queue {
                 mem::swap(&mut waiting.lines, &mut batch);
                 waiting.closed
             };
-            // A reader that is gone is no reason to end; nobody is left to be told.
-            let _ = file.write_all(&batch).and_then(|()| file.flush());
+            // A reader that is gone is no reason to end. What it did not take is counted, at most a batch too much.
+            if file.write_all(&batch).and_then(|()| file.flush()).is_err() {
+                let lines = batch.iter().filter(|&&byte| byte == b'\n').count();
+                self.dropped.fetch_add(lines as u64, Ordering::Relaxed);
+            }
             batch.clear();
             batch.shrink_to(1024 * 1024);
             if closed && self.waiting.lock().lines.is_empty() {

@@ -54,6 +54,24 @@ async fn guesses_are_limited_and_logged_without_the_guess() {
     }
     assert!(limited > 50, "{limited} of 200 guesses were turned away unheard");
     assert!(!tidegate.output().contains("guess-number"));
+    let operator = tidegate.admin("POST", "/admin/rollout/rollback").send().await.unwrap();
+    assert_eq!(operator.status(), 200, "whoever guesses from the operator's address locks nobody out");
+}
+
+#[tokio::test]
+async fn a_rollback_does_not_wait_for_a_reason_that_does_not_come() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let tidegate = Tidegate::start(None, &[]).await;
+    let mut client = tokio::net::TcpStream::connect(tidegate.admin).await.unwrap();
+    let token = crate::support::process::ADMIN_TOKEN;
+    let head = format!(
+        "POST /admin/rollout/rollback HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 50\r\n\r\n{{"
+    );
+    client.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    let read = client.read_exact(&mut answer);
+    tokio::time::timeout(std::time::Duration::from_secs(10), read).await.expect("it is answered").unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 200");
 }
 
 #[tokio::test]

@@ -125,6 +125,32 @@ name = "rest"
 }
 
 #[tokio::test]
+async fn a_key_that_is_sent_twice_or_empty_is_no_way_around_a_policy_that_skips_strangers() {
+    let policies = r#"
+[[rule]]
+name = "default"
+  [[rule.policy]]
+  name = "keyed"
+  by = "header:x-api-key"
+  limit = "2/hour"
+  on_missing = "skip"
+"#;
+    let tidegate = Tidegate::start(Some(policies), &[]).await;
+    let get = async |keys: &[&str]| {
+        let request = tidegate.http.get(tidegate.url("/"));
+        let request = keys.iter().fold(request, |request, key| request.header("x-api-key", *key));
+        request.send().await.unwrap().status().as_u16()
+    };
+    for _ in 0..4 {
+        assert_eq!(get(&[]).await, 404, "no key at all is skipped");
+    }
+    let twice = [get(&["k", "k"]).await, get(&["k", "k"]).await, get(&["k", "other"]).await];
+    assert_eq!(twice, [404, 404, 429], "two keys name no one: they count by address");
+    assert_eq!(get(&[""]).await, 429, "and so does an empty one");
+    assert_eq!(get(&["k"]).await, 404);
+}
+
+#[tokio::test]
 async fn a_forwarded_address_counts_only_from_a_trusted_proxy() {
     let spoof = async |variables: &[(&str, &str)]| {
         let tidegate = Tidegate::start(Some(TIGHT), variables).await;
