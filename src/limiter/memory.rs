@@ -239,7 +239,7 @@ impl Memory {
         let in_flight = match shard.voyage_mut(charge.key) {
             Some(voyage) => {
                 voyage.charged += amount;
-                voyage.own_full_at = voyage.own_full_at.max(now) + amount;
+                voyage.grant(now, amount);
                 voyage.in_flight
             }
             None => 0,

@@ -216,6 +216,29 @@ fn a_passage_in_flight_counts_as_granted_for_whoever_is_decided_here() {
 }
 
 #[test]
+fn answers_that_overtake_each_other_deny_nobody_whom_redis_granted() {
+    // Interval 1 s. Redis grants the first at NOW and the others as soon as it can; their answers come back in reverse.
+    for (burst, grants) in [(1, vec![0, SECOND, 2 * SECOND]), (3, vec![0, 10, 20, SECOND, 2 * SECOND])] {
+        let memory = Memory::new(1_000);
+        let one = [charge(1, burst, 1)];
+        let tolerance = one[0].quota.tolerance();
+        let (mut full_at, mut calls) = (0, Vec::new());
+        for &after in &grants {
+            let passage = memory.depart(&one, false, NOW);
+            let at = NOW + after;
+            full_at = at.max(full_at) + SECOND;
+            assert!(full_at <= at + tolerance, "the test's own Redis grants too much");
+            calls.push((passage, at, full_at - at));
+        }
+        for (passage, at, debt) in calls.into_iter().rev() {
+            let reading = one[0].quota.reading(debt, 1, true);
+            let readings = passage.answered(Readings::from_elem(reading, 1), at, NOW + 3 * SECOND);
+            assert!(readings[0].allowed, "burst {burst}, granted {} us after the first", at - NOW);
+        }
+    }
+}
+
+#[test]
 fn a_hit_that_costs_nothing_is_never_denied_whatever_is_in_flight() {
     let memory = Memory::new(1_000);
     let all = [charge(1, 2, 2)];

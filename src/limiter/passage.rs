@@ -4,7 +4,7 @@
 use smallvec::SmallVec;
 
 use super::clock::Micros;
-use super::gcra;
+use super::gcra::Quota;
 use super::memory::{Charge, Locked, Memory, Shard};
 use super::store::Readings;
 use super::subject::Key;
@@ -42,7 +42,36 @@ pub(super) struct Voyage {
     confirmed: Micros,
     /// When the bucket would be full again if only this process had charged it: what it granted by Redis' word
     /// and by its own. Redis can forget (a flush, a failover) between two calls that are under way; this cannot.
-    pub(super) own_full_at: Micros,
+    own_full_at: Micros,
+    /// When that bucket was last empty before that.
+    own_busy_since: Micros,
+    /// The latest instant at which either of them granted anything.
+    latest: Micros,
+}
+
+impl Voyage {
+    /// Adds a charge that was granted at `at` to what this process granted itself. In whatever order charges are
+    /// added, the outcome is that of their order in time: answers overtake each other on their way to us.
+    pub(super) fn grant(&mut self, at: Micros, amount: Micros) {
+        self.latest = self.latest.max(at);
+        if at > self.own_full_at {
+            self.own_busy_since = at;
+            self.own_full_at = at + amount;
+        } else if at >= self.own_busy_since {
+            self.own_full_at += amount;
+        } else if at + amount >= self.own_busy_since {
+            // It came before the others and had not drained when they came.
+            self.own_full_at -= self.own_busy_since - at;
+            self.own_full_at += amount;
+            self.own_busy_since = at;
+        }
+        // Else it had drained before the bucket was last empty.
+    }
+
+    /// Whether the bucket had room for all that this process knows to be granted.
+    fn fits(&self, quota: &Quota) -> bool {
+        self.own_full_at <= self.latest + quota.tolerance()
+    }
 }
 
 impl Memory {
@@ -98,11 +127,12 @@ impl Passage<'_> {
                 && reading.allowed
                 && let Some(voyage) = shard.voyage_mut(charge.key)
             {
-                let own = voyage.own_full_at.max(judged_at);
-                if gcra::admits(own - judged_at, ticket.amount, charge.quota.tolerance()) {
-                    voyage.own_full_at = own + ticket.amount;
-                } else {
-                    *reading = charge.quota.reading(own - judged_at, charge.cost, false);
+                let before = *voyage;
+                voyage.grant(judged_at, ticket.amount);
+                if !voyage.fits(&charge.quota) {
+                    let debt = before.own_full_at.saturating_sub(judged_at);
+                    *voyage = Voyage { latest: voyage.latest, ..before };
+                    *reading = charge.quota.reading(debt, charge.cost, false);
                 }
                 full_at = full_at.max(voyage.own_full_at);
             }
@@ -149,6 +179,8 @@ impl Shard {
                 charged: 0,
                 confirmed: 0,
                 own_full_at: full_at,
+                own_busy_since: 0,
+                latest: 0,
             });
             self.voyages.len() - 1
         });
