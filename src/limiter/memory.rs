@@ -238,8 +238,7 @@ impl Memory {
         // `debt` holds the calls in flight, which are not this entry's until they are answered.
         let in_flight = match shard.voyage_mut(charge.key) {
             Some(voyage) => {
-                voyage.charged += amount;
-                voyage.grant(now, amount);
+                voyage.charge(now, amount);
                 voyage.in_flight
             }
             None => 0,

@@ -4,7 +4,6 @@
 use smallvec::SmallVec;
 
 use super::clock::Micros;
-use super::gcra::Quota;
 use super::memory::{Charge, Locked, Memory, Shard};
 use super::store::Readings;
 use super::subject::Key;
@@ -30,7 +29,7 @@ struct Ticket {
 }
 
 /// The calls to Redis that are under way for one key, and what was charged here meanwhile.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Voyage {
     pub(super) key: Key,
     calls: u32,
@@ -40,37 +39,59 @@ pub(super) struct Voyage {
     pub(super) charged: Micros,
     /// How much of `charged` rode in a call that was answered: Redis knows of it.
     confirmed: Micros,
-    /// When the bucket would be full again if only this process had charged it: what it granted by Redis' word
-    /// and by its own. Redis can forget (a flush, a failover) between two calls that are under way; this cannot.
-    own_full_at: Micros,
-    /// When that bucket was last empty before that.
-    own_busy_since: Micros,
-    /// The latest instant at which either of them granted anything.
-    latest: Micros,
+    /// What this process granted, by Redis' word and by its own, in the order of time. Redis can forget (a flush, a
+    /// failover) between two calls that are under way; this cannot.
+    granted: SmallVec<[(Micros, Micros); 2]>,
+    /// When the bucket would be full again after all that was granted before those, and when the last of it was.
+    granted_before: Micros,
+    remembered_since: Micros,
 }
 
+/// How many grants of a voyage are kept apart: by so many an answer may be overtaken and still be put in its place.
+const REMEMBERED: usize = 64;
+
 impl Voyage {
-    /// Adds a charge that was granted at `at` to what this process granted itself. In whatever order charges are
-    /// added, the outcome is that of their order in time: answers overtake each other on their way to us.
-    pub(super) fn grant(&mut self, at: Micros, amount: Micros) {
-        self.latest = self.latest.max(at);
-        if at > self.own_full_at {
-            self.own_busy_since = at;
-            self.own_full_at = at + amount;
-        } else if at >= self.own_busy_since {
-            self.own_full_at += amount;
-        } else if at + amount >= self.own_busy_since {
-            // It came before the others and had not drained when they came.
-            self.own_full_at -= self.own_busy_since - at;
-            self.own_full_at += amount;
-            self.own_busy_since = at;
+    /// Adds a charge that Redis granted at `at`, unless the bucket had no room for it, as far as this process knows.
+    /// In whatever order charges are added, they are judged in their order in time: answers overtake each other on
+    /// their way to us, and whoever was granted must not be denied for that.
+    fn grant(&mut self, at: Micros, amount: Micros, tolerance: Micros) -> bool {
+        let Some(place) = self.add(at, amount) else { return true };
+        let mut full_at = self.granted_before;
+        let fits = self.granted.iter().all(|&(at, amount)| {
+            full_at = full_at.max(at) + amount;
+            full_at <= at + tolerance
+        });
+        if !fits {
+            self.granted.remove(place);
         }
-        // Else it had drained before the bucket was last empty.
+        fits
     }
 
-    /// Whether the bucket had room for all that this process knows to be granted.
-    fn fits(&self, quota: &Quota) -> bool {
-        self.own_full_at <= self.latest + quota.tolerance()
+    /// Adds a charge that was granted here.
+    pub(super) fn charge(&mut self, at: Micros, amount: Micros) {
+        self.charged += amount;
+        self.add(at, amount);
+    }
+
+    /// Where it was put; `None` for a charge of nothing.
+    fn add(&mut self, at: Micros, amount: Micros) -> Option<usize> {
+        if amount == 0 {
+            return None;
+        }
+        if self.granted.len() == REMEMBERED {
+            let (at, amount) = self.granted.remove(0);
+            self.granted_before = self.granted_before.max(at) + amount;
+            self.remembered_since = at;
+        }
+        let at = at.max(self.remembered_since);
+        let place = self.granted.partition_point(|&(other, _)| other <= at);
+        self.granted.insert(place, (at, amount));
+        Some(place)
+    }
+
+    /// When the bucket would be full again if only this process had charged it.
+    fn own_full_at(&self) -> Micros {
+        self.granted.iter().fold(self.granted_before, |full_at, &(at, amount)| full_at.max(at) + amount)
     }
 }
 
@@ -127,14 +148,11 @@ impl Passage<'_> {
                 && reading.allowed
                 && let Some(voyage) = shard.voyage_mut(charge.key)
             {
-                let before = *voyage;
-                voyage.grant(judged_at, ticket.amount);
-                if !voyage.fits(&charge.quota) {
-                    let debt = before.own_full_at.saturating_sub(judged_at);
-                    *voyage = Voyage { latest: voyage.latest, ..before };
+                if !voyage.grant(judged_at, ticket.amount, charge.quota.tolerance()) {
+                    let debt = voyage.own_full_at().saturating_sub(judged_at);
                     *reading = charge.quota.reading(debt, charge.cost, false);
                 }
-                full_at = full_at.max(voyage.own_full_at);
+                full_at = full_at.max(voyage.own_full_at());
             }
             full_at += shard.arrive(charge.key, *ticket, true);
             let known = shard.entry(charge.key).map_or(0, |entry| entry.full_at);
@@ -178,9 +196,9 @@ impl Shard {
                 in_flight: 0,
                 charged: 0,
                 confirmed: 0,
-                own_full_at: full_at,
-                own_busy_since: 0,
-                latest: 0,
+                granted: SmallVec::new(),
+                granted_before: full_at,
+                remembered_since: 0,
             });
             self.voyages.len() - 1
         });
