@@ -5,7 +5,7 @@
 
 use super::gcra::Quota;
 use super::route::Route;
-use super::subject::{Facts, Part, PolicyTag, Subject};
+use super::subject::{Facts, PolicyTag, Subject};
 
 /// A policy's place among all policies of a [`Rules`].
 pub type PolicyId = usize;
@@ -147,19 +147,13 @@ impl Rules {
     pub fn policy(&self, id: PolicyId) -> &Policy {
         &self.policies[id]
     }
-
-    /// Whether a request must carry an address to be judged.
-    pub fn needs_ip(&self) -> bool {
-        self.policies
-            .iter()
-            .any(|policy| policy.on_missing == OnMissing::Ip || policy.by.parts().contains(&Part::Ip))
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::limiter::clock::SECOND;
+    use crate::limiter::subject::Part;
     use std::borrow::Cow;
     use std::num::NonZeroU32;
 
