@@ -29,9 +29,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use governor::{DefaultKeyedRateLimiter, RateLimiter};
+use tidegate::limiter::charge::Charge;
 use tidegate::limiter::clock::{Clock, SECOND};
 use tidegate::limiter::gcra::Quota;
-use tidegate::limiter::memory::{Charge, Memory};
+use tidegate::limiter::memory::Memory;
 use tidegate::limiter::policy::{PolicyId, Rules};
 use tidegate::limiter::subject::{Facts, Identity, Part, ProcessKey, Subject};
 use tidegate::limiter::{Hit, Limiter};
@@ -150,7 +151,7 @@ impl Contender for Ours {
 
     fn decide(&self, identity: &Identity) -> bool {
         let key = self.process_key.hash(identity);
-        let charge = Charge { key, quota: self.quota, cost: 1, enforce: true };
+        let charge = Charge { key, quota: self.quota, span: None, cost: 1, enforce: true };
         self.memory.charge(&[charge], false, self.clock.now())[0].allowed
     }
 }

@@ -17,9 +17,11 @@ use governor::clock::FakeRelativeClock;
 use governor::{Quota as GovernorQuota, RateLimiter};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use tidegate::limiter::calendar::{Calendar, Span, Unit};
+use tidegate::limiter::charge::Charge;
 use tidegate::limiter::clock::{Micros, SECOND};
 use tidegate::limiter::gcra::{Quota, Reading};
-use tidegate::limiter::memory::{Charge, Memory};
+use tidegate::limiter::memory::Memory;
 use tidegate::limiter::store::SharedCharge;
 use tidegate::limiter::subject::{PolicyTag, ProcessKey, Subject, SubjectHash};
 use tidegate::redis::charge;
@@ -42,10 +44,23 @@ struct Step {
     peek: bool,
 }
 
+/// How many, and in which windows of the calendar, if in any.
+#[derive(Clone, Debug)]
+struct Limit {
+    quota: Quota,
+    calendar: Option<Calendar>,
+}
+
+impl Limit {
+    fn span(&self, now: Micros) -> Option<Span> {
+        Some(self.calendar.as_ref()?.span(now, 0))
+    }
+}
+
 #[derive(Clone, Debug)]
 struct History {
     start: Micros,
-    quotas: Vec<Quota>,
+    limits: Vec<Limit>,
     steps: Vec<Step>,
 }
 
@@ -57,6 +72,23 @@ fn quota() -> impl Strategy<Value = Quota> {
     (1u32..5_000, period, 1u32..50).prop_filter_map("a quota that can be kept", |(limit, period, burst)| {
         Quota::new(NonZeroU32::new(limit)?, period, NonZeroU32::new(burst)?).ok()
     })
+}
+
+/// Time zones that move their clocks at odd hours and by odd amounts, and some that do not.
+const ZONES: [&str; 6] =
+    ["UTC", "Europe/Berlin", "Africa/Cairo", "America/St_Johns", "Australia/Lord_Howe", "Asia/Kathmandu"];
+
+fn window() -> impl Strategy<Value = Limit> {
+    (1u32..60, proptest::sample::select(&Unit::ALL[..]), proptest::sample::select(&ZONES[..])).prop_map(
+        |(limit, unit, zone)| Limit {
+            quota: Quota::each(NonZeroU32::new(limit).unwrap(), unit).unwrap(),
+            calendar: Calendar::new(unit, zone),
+        },
+    )
+}
+
+fn limit() -> impl Strategy<Value = Limit> {
+    prop_oneof![2 => quota().prop_map(|quota| Limit { quota, calendar: None }), 1 => window()]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -73,9 +105,9 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn history() -> impl Strategy<Value = History> {
-    let quotas = proptest::collection::vec(quota(), 3);
-    (0..YEAR_2200, quotas, proptest::collection::vec(step(), 1..40))
-        .prop_map(|(start, quotas, steps)| History { start, quotas, steps })
+    let limits = proptest::collection::vec(limit(), 3);
+    (0..YEAR_2200, limits, proptest::collection::vec(step(), 1..40))
+        .prop_map(|(start, limits, steps)| History { start, limits, steps })
 }
 
 fn in_memory(history: &History) -> Vec<Vec<Reading>> {
@@ -89,7 +121,8 @@ fn in_memory(history: &History) -> Vec<Vec<Reading>> {
             .iter()
             .map(|owed| Charge {
                 key: key.under(PolicyTag::of(&format!("policy-{}", owed.bucket))),
-                quota: history.quotas[owed.bucket],
+                quota: history.limits[owed.bucket].quota,
+                span: history.limits[owed.bucket].span(now),
                 cost: owed.cost,
                 enforce: owed.enforce,
             })
@@ -127,7 +160,8 @@ fn in_redis(history: &History, connection: &mut redis::Connection, subject: u128
             .map(|owed| SharedCharge {
                 policy: ["policy-0", "policy-1", "policy-2"][owed.bucket],
                 subject: SubjectHash(subject.to_be_bytes()),
-                quota: history.quotas[owed.bucket],
+                quota: history.limits[owed.bucket].quota,
+                span: history.limits[owed.bucket].span(now),
                 cost: owed.cost,
                 enforce: owed.enforce,
                 note: 0,
@@ -136,8 +170,8 @@ fn in_redis(history: &History, connection: &mut redis::Connection, subject: u128
         let mut command = redis::cmd("EVAL");
         // Keys would expire by the server's own clock in the midst of a history that lasts days: without it.
         let body = charge::BODY.replace(
-            "redis.call('SET', KEYS[i], string.format('%.0f', now + debt), 'PX', string.format('%.0f', math.ceil(debt / 1000)))",
-            "redis.call('SET', KEYS[i], string.format('%.0f', now + debt))",
+            "redis.call('SET', KEYS[i], value, 'PX', string.format('%.0f', math.ceil(lives / 1000)))",
+            "redis.call('SET', KEYS[i], value)",
         );
         assert_ne!(body, charge::BODY, "the script's SET has changed: change it here as well");
         // The instant rides behind the script's own arguments.
@@ -145,9 +179,9 @@ fn in_redis(history: &History, connection: &mut redis::Connection, subject: u128
         charge::arguments(&mut command, "test", &charges, step.peek, 0);
         command.arg(now);
         let value: redis::Value = command.query(connection).unwrap();
-        let (at, readings) = charge::answer(&value, &charges).unwrap();
-        assert_eq!(at, now, "an instant lost digits on its way through Lua");
-        readings.to_vec()
+        let answer = charge::answer(&value, &charges).unwrap();
+        assert_eq!(answer.now, now, "an instant lost digits on its way through Lua");
+        answer.readings.to_vec()
     };
     history.steps.iter().map(&mut answer).collect()
 }
@@ -172,7 +206,7 @@ fn memory_and_governor_agree_wherever_governor_can_express_the_case() {
     runner
         .run(&strategy, |(mut history, bucket)| {
             // governor has one bucket, no peek, no hit that costs nothing, and an error for a cost above the burst.
-            let quota = history.quotas[bucket];
+            let Limit { quota, calendar: None } = history.limits[bucket] else { return Ok(()) };
             for step in &mut history.steps {
                 let cost = step.owed[0].cost.clamp(1, quota.burst());
                 step.owed = vec![Owed { bucket, cost, enforce: true }];
@@ -233,13 +267,20 @@ fn a_key_expires_with_its_debt_and_holds_every_digit_of_its_time() {
     let server = RedisServer::start();
     let mut connection = server.connection();
     let quota = Quota::new(NonZeroU32::MIN, 10 * SECOND, NonZeroU32::new(3).unwrap()).unwrap();
-    let charges =
-        [SharedCharge { policy: "p", subject: SubjectHash([7; 16]), quota, cost: 2, enforce: true, note: 0 }];
+    let charges = [SharedCharge {
+        policy: "p",
+        subject: SubjectHash([7; 16]),
+        quota,
+        span: None,
+        cost: 2,
+        enforce: true,
+        note: 0,
+    }];
     let mut command = redis::cmd("EVAL");
     command.arg(charge::SCRIPT);
     charge::arguments(&mut command, "test", &charges, false, 0);
     let value: redis::Value = command.query(&mut connection).unwrap();
-    let (at, readings) = charge::answer(&value, &charges).unwrap();
+    let charge::Answer { now: at, readings, .. } = charge::answer(&value, &charges).unwrap();
     assert_eq!((readings[0].debt, readings[0].remaining), (20 * SECOND, 1));
     let key = "test:p:{07070707070707070707070707070707}";
     let stored: String = server.run(&["GET", key]);
@@ -254,15 +295,22 @@ fn a_note_raises_the_count_in_redis_and_a_peek_writes_nothing() {
     let mut connection = server.connection();
     let quota = Quota::new(NonZeroU32::MIN, SECOND, NonZeroU32::new(10).unwrap()).unwrap();
     let mut ask = |cost: u32, note: Micros, peek: bool, sent_before: Micros| {
-        let charges =
-            [SharedCharge { policy: "p", subject: SubjectHash([1; 16]), quota, cost, enforce: true, note }];
+        let charges = [SharedCharge {
+            policy: "p",
+            subject: SubjectHash([1; 16]),
+            quota,
+            span: None,
+            cost,
+            enforce: true,
+            note,
+        }];
         let now: Vec<u64> = redis::cmd("TIME").query(&mut connection).unwrap();
         let sent_at = (now[0] * SECOND + now[1]) - sent_before;
         let mut command = redis::cmd("EVAL");
         command.arg(charge::SCRIPT);
         charge::arguments(&mut command, "test", &charges, peek, sent_at);
         let value: redis::Value = command.query(&mut connection).unwrap();
-        charge::answer(&value, &charges).unwrap().1[0]
+        charge::answer(&value, &charges).unwrap().readings[0]
     };
     assert_eq!(ask(1, 5 * SECOND, true, 0).debt.div_ceil(SECOND), 5, "a peek sees the note");
     assert_eq!(ask(0, 0, true, 0).debt, 0, "and left nothing");
@@ -290,6 +338,7 @@ fn a_debt_of_a_greater_limit_drains_from_the_smaller_one_as_soon_as_it_is_asked_
             policy: "p",
             subject: SubjectHash([2; 16]),
             quota,
+            span: None,
             cost,
             enforce: true,
             note: 0,
@@ -298,11 +347,61 @@ fn a_debt_of_a_greater_limit_drains_from_the_smaller_one_as_soon_as_it_is_asked_
         command.arg(format!("local now = {now}\n{}", charge::BODY));
         charge::arguments(&mut command, "test", &charges, false, 0);
         let value: redis::Value = command.query(&mut connection).unwrap();
-        charge::answer(&value, &charges).unwrap().1[0]
+        charge::answer(&value, &charges).unwrap().readings[0]
     };
     let now = 1_800_000_000 * SECOND;
     assert!(ask(a_day, 1_000, now).allowed);
     let denied = ask(an_hour, 1, now);
     assert_eq!((denied.allowed, denied.debt, denied.retry_after), (false, 3_600 * SECOND, Some(3_600_000)));
     assert!(ask(an_hour, 1, now + 3_600_000).allowed, "it came back as it was told");
+}
+
+#[test]
+fn a_window_in_redis_takes_the_note_of_its_own_window_only_and_expires_at_its_end() {
+    let server = RedisServer::start();
+    let mut connection = server.connection();
+    let calendar = Calendar::new(Unit::Hour, "Asia/Kolkata").unwrap();
+    let quota = Quota::each(NonZeroU32::new(10).unwrap(), Unit::Hour).unwrap();
+    // The caller's window is that of `seen_at`, the server's clock shows `now`.
+    let mut ask = |subject: u8, cost: u32, note: Micros, seen_at: Micros, now: Micros| {
+        let span = Some(calendar.span(seen_at, 0));
+        let subject = SubjectHash([subject; 16]);
+        let charges = [SharedCharge { policy: "p", subject, quota, span, cost, enforce: true, note }];
+        let mut command = redis::cmd("EVAL");
+        command.arg(format!("local now = {now}\n{}", charge::BODY));
+        charge::arguments(&mut command, "test", &charges, false, 0);
+        let value: redis::Value = command.query(&mut connection).unwrap();
+        let answer = charge::answer(&value, &charges).unwrap();
+        (answer.readings[0], answer.from[0])
+    };
+    let clock: Vec<u64> = server.run(&["TIME"]);
+    let real = clock[0] * SECOND;
+    let window = calendar.span(real, 0);
+    let (reading, end) = ask(1, 3, 4, real, real);
+    assert_eq!((reading.allowed, reading.remaining, end), (true, 3, window.end));
+    assert_eq!(reading.reset_after, window.end - real);
+    let key = |subject: u8| format!("test:p:{{{}}}", format!("{subject:02x}").repeat(16));
+    assert_eq!(server.run::<String>(&["GET", &key(1)]), format!("w{}:7", window.end));
+    let expires_in: u64 = server.run(&["PTTL", &key(1)]);
+    assert!(expires_in.abs_diff((window.end - real) / 1000) < 60_000, "{expires_in}");
+    // A smaller note adds nothing, a greater one is kept though the hit is denied.
+    assert_eq!(ask(1, 0, 5, real, real).0.remaining, 3);
+    let (denied, _) = ask(1, 5, 9, real, real);
+    assert_eq!((denied.allowed, denied.remaining, denied.retry_after), (false, 1, Some(window.end - real)));
+    // The server is in the next window already: the note is of the one before. The other way round as well.
+    assert_eq!(ask(2, 1, 9, window.end - 1, window.end + 1).0.remaining, 9);
+    assert_eq!(ask(3, 1, 9, window.end + 1, window.end - 1).0.remaining, 9);
+    // Its clock is days off: it has no window in common with the caller, whose count is carried as it is.
+    let days_later = window.end + 50 * 3_600 * SECOND;
+    let (far, end) = ask(4, 1, 6, real, days_later);
+    assert_eq!((far.remaining, end), (3, days_later + 3_600 * SECOND));
+    // Another server, its clock a little behind, goes on in the window that the first has begun.
+    assert_eq!(ask(5, 4, 0, window.end + 1, window.end + 1).0.remaining, 6);
+    assert_eq!(
+        ask(5, 1, 0, window.end - 1, window.end - 1),
+        (ask(5, 0, 0, window.end - 1, window.end - 1).0, window.next)
+    );
+    // What another algorithm has written under this name means nothing here.
+    let _: () = server.run(&["SET", &key(6), &(window.end + 3).to_string()]);
+    assert_eq!(ask(6, 1, 0, real, real).0.remaining, 9);
 }

@@ -10,6 +10,7 @@ use toml::{Table, Value};
 use super::error::{Errors, Problem};
 use super::file;
 use super::parse;
+use crate::limiter::calendar::{Calendar, Unit};
 use crate::limiter::clock::SECOND;
 use crate::limiter::gcra::Quota;
 use crate::limiter::policy::{Mode, OnMissing, Policy, Rules};
@@ -17,10 +18,11 @@ use crate::limiter::route::Route;
 
 const RULE_KEYS: &[&str] = &["name", "match", "cost", "policy"];
 const MATCH_KEYS: &[&str] = &["methods", "host", "path"];
-const POLICY_KEYS: &[&str] = &["name", "by", "limit", "burst", "on_missing", "mode", "on_redis_error"];
+const POLICY_KEYS: &[&str] =
+    &["name", "by", "algorithm", "limit", "burst", "time_zone", "on_missing", "mode", "on_redis_error"];
 
 /// Keys of later versions. Passing over one would limit something else than was asked for.
-const LATER_KEYS: &[&str] = &["block_after", "block_within", "block_for", "algorithm", "allow", "deny"];
+const LATER_KEYS: &[&str] = &["block_after", "block_within", "block_for", "allow", "deny"];
 
 /// What is in force until a file says otherwise: 100 a minute for each address.
 ///
@@ -138,8 +140,7 @@ impl Reader<'_> {
             }
         }
         let by = self.field(&place, &table, "by", fields::subject);
-        let limit = self.field(&place, &table, "limit", fields::limit);
-        let burst = self.count(&place, &table, "burst");
+        let quota = self.quota(&place, &table, cost);
         let on_missing = self.field(&place, &table, "on_missing", |value| {
             let words = [("ip", OnMissing::Ip), ("skip", OnMissing::Skip), ("deny", OnMissing::Deny)];
             parse::word(&fields::text(value)?, &words)
@@ -152,35 +153,90 @@ impl Reader<'_> {
             "open" | "deny" => Err("it is not in this version; accepted: \"local\"".to_owned()),
             _ => Err("accepted: \"local\"".to_owned()),
         });
+        let (quota, calendar) = quota?;
+        let policy = Policy::new(name?, by?, quota);
+        let policy = match calendar {
+            None => policy,
+            Some(calendar) => policy.in_windows_of(calendar),
+        };
+        Some(Policy {
+            on_missing: on_missing.unwrap_or(policy.on_missing),
+            mode: mode.unwrap_or(policy.mode),
+            ..policy
+        })
+    }
+
+    /// How many, and in which windows of the calendar, if in any.
+    fn quota(&mut self, place: &str, table: &Table, cost: u32) -> Option<(Quota, Option<Calendar>)> {
+        let algorithms = [("gcra", false), ("fixed_window", true)];
+        let fixed =
+            self.field(place, table, "algorithm", |value| parse::word(&fields::text(value)?, &algorithms));
+        let (quota, calendar) = match fixed {
+            None if table.contains_key("algorithm") => return None,
+            Some(true) => self.windows(place, table)?,
+            _ => (self.bucket(place, table)?, None),
+        };
+        if cost > quota.burst() {
+            let most = quota.burst();
+            let what = if calendar.is_some() { "limit" } else { "burst" };
+            self.refuse(
+                place,
+                format!(
+                    "a request costs {cost} and the {what} is {most}, so none would ever pass; accepted: a {what} \
+                     of at least the rule's cost"
+                ),
+            );
+        }
+        Some((quota, calendar))
+    }
+
+    fn bucket(&mut self, place: &str, table: &Table) -> Option<Quota> {
+        if table.contains_key("time_zone") {
+            self.refuse(
+                place,
+                "time_zone: only windows of the calendar have one; set algorithm = \"fixed_window\"",
+            );
+        }
+        let limit = self.field(place, table, "limit", fields::limit);
+        let burst = self.count(place, table, "burst");
         let (limit, period) = limit?;
         let burst = match burst {
             Some(burst) => burst,
             None if table.contains_key("burst") => return None,
             None => limit,
         };
-        let quota = match Quota::new(limit, period, burst) {
-            Ok(quota) => quota,
-            Err(error) => {
-                self.refuse(&place, format!("{}: {error}", fields::said("limit", table.get("limit"))));
-                return None;
-            }
-        };
-        if cost > quota.burst() {
-            let burst = quota.burst();
+        Quota::new(limit, period, burst)
+            .map_err(|error| {
+                self.refuse(place, format!("{}: {error}", fields::said("limit", table.get("limit"))))
+            })
+            .ok()
+    }
+
+    fn windows(&mut self, place: &str, table: &Table) -> Option<(Quota, Option<Calendar>)> {
+        if table.contains_key("burst") {
             self.refuse(
-                &place,
-                format!(
-                    "a request costs {cost} and the burst is {burst}, so none would ever pass; accepted: a \
-                         burst of at least the rule's cost"
-                ),
+                place,
+                "burst: a fixed_window has none, all of its limit may come at once; remove it",
             );
         }
-        let policy = Policy::new(name?, by?, quota);
-        Some(Policy {
-            on_missing: on_missing.unwrap_or(policy.on_missing),
-            mode: mode.unwrap_or(policy.mode),
-            ..policy
-        })
+        let limit = self.field(place, table, "limit", fields::window);
+        let unit = limit.map_or(Unit::Day, |(_, unit)| unit);
+        let zone = |value: &Value| fields::calendar(unit, &fields::text(value)?);
+        let calendar = match table.contains_key("time_zone") {
+            true => self.field(place, table, "time_zone", zone),
+            false => Calendar::new(unit, "UTC"),
+        };
+        let (limit, unit) = limit?;
+        let quota = Quota::each(limit, unit)
+            .map_err(|most| {
+                let said = fields::said("limit", table.get("limit"));
+                self.refuse(
+                    place,
+                    format!("{said}: accepted: at most {most} in a window of a {}", unit.as_str()),
+                );
+            })
+            .ok()?;
+        Some((quota, Some(calendar?)))
     }
 
     /// The name, and the place that errors give: by name once there is a sound one, by number before.

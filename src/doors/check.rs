@@ -73,7 +73,7 @@ impl<'a> From<&'a Decision> for Answer<'a> {
             policy: decision.policy(),
             limit: bound.map(|(policy, _)| policy.quota.limit()),
             remaining: bound.map(|(_, verdict)| verdict.reading.remaining),
-            reset_after_ms: bound.map_or(0, |(_, verdict)| verdict.reading.debt.div_ceil(1000)),
+            reset_after_ms: bound.map_or(0, |(_, verdict)| verdict.reading.reset_after.div_ceil(1000)),
             retry_after_ms: decision.retry_after().unwrap_or(0).div_ceil(1000),
         }
     }

@@ -80,8 +80,8 @@ impl Text {
         let quota = &policy.quota;
         // Policy names are plain (the configuration sees to it), so that quotes need no escape.
         self.text("\"").text(&policy.name).text("\";q=").number(u64::from(quota.limit()));
-        // A window is whole seconds in the draft: one that is not is left out rather than rounded.
-        if quota.period().is_multiple_of(SECOND) {
+        // A window is whole seconds in the draft: one that is not, or a month, is left out rather than rounded.
+        if quota.period() > 0 && quota.period().is_multiple_of(SECOND) {
             self.text(";w=").number(quota.period() / SECOND);
         }
         self
@@ -137,14 +137,14 @@ pub fn write(decision: &Decision, families: Families, headers: &mut HeaderMap) {
                 let reading = &verdict.reading;
                 desk.scratch.text(if index > 0 { ", \"" } else { "\"" }).text(&policy.name);
                 desk.scratch.text("\";r=").number(u64::from(reading.remaining));
-                desk.scratch.text(";t=").number(reading.debt.div_ceil(SECOND));
+                desk.scratch.text(";t=").number(reading.reset_after.div_ceil(SECOND));
             }
             put(headers, RATELIMIT, desk.scratch.value());
         }
         if families.x_ratelimit {
             put(headers, X_LIMIT, bound_to.map(|written| written.limit));
             put(headers, X_REMAINING, number(u64::from(bound.reading.remaining)));
-            put(headers, X_RESET, number(bound.reading.debt.div_ceil(SECOND)));
+            put(headers, X_RESET, number(bound.reading.reset_after.div_ceil(SECOND)));
         }
     });
     if let (false, Some(wait)) = (decision.allowed(), decision.retry_after()) {

@@ -1,7 +1,7 @@
 //! Tells the time to everything that decides: microseconds since the Unix epoch, never backwards.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A duration, or an instant since the Unix epoch, in whole microseconds.
@@ -27,6 +27,8 @@ pub struct SystemClock {
     /// What the counter showed at the start, in its own unit.
     started: u64,
     started_at: Micros,
+    /// By how much the wall clock is ahead of this one.
+    behind: Arc<AtomicI64>,
 }
 
 impl Clock {
@@ -34,9 +36,7 @@ impl Clock {
     pub fn system() -> Self {
         let clock = quanta::Clock::new();
         let started = clock.raw();
-        let started_at =
-            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as Micros);
-        Self::System(SystemClock { clock, started, started_at })
+        Self::System(SystemClock { clock, started, started_at: wall(), behind: Arc::default() })
     }
 
     /// A clock that stands at `now` until [`Clock::advance`] moves it.
@@ -57,12 +57,32 @@ impl Clock {
         }
     }
 
+    /// By how many microseconds the wall clock was ahead of this one when [`Clock::look_at_the_wall`] looked last:
+    /// what calendar windows go by. A counter drifts by seconds a week, and an operator may set the time.
+    pub fn behind_the_wall(&self) -> i64 {
+        match self {
+            Self::System(anchor) => anchor.behind.load(Ordering::Relaxed),
+            Self::Manual(_) => 0,
+        }
+    }
+
+    /// Compares this clock with the wall clock. Call it every few seconds.
+    pub fn look_at_the_wall(&self) {
+        if let Self::System(anchor) = self {
+            anchor.behind.store(wall() as i64 - self.now() as i64, Ordering::Relaxed);
+        }
+    }
+
     /// Moves a manual clock forward by `by`. The system clock moves by itself: there it does nothing.
     pub fn advance(&self, by: Micros) {
         if let Self::Manual(now) = self {
             now.fetch_add(by, Ordering::Relaxed);
         }
     }
+}
+
+fn wall() -> Micros {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as Micros)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 
 use std::num::NonZeroU32;
 
+use super::calendar::Unit;
 use super::clock::{Micros, SECOND};
 
 /// Longest tolerance (`interval × burst`) of a quota: one year.
@@ -36,7 +37,7 @@ pub enum QuotaError {
     TooFine {
         /// Units a period.
         limit: u32,
-        /// The period in microseconds.
+        /// The period in microseconds; 0 for a calendar month, whose length varies.
         period_us: Micros,
         /// The interval after rounding up.
         interval_us: Micros,
@@ -83,6 +84,19 @@ impl Quota {
         Ok(Self { limit, burst, period, interval, tolerance: tolerance as Micros })
     }
 
+    /// `limit` units in each calendar window, all of them at once if need be. One unit is one microsecond of debt,
+    /// which counts from the window's end (see [`super::calendar`]); so its tolerance is the limit.
+    ///
+    /// # Errors
+    /// The greatest limit that such a window can hold.
+    pub fn each(limit: NonZeroU32, unit: Unit) -> Result<Self, u32> {
+        if limit.get() > unit.most() {
+            return Err(unit.most());
+        }
+        let tolerance = u64::from(limit.get());
+        Ok(Self { limit, burst: limit, period: unit.length().unwrap_or(0), interval: 1, tolerance })
+    }
+
     /// Units a period.
     pub fn limit(&self) -> u32 {
         self.limit.get()
@@ -126,7 +140,8 @@ impl Quota {
         } else {
             Some((debt + self.charge(cost)).saturating_sub(self.tolerance))
         };
-        Reading { allowed, remaining: ((self.tolerance - debt) / self.interval) as u32, debt, retry_after }
+        let remaining = ((self.tolerance - debt) / self.interval) as u32;
+        Reading { allowed, remaining, debt, reset_after: debt, retry_after }
     }
 }
 
@@ -137,11 +152,21 @@ pub struct Reading {
     pub allowed: bool,
     /// Whole units left: `⌊(τ − debt) / T⌋`.
     pub remaining: u32,
-    /// The debt after the hit, in microseconds: also the time until the bucket is full again.
+    /// The debt after the hit: in microseconds, of a calendar window in units.
     pub debt: Micros,
+    /// Microseconds until the bucket is full again, or until the calendar window ends.
+    pub reset_after: Micros,
     /// Microseconds until the same hit is admitted if nothing else is charged; 0 when it was allowed;
     /// `None` when its cost exceeds the burst, so that it never will be.
     pub retry_after: Option<Micros>,
+}
+
+impl Reading {
+    /// The same, of a bucket whose debt goes all at once in `rest` microseconds.
+    pub fn ending_in(self, rest: Micros) -> Self {
+        let retry_after = self.retry_after.map(|wait| if wait > 0 { rest } else { 0 });
+        Self { reset_after: rest, retry_after, ..self }
+    }
 }
 
 /// Whether a bucket at `debt` has room for `charge`.

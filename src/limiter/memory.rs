@@ -1,7 +1,8 @@
 //! The store in this process: synchronous, infallible, bounded. It decides in memory mode and in every fallback,
 //! and it keeps the *note* of each key that Redis decides.
 //!
-//! An entry is 24 bytes: a 128-bit keyed hash and the theoretical arrival time. That same time is the note: the
+//! An entry is 24 bytes: a 128-bit keyed hash and the theoretical arrival time (of a calendar window, its end plus the
+//! count). That same time is the note: the
 //! debt that Redis last told, plus what was admitted here since. While calls for a key are in flight, a
 //! `Voyage` beside the entry counts them, so that a request that is decided here at the same moment cannot
 //! spend what one of them may have been granted.
@@ -11,32 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
-use super::clock::{Micros, SECOND};
-use super::gcra::{self, Quota, Reading};
+use super::charge::Charge;
+use super::clock::Micros;
+use super::gcra::{self, Reading};
 use super::passage::Voyage;
 use super::store::Readings;
 use super::subject::Key;
 use super::table::{Entry, Table};
-
-/// One bucket that a request owes.
-#[derive(Clone, Copy, Debug)]
-pub struct Charge {
-    /// The bucket.
-    pub key: Key,
-    /// Its quota.
-    pub quota: Quota,
-    /// Units to charge.
-    pub cost: u32,
-    /// Whether a denial here denies the request; `false` for a shadow policy.
-    pub enforce: bool,
-}
-
-impl Charge {
-    #[inline]
-    pub(super) fn amount(&self) -> Micros {
-        self.quota.charge(self.cost)
-    }
-}
 
 #[derive(Default)]
 pub(super) struct Shard {
@@ -57,6 +39,8 @@ pub struct Memory {
     shards: Box<[Padded]>,
     keys_per_shard: usize,
     evicted_in_debt: AtomicU64,
+    /// By how much the clock of decisions is ahead of the wall clock, by which calendar windows end.
+    ahead: AtomicU64,
 }
 
 const MOST_SHARDS: usize = 256;
@@ -64,9 +48,6 @@ const MOST_SHARDS: usize = 256;
 const KEYS_WORTH_A_SHARD: usize = 64;
 /// How many places an eviction looks at: enough for a good victim, few enough to be no pause.
 const VICTIMS_LOOKED_AT: usize = 32;
-/// A debt that exceeds the tolerance by more than this is that of a greater limit; less may be a thread that was held
-/// up on its way here and knows an older time than the one before it.
-const HELD_UP: Micros = 5 * SECOND;
 /// How often a lock is tried before the thread goes to sleep: 85 pauses in all, a few microseconds.
 const SPINS: u32 = 4;
 
@@ -79,6 +60,7 @@ impl Memory {
             shards: (0..shards).map(|_| Padded::default()).collect(),
             keys_per_shard: (max_keys / shards).max(1),
             evicted_in_debt: AtomicU64::new(0),
+            ahead: AtomicU64::new(0),
         }
     }
 
@@ -104,22 +86,23 @@ impl Memory {
             if !reading.allowed || peek {
                 return reading;
             }
-            self.write(&mut shard, charge, debt, now);
-            return charge.quota.reading(debt + amount, charge.cost, true);
+            let from = self.write(&mut shard, charge, debt, now);
+            return charge.reading(debt + amount, true, from, now);
         }
         let mut entry = shard.entry_mut(charge.key);
-        let full_at = entry.as_mut().map_or(0, |entry| settled(entry, tolerance, peek, now));
-        let mut debt = full_at.saturating_sub(now).min(tolerance);
+        let full_at = entry.as_mut().map_or(0, |entry| charge.settle(entry, peek, now));
+        let from = charge.from(full_at, now);
+        let mut debt = full_at.saturating_sub(from).min(tolerance);
         let allowed = gcra::admits(debt, amount, tolerance);
         if allowed && !peek && amount > 0 {
             debt += amount;
             match entry {
-                Some(entry) => entry.full_at = now + debt,
-                None => self.set(&mut shard, charge.key, now + debt, now),
+                Some(entry) => entry.full_at = from + debt,
+                None => self.set(&mut shard, charge.key, from + debt, now),
             }
         }
         drop(shard);
-        charge.quota.reading(debt, charge.cost, allowed)
+        charge.reading(debt, allowed, from, now)
     }
 
     pub(super) fn charge_locked(
@@ -143,8 +126,8 @@ impl Memory {
         for ((charge, reading), debt) in charges.iter().zip(&mut readings).zip(debts) {
             if reading.allowed {
                 let shard = locked.shard(self.shard_of(charge.key));
-                self.write(shard, charge, debt, now);
-                *reading = charge.quota.reading(debt + charge.amount(), charge.cost, true);
+                let from = self.write(shard, charge, debt, now);
+                *reading = charge.reading(debt + charge.amount(), true, from, now);
             }
         }
         readings
@@ -161,9 +144,14 @@ impl Memory {
                 continue;
             }
             let mut shard = self.shard(self.shard_of(charge.key));
-            if let Some(entry) = shard.entry_mut(charge.key) {
-                entry.full_at = entry.full_at.saturating_sub(charge.amount().saturating_sub(drained));
-            }
+            let Some(entry) = shard.entry_mut(charge.key) else { continue };
+            let charged_from = charge.from(0, then);
+            entry.full_at = match charge.span {
+                None => entry.full_at.saturating_sub(charge.amount().saturating_sub(drained)),
+                // The window is over, or another thread has begun the next: nothing of the charge is left.
+                Some(_) if charge.from(entry.full_at, then) != charged_from => continue,
+                Some(_) => entry.full_at.saturating_sub(charge.amount()).max(charged_from),
+            };
         }
     }
 
@@ -187,6 +175,16 @@ impl Memory {
         self.evicted_in_debt.load(Ordering::Relaxed)
     }
 
+    /// Tells by how many microseconds the clock that `now` comes from is ahead of the wall clock: a calendar window
+    /// is kept until the latter has come to its end.
+    pub fn ahead_of_the_wall(&self, micros: Micros) {
+        self.ahead.store(micros, Ordering::Relaxed);
+    }
+
+    fn past(&self, now: Micros) -> Micros {
+        now.saturating_sub(self.ahead.load(Ordering::Relaxed))
+    }
+
     /// How many shards [`Memory::sweep`] can be asked to sweep.
     pub fn shards(&self) -> usize {
         self.shards.len()
@@ -196,7 +194,7 @@ impl Memory {
     /// Holds that shard's lock for as long as it takes to look at each of its keys once.
     pub fn sweep(&self, shard: usize, now: Micros) {
         let mut shard = self.shard(shard % self.shards.len());
-        shard.forget_drained(now);
+        shard.forget_drained(self.past(now));
         let kept = shard.entries.len();
         if shard.entries.capacity() > 64 && shard.entries.capacity() / 4 > kept {
             shard.entries.shrink_to(kept * 2);
@@ -230,21 +228,23 @@ impl Memory {
     }
 
     #[inline]
-    fn write(&self, shard: &mut Shard, charge: &Charge, debt: Micros, now: Micros) {
+    fn write(&self, shard: &mut Shard, charge: &Charge, debt: Micros, now: Micros) -> Micros {
         let amount = charge.amount();
+        let from = charge.from(shard.entry(charge.key).map_or(0, |entry| entry.full_at), now);
         if amount == 0 {
-            return;
+            return from;
         }
         // `debt` holds the calls in flight, which are not this entry's until they are answered.
         let in_flight = match shard.voyage_mut(charge.key) {
             Some(voyage) => {
-                voyage.charge(now, amount);
+                voyage.charge(from, amount);
                 voyage.in_flight
             }
             None => 0,
         };
         let own = debt.saturating_sub(in_flight);
-        self.set(shard, charge.key, now + own + amount, now);
+        self.set(shard, charge.key, from + own + amount, now);
+        from
     }
 
     /// Writes an entry, making room for it when the shard is full.
@@ -254,13 +254,13 @@ impl Memory {
             return;
         }
         if shard.entries.len() >= self.keys_per_shard {
-            if shard.evict_one(now) {
+            if shard.evict_one(self.past(now)) {
                 self.evicted_in_debt.fetch_add(1, Ordering::Relaxed);
             }
         } else if shard.entries.len() == shard.entries.capacity() {
             // About to grow: first see whether the drained ones make room. Paid for by the insertions
             // that filled the table.
-            shard.forget_drained(now);
+            shard.forget_drained(self.past(now));
             // Few made room: then it grows now, lest the next few insertions look at every entry again.
             if shard.entries.len() > shard.entries.capacity() / 4 * 3 {
                 shard.entries.grow();
@@ -290,8 +290,9 @@ impl Shard {
     #[inline]
     fn judge(&mut self, charge: &Charge, peek: bool, now: Micros) -> (Reading, Micros) {
         let tolerance = charge.quota.tolerance();
-        let full_at = self.settled(charge.key, tolerance, peek, now);
-        let mut debt = full_at.saturating_sub(now).min(tolerance);
+        let full_at = self.settled(charge, peek, now);
+        let from = charge.from(full_at, now);
+        let mut debt = full_at.saturating_sub(from).min(tolerance);
         if !self.voyages.is_empty()
             && let Some(voyage) = self.voyages.iter().find(|voyage| voyage.key == charge.key)
         {
@@ -300,13 +301,13 @@ impl Shard {
         // What is in flight can exceed the tolerance by itself. A hit that costs nothing is admitted even then.
         let debt = debt.min(tolerance);
         let allowed = gcra::admits(debt, charge.amount(), tolerance);
-        (charge.quota.reading(debt, charge.cost, allowed), debt)
+        (charge.reading(debt, allowed, from, now), debt)
     }
 
-    /// When the bucket is full again, by [`settled`]; 0 when it is.
+    /// When the bucket is full again, by [`Charge::settle`]; 0 when it is.
     #[inline]
-    pub(super) fn settled(&mut self, key: Key, tolerance: Micros, peek: bool, now: Micros) -> Micros {
-        self.entry_mut(key).map_or(0, |entry| settled(entry, tolerance, peek, now))
+    pub(super) fn settled(&mut self, charge: &Charge, peek: bool, now: Micros) -> Micros {
+        self.entry_mut(charge.key).map_or(0, |entry| charge.settle(entry, peek, now))
     }
 
     fn forget_drained(&mut self, now: Micros) {
@@ -338,16 +339,6 @@ impl Shard {
         self.entries.remove(place);
         full_at > now
     }
-}
-
-/// When the bucket is full again. A debt that was made under a greater limit is cut to the present one for good: it
-/// would otherwise stand at the tolerance, undrained, and whoever comes back when told to would be denied again.
-#[inline]
-fn settled(entry: &mut Entry, tolerance: Micros, peek: bool, now: Micros) -> Micros {
-    if entry.full_at > now + tolerance + HELD_UP && !peek {
-        entry.full_at = now + tolerance;
-    }
-    entry.full_at
 }
 
 /// The shards of several charges, locked in ascending order: no two requests can wait for each other.

@@ -5,7 +5,10 @@ use std::sync::Barrier;
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
+use crate::limiter::calendar::Span;
 use crate::limiter::clock::SECOND;
+use crate::limiter::gcra::Quota;
+use crate::limiter::store::Charged;
 
 const NOW: Micros = 1_800_000_000 * SECOND;
 
@@ -25,7 +28,24 @@ fn key(number: u64) -> Key {
 }
 
 fn charge(number: u64, burst: u32, cost: u32) -> Charge {
-    Charge { key: key(number), quota: quota(burst), cost, enforce: true }
+    Charge { key: key(number), quota: quota(burst), span: None, cost, enforce: true }
+}
+
+/// Windows of an hour that begin a second after [`NOW`].
+const HOURS: Span = {
+    let (start, hour) = (NOW + SECOND, 3_600 * SECOND);
+    Span { start, end: start + hour, next: start + 2 * hour, ahead: 0 }
+};
+
+/// So many in each window of an hour.
+fn hourly(number: u64, limit: u32, cost: u32) -> Charge {
+    let quota = Quota::each(NonZeroU32::new(limit).unwrap(), crate::limiter::calendar::Unit::Hour).unwrap();
+    Charge { quota, span: Some(HOURS), ..charge(number, 1, cost) }
+}
+
+/// What Redis said at [`NOW`] of the one bucket of a call.
+fn told(reading: Reading) -> Charged {
+    Charged { readings: Readings::from_elem(reading, 1), from: SmallVec::from_elem(NOW, 1), judged_at: NOW }
 }
 
 /// The debt of a bucket of [`quota`], in whole units.
@@ -232,7 +252,7 @@ fn answers_that_overtake_each_other_deny_nobody_whom_redis_granted() {
         }
         for (passage, at, debt) in calls.into_iter().rev() {
             let reading = one[0].quota.reading(debt, 1, true);
-            let readings = passage.answered(Readings::from_elem(reading, 1), at, NOW + 3 * SECOND);
+            let readings = passage.answered(Charged { judged_at: at, ..told(reading) }, NOW + 3 * SECOND);
             assert!(readings[0].allowed, "burst {burst}, granted {} us after the first", at - NOW);
         }
     }
@@ -261,11 +281,11 @@ fn a_debt_of_a_greater_limit_drains_from_the_smaller_one_as_soon_as_it_is_asked_
     let beside = [charge(2, 10, 1), charge(9, 5, 1)];
     assert_eq!(memory.charge(&beside, false, now)[0].retry_after, Some(SECOND));
     let note = |now| memory.depart(&[charge(3, 10, 1)], false, now).notes().next();
-    assert_eq!(note(now), Some(10 * SECOND));
+    assert_eq!(note(now), Some((10 * SECOND, None)));
     let later = now + SECOND;
     assert!(memory.charge(&[charge(1, 10, 1)], false, later)[0].allowed, "it came back as it was told");
     assert!(memory.charge(&beside, false, later)[0].allowed);
-    assert_eq!(note(later), Some(9 * SECOND));
+    assert_eq!(note(later), Some((9 * SECOND, None)));
 }
 
 #[test]
@@ -282,20 +302,93 @@ fn a_dropped_passage_gives_back_what_it_held() {
 fn what_redis_told_is_what_memory_judges_from() {
     let memory = Memory::new(1_000);
     let one = [charge(1, 3, 1)];
-    let told = Readings::from_elem(quota(3).reading(3 * SECOND, 1, true), 1);
-    assert!(memory.depart(&one, false, NOW).answered(told, NOW, NOW)[0].allowed);
+    let told = told(quota(3).reading(3 * SECOND, 1, true));
+    assert!(memory.depart(&one, false, NOW).answered(told, NOW)[0].allowed);
     assert!(!memory.charge(&one, false, NOW)[0].allowed);
-    assert_eq!(memory.depart(&one, false, NOW + SECOND).notes().next(), Some(2 * SECOND));
+    assert_eq!(memory.depart(&one, false, NOW + SECOND).notes().next(), Some((2 * SECOND, None)));
 }
 
 #[test]
 fn of_two_grants_by_a_redis_that_forgot_between_them_the_second_is_denied_after_all() {
     let memory = Memory::new(1_000);
     let all = [charge(1, 3, 3)];
-    let told = || Readings::from_elem(quota(3).reading(3 * SECOND, 3, true), 1);
+    let told = || told(quota(3).reading(3 * SECOND, 3, true));
     let (first, second) = (memory.depart(&all, false, NOW), memory.depart(&all, false, NOW));
-    assert!(first.answered(told(), NOW, NOW)[0].allowed);
-    assert!(!second.answered(told(), NOW, NOW)[0].allowed);
+    assert!(first.answered(told(), NOW)[0].allowed);
+    assert!(!second.answered(told(), NOW)[0].allowed);
+}
+
+#[test]
+fn a_window_admits_its_limit_and_the_next_one_as_many_again() {
+    let memory = Memory::new(1_000);
+    for (from, last) in [(NOW, HOURS.start - 1), (HOURS.start, HOURS.end - 1), (HOURS.end, HOURS.next - 1)] {
+        for (at, wanted) in [(from, true), (from, true), (last, true), (last, false)] {
+            let reading = memory.charge(&[hourly(1, 3, 1)], false, at)[0];
+            assert_eq!(reading.allowed, wanted, "{at}");
+            assert_eq!(reading.reset_after, last + 1 - at);
+            assert_eq!(reading.retry_after, Some(if wanted { 0 } else { last + 1 - at }));
+        }
+    }
+}
+
+#[test]
+fn a_window_and_a_bucket_are_charged_together_or_not_at_all() {
+    let memory = Memory::new(1_000);
+    let both = [hourly(1, 3, 1), charge(2, 5, 1)];
+    for allowed in [true, true, true, false, false] {
+        let readings = memory.charge(&both, false, NOW);
+        assert_eq!(readings[0].allowed, allowed);
+    }
+    assert_eq!(owed(&memory, 2, NOW), 3);
+}
+
+#[test]
+fn a_hit_that_comes_late_from_the_window_before_counts_in_the_one_that_has_begun() {
+    let memory = Memory::new(1_000);
+    assert!(memory.charge(&[hourly(1, 2, 1)], false, HOURS.start)[0].allowed);
+    assert!(memory.charge(&[hourly(1, 2, 1)], false, HOURS.start - 1)[0].allowed);
+    assert!(!memory.charge(&[hourly(1, 2, 1)], false, HOURS.start)[0].allowed);
+}
+
+#[test]
+fn a_count_is_cut_to_a_smaller_limit_and_goes_on_under_a_greater_one() {
+    let memory = Memory::new(1_000);
+    assert!(memory.charge(&[hourly(1, 10, 8)], false, NOW)[0].allowed);
+    let cut = memory.charge(&[hourly(1, 3, 1)], false, NOW)[0];
+    assert_eq!((cut.allowed, cut.remaining, cut.retry_after), (false, 0, Some(SECOND)));
+    assert_eq!(memory.charge(&[hourly(1, 10, 1)], false, NOW)[0].remaining, 6);
+    assert!(memory.charge(&[hourly(1, 3, 3)], false, HOURS.start)[0].allowed);
+}
+
+#[test]
+fn a_refund_gives_back_to_its_own_window_only() {
+    let memory = Memory::new(1_000);
+    let charges = [hourly(1, 3, 2)];
+    let readings = memory.charge(&charges, false, NOW);
+    memory.refund(&charges, &readings, NOW, NOW + SECOND / 2);
+    assert_eq!(memory.charge(&[hourly(1, 3, 0)], true, NOW)[0].remaining, 3);
+    let readings = memory.charge(&charges, false, NOW);
+    assert!(memory.charge(&[hourly(1, 3, 1)], false, HOURS.start)[0].allowed);
+    memory.refund(&charges, &readings, NOW, HOURS.start);
+    assert_eq!(memory.charge(&[hourly(1, 3, 0)], true, HOURS.start)[0].remaining, 2);
+}
+
+#[test]
+fn a_window_is_kept_until_the_wall_clock_has_come_to_its_end() {
+    let memory = Memory::new(1_000);
+    // The clock of decisions is three seconds ahead.
+    let behind = |mut charge: Charge| {
+        charge.span = Some(Span { ahead: -3 * SECOND as i64, ..HOURS });
+        charge
+    };
+    let last = HOURS.start + 3 * SECOND - 1;
+    assert!(memory.charge(&[behind(hourly(1, 1, 1))], false, last)[0].allowed);
+    memory.ahead_of_the_wall(3 * SECOND);
+    (0..memory.shards()).for_each(|shard| memory.sweep(shard, last));
+    let denied = memory.charge(&[behind(hourly(1, 1, 1))], false, last)[0];
+    assert_eq!((denied.allowed, denied.retry_after), (false, Some(1)));
+    (0..memory.shards()).for_each(|shard| memory.sweep(shard, last + 2));
+    assert!(memory.is_empty());
 }
 
 /// Whatever happens between this process and Redis, checked against a small Redis of our own.
@@ -353,7 +446,7 @@ mod invariant {
         ]
     }
 
-    /// The arithmetic of the store's script for two buckets.
+    /// The arithmetic of the store's script for two buckets. A window is kept as its end plus the count.
     #[derive(Default)]
     struct Redis([Micros; 2]);
 
@@ -362,13 +455,23 @@ mod invariant {
             &mut self,
             charges: &[Charge],
             buckets: &[usize],
-            notes: &[Micros],
+            notes: &[(Micros, Option<Span>)],
+            underway: Micros,
             peek: bool,
             now: Micros,
-        ) -> Readings {
-            let debts: Vec<Micros> = (charges.iter().zip(buckets).zip(notes))
-                .map(|((charge, &bucket), &note)| {
-                    self.0[bucket].saturating_sub(now).max(note).min(charge.quota.tolerance())
+        ) -> Charged {
+            let from: SmallVec<[Micros; 2]> = (charges.iter().zip(buckets))
+                .map(|(charge, &bucket)| charge.from(self.0[bucket], now))
+                .collect();
+            let debts: Vec<Micros> = (charges.iter().zip(buckets).zip(notes).zip(&from))
+                .map(|(((charge, &bucket), &(note, span)), &from)| {
+                    let note = match span {
+                        None => note.saturating_sub(underway),
+                        Some(span) if from == span.end => note,
+                        // Of another window.
+                        Some(_) => 0,
+                    };
+                    self.0[bucket].saturating_sub(from).max(note).min(charge.quota.tolerance())
                 })
                 .collect();
             let fits: Vec<bool> = (charges.iter().zip(&debts))
@@ -381,11 +484,11 @@ mod invariant {
                 let debt = debts[at] + if grows { charge.amount() } else { 0 };
                 if !peek {
                     // A note that is greater is kept even when the hit is denied.
-                    self.0[buckets[at]] = self.0[buckets[at]].max(now + debt);
+                    self.0[buckets[at]] = self.0[buckets[at]].max(from[at] + debt);
                 }
-                readings.push(charge.quota.reading(debt, charge.cost, fits[at]));
+                readings.push(charge.reading(debt, fits[at], from[at], now));
             }
-            readings
+            Charged { readings, from, judged_at: now }
         }
     }
 
@@ -394,9 +497,9 @@ mod invariant {
         charges: &'a [Charge],
         peek: bool,
         sent: Option<Micros>,
-        notes: Vec<Micros>,
+        notes: Vec<(Micros, Option<Span>)>,
         passage: Option<Passage<'a>>,
-        outcome: Option<(Readings, Micros)>,
+        outcome: Option<Charged>,
     }
 
     /// A hit that was let through: when it was judged, under which policies, at what cost.
@@ -413,11 +516,12 @@ mod invariant {
         charges.iter().zip(readings).all(|(charge, reading)| reading.allowed || !charge.enforce)
     }
 
-    fn holds(quotas: [Quota; 2], steps: &[Step]) -> TestCaseResult {
+    fn holds(quotas: [Quota; 2], spans: [Option<Span>; 2], steps: &[Step]) -> TestCaseResult {
         let memory = Memory::new(1_000);
         let of = |bucket: usize, cost: u32| Charge {
             key: key(bucket as u64),
             quota: quotas[bucket],
+            span: spans[bucket],
             cost,
             enforce: true,
         };
@@ -472,19 +576,19 @@ mod invariant {
                 Step::Execute(index) => {
                     if let Some(call) = pick(&mut calls, index, |call| call.outcome.is_none()) {
                         let underway = call.sent.map_or(0, |sent| now - sent);
-                        let notes: Vec<Micros> =
-                            call.notes.iter().map(|note| note.saturating_sub(underway)).collect();
                         let buckets = BUCKETS[call.policies];
-                        let readings = redis.execute(call.charges, buckets, &notes, call.peek, now);
-                        call.outcome = Some((readings, now));
+                        let charged =
+                            redis.execute(call.charges, buckets, &call.notes, underway, call.peek, now);
+                        call.outcome = Some(charged);
                     }
                 }
                 Step::Answer(index) => {
                     let answerable = |call: &Call<'_>| call.outcome.is_some() && call.passage.is_some();
                     if let Some(call) = pick(&mut calls, index, answerable)
-                        && let (Some(passage), Some((told, at))) = (call.passage.take(), call.outcome.clone())
+                        && let (Some(passage), Some(told)) = (call.passage.take(), call.outcome.clone())
                     {
-                        let readings = passage.answered(told, at, now);
+                        let at = told.judged_at;
+                        let readings = passage.answered(told, now);
                         if admitted(call.charges, &readings) && !call.peek {
                             hits.push(Admitted { at, policies: call.policies, cost: call.charges[0].cost });
                         }
@@ -512,7 +616,7 @@ mod invariant {
                 Step::Flush => redis = Redis::default(),
                 Step::Elsewhere { policies, cost } => {
                     let charges = &bills[policies][cost];
-                    redis.execute(charges, BUCKETS[policies], &[0, 0], false, now);
+                    redis.execute(charges, BUCKETS[policies], &[(0, None); 2], 0, false, now);
                 }
                 Step::Sweep => (0..memory.shards()).for_each(|shard| memory.sweep(shard, now)),
             }
@@ -522,6 +626,16 @@ mod invariant {
             let mut own: Vec<Admitted> =
                 hits.iter().copied().filter(|hit| BUCKETS[hit.policies].contains(&bucket)).collect();
             own.sort_by_key(|hit| hit.at);
+            if let Some(span) = spans[bucket] {
+                for hit in &own {
+                    let end = span.end_at(hit.at);
+                    let spent: Micros = (own.iter().filter(|other| span.end_at(other.at) == end))
+                        .map(|other| quota.charge(other.cost))
+                        .sum();
+                    prop_assert!(spent <= quota.tolerance(), "bucket {bucket}: {spent} in a window: {own:?}");
+                }
+                continue;
+            }
             for first in 0..own.len() {
                 let mut spent = 0;
                 for hit in &own[first..] {
@@ -545,13 +659,32 @@ mod invariant {
         [of(1_000, first_burst), of(1_700, second_burst)]
     }
 
+    /// A bucket beside a window that lasts for some milliseconds.
+    fn bucket_and_window(burst: u32, limit: u32, length: Micros) -> ([Quota; 2], [Option<Span>; 2]) {
+        let [bucket, _] = quotas(burst, 1);
+        let window =
+            Quota::each(NonZeroU32::new(limit).unwrap(), crate::limiter::calendar::Unit::Second).unwrap();
+        let start = NOW + 700;
+        let span = Span { start, end: start + length, next: start + 2 * length, ahead: 0 };
+        ([bucket, window], [None, Some(span)])
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
         #[test]
         fn no_interleaving_with_redis_admits_more_than_burst_and_rate(
             first in 1u32..6, second in 1u32..6, steps in prop::collection::vec(step(), 1..80),
         ) {
-            holds(quotas(first, second), &steps)?;
+            holds(quotas(first, second), [None; 2], &steps)?;
+        }
+
+        #[test]
+        fn no_interleaving_with_redis_admits_more_than_its_limit_in_a_window(
+            burst in 1u32..6, limit in 1u32..6, length in 2_000u64..15_000,
+            steps in prop::collection::vec(step(), 1..80),
+        ) {
+            let (quotas, spans) = bucket_and_window(burst, limit, length);
+            holds(quotas, spans, &steps)?;
         }
     }
 
@@ -567,7 +700,16 @@ mod invariant {
             fn nor_does_any_of_a_million_interleavings(
                 first in 1u32..6, second in 1u32..6, steps in prop::collection::vec(step(), 1..120),
             ) {
-                holds(quotas(first, second), &steps)?;
+                holds(quotas(first, second), [None; 2], &steps)?;
+            }
+
+            #[test]
+            fn nor_does_any_of_a_million_beside_a_window(
+                burst in 1u32..6, limit in 1u32..6, length in 2_000u64..15_000,
+                steps in prop::collection::vec(step(), 1..120),
+            ) {
+                let (quotas, spans) = bucket_and_window(burst, limit, length);
+                holds(quotas, spans, &steps)?;
             }
         }
     }

@@ -2,7 +2,10 @@
 //!
 //! Pure but for one await, on the shared store. It names no server, no client library, no log and no metric.
 
+mod bill;
 pub mod breaker;
+pub mod calendar;
+pub mod charge;
 mod check;
 pub mod clock;
 pub mod decision;
@@ -22,15 +25,16 @@ use std::sync::{Arc, LazyLock};
 use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 
+use bill::{Bill, Charges, Item, denied};
+use charge::Charge;
 pub use check::Check;
-use clock::Clock;
-use decision::{Backend, Decision, Verdict, Verdicts};
-use gcra::Reading;
-use memory::{Charge, Memory};
+use clock::{Clock, Micros};
+use decision::{Backend, Decision};
+use memory::Memory;
 use policy::{Mode, OnMissing, Policy, PolicyId, Rule, Rules};
 use rollout::{Arm, Percent, Rollout};
 use store::{Fault, FaultKind, NoStore, Readings, SharedCharge, Store};
-use subject::{Facts, Identity, ProcessKey, Subject, SubjectHash};
+use subject::{Facts, Identity, ProcessKey, Subject};
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +168,13 @@ impl<S: Store> Limiter<S> {
         Item { policy: id, key, arm, shared: shared.flatten() }
     }
 
+    #[inline]
+    fn charge(&self, item: &Item, rules: &Rules, cost: u32, now: Micros) -> Charge {
+        let policy = rules.policy(item.policy);
+        let span = policy.calendar.as_ref().map(|calendar| calendar.span(now, self.clock.behind_the_wall()));
+        Charge { key: item.key, quota: policy.quota, span, cost, enforce: policy.mode == Mode::Enforce }
+    }
+
     fn decide(self: &Arc<Self>, rules: Arc<Rules>, bill: Bill, cost: u32, hit: Hit) -> Check {
         if let Some(policy) = bill.missing {
             return Check::Decided(Some(Decision::missing_subject(rules, bill.revision, policy)));
@@ -174,11 +185,11 @@ impl<S: Store> Limiter<S> {
         let (peek, now) = (hit.writes_nothing(), self.clock.now());
         // Nearly every request owes one bucket: then nothing is gathered.
         if let [item] = bill.items.as_slice() {
-            let reading = self.memory.charge_one(&item.charge(&rules, cost), peek, now);
+            let reading = self.memory.charge_one(&self.charge(item, &rules, cost, now), peek, now);
             let verdict = item.verdict(Backend::Memory, None, reading);
             return Check::Decided(Some(Decision::of_one(rules, bill.revision, verdict)));
         }
-        let charges: Charges = bill.items.iter().map(|item| item.charge(&rules, cost)).collect();
+        let charges: Charges = bill.items.iter().map(|item| self.charge(item, &rules, cost, now)).collect();
         let readings = self.memory.charge(&charges, peek, now);
         let verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &readings);
         Check::Decided(Some(Decision::of(rules, bill.revision, verdicts)))
@@ -191,13 +202,14 @@ impl<S: Store> Limiter<S> {
         cost: u32,
         hit: Hit,
     ) -> Decision {
+        let charged_at = self.clock.now();
         let charges = |arm: Arm| -> Charges {
-            bill.items.iter().filter(|item| item.arm == arm).map(|item| item.charge(&rules, cost)).collect()
+            let items = bill.items.iter().filter(|item| item.arm == arm);
+            items.map(|item| self.charge(item, &rules, cost, charged_at)).collect()
         };
         // Memory first: when it denies, Redis is not asked.
         let peek = hit.writes_nothing();
         let (here, there) = (charges(Arm::Control), charges(Arm::Canary));
-        let charged_at = self.clock.now();
         let here_readings = self.memory.charge(&here, peek, charged_at);
         if denied(&here, &here_readings) {
             let verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here_readings);
@@ -228,11 +240,12 @@ impl<S: Store> Limiter<S> {
             .iter()
             .filter(|item| item.arm == Arm::Canary)
             .zip(charges.iter().zip(passage.notes()))
-            .map(|(item, (charge, note))| {
+            .map(|(item, (charge, (note, span)))| {
                 Some(SharedCharge {
                     policy: &rules.policy(item.policy).name,
                     subject: item.shared?,
                     quota: charge.quota,
+                    span,
                     cost: charge.cost,
                     enforce: charge.enforce,
                     note,
@@ -245,9 +258,8 @@ impl<S: Store> Limiter<S> {
             _ => Err(Fault::open()),
         };
         match charged {
-            Ok(charged) if charged.readings.len() == charges.len() => {
-                let now = self.clock.now();
-                (passage.answered(charged.readings, charged.judged_at, now), None)
+            Ok(charged) if charged.readings.len() == charges.len() && charged.from.len() == charges.len() => {
+                (passage.answered(charged, self.clock.now()), None)
             }
             Ok(_) => (passage.decide_here(self.clock.now()), Some(FaultKind::Protocol)),
             Err(fault) => (passage.decide_here(self.clock.now()), Some(fault.kind)),
@@ -284,72 +296,18 @@ impl<S: Store> Limiter<S> {
         &self.process_key
     }
 
-    /// Forgets drained keys of one shard; call it in turn for `0..memory().shards()`, each every few seconds.
+    /// Forgets drained keys of one shard, and looks at the wall clock; call it in turn for `0..memory().shards()`, each
+    /// every few seconds.
     pub fn sweep(&self, shard: usize) {
+        self.clock.look_at_the_wall();
+        let behind = self.clock.behind_the_wall();
+        self.memory.ahead_of_the_wall(u64::try_from(-behind).unwrap_or(0));
         self.memory.sweep(shard, self.clock.now());
     }
 }
 
 /// What stands in for a subject that is missing.
 static IP: LazyLock<Subject> = LazyLock::new(Subject::ip);
-
-type Charges = SmallVec<[Charge; 2]>;
-
-/// Whether an enforced bucket has no room.
-fn denied(charges: &[Charge], readings: &Readings) -> bool {
-    charges.iter().zip(readings).any(|(charge, reading)| charge.enforce && !reading.allowed)
-}
-
-/// What a request owes.
-struct Bill {
-    items: SmallVec<[Item; 1]>,
-    revision: u64,
-    /// The policy whose subject must be there and is not.
-    missing: Option<PolicyId>,
-}
-
-#[derive(Clone, Copy)]
-struct Item {
-    policy: PolicyId,
-    key: subject::Key,
-    arm: Arm,
-    /// The subject's hash in the shared store, once the fleet's secret is known.
-    shared: Option<SubjectHash>,
-}
-
-impl Item {
-    #[inline]
-    fn verdict(&self, backend: Backend, fallback: Option<FaultKind>, reading: Reading) -> Verdict {
-        Verdict { policy: self.policy, reading, backend, arm: self.arm, fallback }
-    }
-
-    #[inline]
-    fn charge(&self, rules: &Rules, cost: u32) -> Charge {
-        let policy = rules.policy(self.policy);
-        Charge { key: self.key, quota: policy.quota, cost, enforce: policy.mode == Mode::Enforce }
-    }
-}
-
-impl Bill {
-    fn wants_redis(&self) -> bool {
-        self.items.iter().any(|item| item.arm == Arm::Canary)
-    }
-
-    fn verdicts(
-        &self,
-        arm: Arm,
-        backend: Backend,
-        fallback: Option<FaultKind>,
-        readings: &Readings,
-    ) -> Verdicts {
-        self.items
-            .iter()
-            .filter(|item| item.arm == arm)
-            .zip(readings)
-            .map(|(item, &reading)| item.verdict(backend, fallback, reading))
-            .collect()
-    }
-}
 
 /// The facts of a bare key.
 struct Nothing;

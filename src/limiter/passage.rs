@@ -3,9 +3,11 @@
 
 use smallvec::SmallVec;
 
+use super::calendar::Span;
+use super::charge::Charge;
 use super::clock::Micros;
-use super::memory::{Charge, Locked, Memory, Shard};
-use super::store::Readings;
+use super::memory::{Locked, Memory, Shard};
+use super::store::{Charged, Readings};
 use super::subject::Key;
 
 /// One call to Redis under way. Dropped without an answer (a client that left), it frees what it held.
@@ -22,6 +24,8 @@ pub struct Passage<'a> {
 struct Ticket {
     /// The debt that rides on the call.
     note: Micros,
+    /// The calendar window that it belongs to.
+    span: Option<Span>,
     /// What it asks for.
     amount: Micros,
     /// What the voyage had charged when it left: all of it rides in the note.
@@ -102,8 +106,9 @@ impl Memory {
         let mut tickets = SmallVec::new();
         for charge in charges {
             let mut shard = self.shard(self.shard_of(charge.key));
-            let full_at = shard.settled(charge.key, charge.quota.tolerance(), peek, now);
-            let told = full_at.saturating_sub(now).min(charge.quota.tolerance());
+            let full_at = shard.settled(charge, peek, now);
+            let from = charge.from(full_at, now);
+            let told = full_at.saturating_sub(from).min(charge.quota.tolerance());
             let amount = if peek { 0 } else { charge.amount().min(charge.quota.tolerance()) };
             let voyage = shard.voyage_or_new(charge.key, full_at);
             // What Redis has not been told of may meet calls that it has not answered: then they ride along,
@@ -113,23 +118,24 @@ impl Memory {
             let charged = voyage.charged;
             voyage.calls += 1;
             voyage.in_flight += amount;
-            tickets.push(Ticket { note: note.min(charge.quota.tolerance()), amount, charged });
+            let span = charge.span.map(|span| span.around(from));
+            tickets.push(Ticket { note: note.min(charge.quota.tolerance()), span, amount, charged });
         }
         Passage { memory: self, charges, tickets, peek, over: false }
     }
 }
 
 impl Passage<'_> {
-    /// The debt to send with each charge.
-    pub fn notes(&self) -> impl Iterator<Item = Micros> {
-        self.tickets.iter().map(|ticket| ticket.note)
+    /// The debt to send with each charge, and the calendar window that it belongs to.
+    pub fn notes(&self) -> impl Iterator<Item = (Micros, Option<Span>)> {
+        self.tickets.iter().map(|ticket| (ticket.note, ticket.span))
     }
 
-    /// Redis answered: its debts, as of `judged_at` on this process' clock, become the notes. Returns what it said,
-    /// but for a grant that this process knows to be too much, because Redis lost data while calls were under
-    /// way: that one is denied after all.
-    pub fn answered(mut self, mut readings: Readings, judged_at: Micros, now: Micros) -> Readings {
+    /// Redis answered: its debts become the notes. Returns what it said, but for a grant that this process knows to
+    /// be too much, because Redis lost data while calls were under way: that one is denied after all.
+    pub fn answered(mut self, charged: Charged, now: Micros) -> Readings {
         self.over = true;
+        let Charged { mut readings, from, judged_at } = charged;
         let charges = self.charges.iter().zip(&self.tickets);
         if self.peek {
             for (charge, ticket) in charges {
@@ -141,22 +147,29 @@ impl Passage<'_> {
         }
         let granted =
             self.charges.iter().zip(&readings).all(|(charge, reading)| reading.allowed || !charge.enforce);
-        for ((charge, ticket), reading) in charges.zip(&mut readings) {
+        for (((charge, ticket), reading), from) in charges.zip(&mut readings).zip(from) {
             let mut shard = self.memory.shard(self.memory.shard_of(charge.key));
-            let mut full_at = judged_at + reading.debt;
+            // The ends of windows mean the same on every clock. Only where the clocks are further apart than a whole
+            // window does the count belong to the one that our clock is in.
+            let (from, past) = match charge.span {
+                None => (judged_at, now),
+                Some(span) if span.knows(from) => (from, span.wall(now)),
+                Some(span) => (span.end_at(span.wall(judged_at)), span.wall(now)),
+            };
+            let mut full_at = from + reading.debt;
             if granted
                 && reading.allowed
                 && let Some(voyage) = shard.voyage_mut(charge.key)
             {
-                if !voyage.grant(judged_at, ticket.amount, charge.quota.tolerance()) {
-                    let debt = voyage.own_full_at().saturating_sub(judged_at);
-                    *reading = charge.quota.reading(debt, charge.cost, false);
+                if !voyage.grant(from, ticket.amount, charge.quota.tolerance()) {
+                    let debt = voyage.own_full_at().saturating_sub(from);
+                    *reading = charge.reading(debt, false, from, judged_at);
                 }
                 full_at = full_at.max(voyage.own_full_at());
             }
             full_at += shard.arrive(charge.key, *ticket, true);
             let known = shard.entry(charge.key).map_or(0, |entry| entry.full_at);
-            if full_at > known && full_at > now {
+            if full_at > known && full_at > past {
                 self.memory.set(&mut shard, charge.key, full_at, now);
             }
         }

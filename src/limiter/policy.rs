@@ -3,6 +3,7 @@
 //! The next parts of the policy language (tokens, allow and deny lists, the penalty box, fixed windows) join
 //! [`Policy`] and [`Subject`] here.
 
+use super::calendar::Calendar;
 use super::gcra::Quota;
 use super::route::Route;
 use super::subject::{Facts, PolicyTag, Subject};
@@ -39,6 +40,8 @@ pub struct Policy {
     pub by: Subject,
     /// How many each of them gets.
     pub quota: Quota,
+    /// The calendar whose windows the quota is for ([`Quota::each`]); `None` for GCRA.
+    pub calendar: Option<Calendar>,
     /// What happens to a request without the subject.
     pub on_missing: OnMissing,
     /// Whether its denial counts.
@@ -51,7 +54,22 @@ impl Policy {
     /// An enforced policy; a missing subject is counted by address.
     pub fn new(name: impl Into<Box<str>>, by: Subject, quota: Quota) -> Self {
         let name = name.into();
-        Self { tag: PolicyTag::of(&name), name, by, quota, on_missing: OnMissing::Ip, mode: Mode::Enforce }
+        Self {
+            tag: PolicyTag::of(&name),
+            name,
+            by,
+            quota,
+            calendar: None,
+            on_missing: OnMissing::Ip,
+            mode: Mode::Enforce,
+        }
+    }
+
+    /// Counting in the windows of this calendar. What was counted by another algorithm, or in windows of another kind,
+    /// means something else: the count begins at 0 then.
+    pub fn in_windows_of(self, calendar: Calendar) -> Self {
+        let tag = PolicyTag::of(&format!("{}\0{}\0{}", self.name, calendar.unit().as_str(), calendar.zone()));
+        Self { tag, calendar: Some(calendar), ..self }
     }
 }
 

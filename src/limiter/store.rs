@@ -5,6 +5,7 @@ use std::future::Future;
 
 use smallvec::SmallVec;
 
+use super::calendar::Span;
 use super::clock::Micros;
 use super::gcra::{Quota, Reading};
 use super::subject::SubjectHash;
@@ -21,12 +22,15 @@ pub struct SharedCharge<'a> {
     pub subject: SubjectHash,
     /// The bucket's quota.
     pub quota: Quota,
+    /// The calendar window that the note belongs to, and its neighbours; `None` for GCRA. The store judges in the
+    /// window that its own clock is in.
+    pub span: Option<Span>,
     /// Units to charge.
     pub cost: u32,
     /// Whether a denial here denies the request; `false` for a shadow policy.
     pub enforce: bool,
-    /// The debt that this process knows of, drained to the moment of sending. The store takes the greater
-    /// of its own and this before it judges, so that a key which moves keeps its debt.
+    /// The debt that this process knows of, drained to the moment of sending; of a calendar window its count. The
+    /// store takes the greater of its own and this before it judges, so that a key which moves keeps its debt.
     pub note: Micros,
 }
 
@@ -35,6 +39,8 @@ pub struct SharedCharge<'a> {
 pub struct Charged {
     /// One reading per charge.
     pub readings: Readings,
+    /// From when each debt counts on the store's clock: the end of the calendar window, or the moment of judging.
+    pub from: SmallVec<[Micros; 2]>,
     /// When the store judged, on this process' clock.
     pub judged_at: Micros,
 }

@@ -1,11 +1,15 @@
 -- Charges every bucket of one request, or none. `now` (µs since the epoch) comes from the prologue.
 --
--- KEYS[i]   a bucket: its theoretical arrival time in µs since the epoch; it expires when its debt is gone
+-- KEYS[i]   a bucket. GCRA: its theoretical arrival time in µs since the epoch; it expires when its debt is gone.
+--           A calendar window: 'w<end>:<count>', its end in µs since the epoch; it expires at its end
 -- ARGV[1]   the server's time as the caller believed it when it sent this, in µs; 0 when it has no idea
 -- ARGV[2]   '1': judge only, write nothing
--- ARGV[3…]  per bucket: tolerance τ in µs, charge cost × T in µs, the caller's note (a debt in µs), '1' to enforce
+-- ARGV[3…]  per bucket: tolerance τ in µs, charge cost × T in µs, the caller's note (a debt in µs), flags: 1 to
+--           enforce, 2 for a calendar window. A window counts in units; three instants follow: when the window that the
+--           note belongs to began, when it ends, and when the one after it does
 --
--- Returns   now, then per bucket: 1 when it had room else 0, its debt in µs afterwards
+-- Returns   now, then per bucket: 1 when it had room else 0, its debt afterwards, and from when that debt counts: now,
+--           or the end of the window
 --
 -- All numbers are whole and below 2^53, where doubles are exact, up to the year 2255. They leave as integers or
 -- through '%.0f': Lua's own conversion prints 14 digits and would drop microseconds.
@@ -18,30 +22,60 @@ local underway = now - sent
 if underway < 0 or underway > 5000000 then underway = 0 end
 local peek = ARGV[2] == '1'
 
+-- The end of the window that `now` is in: exact for the three that the caller knows, and for windows of equal lengths.
+local function window_end(start, stop, next)
+  if now < start then return start - math.floor((start - 1 - now) / (stop - start)) * (stop - start) end
+  if now < stop then return stop end
+  return next + math.floor((now - stop) / (next - stop)) * (next - stop)
+end
+
 local stored = redis.call('MGET', unpack(KEYS))
-local own, debts, fits = {}, {}, {}
+local own, debts, fits, charges, from = {}, {}, {}, {}, {}
 local granted = true
+local at = 3
 for i = 1, #KEYS do
-  local at = 4 * i - 1
-  local tolerance, charge = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
-  own[i] = math.max(0, (tonumber(stored[i] or '0') or 0) - now)
-  debts[i] = math.min(tolerance, math.max(own[i], tonumber(ARGV[at + 2]) - underway))
-  fits[i] = debts[i] + charge <= tolerance
-  if not fits[i] and ARGV[at + 3] == '1' then granted = false end
+  local tolerance, note, flags = tonumber(ARGV[at]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  charges[i] = tonumber(ARGV[at + 1])
+  at = at + 4
+  if flags < 2 then
+    from[i] = now
+    own[i] = math.max(0, (tonumber(stored[i] or '0') or 0) - now)
+    note = note - underway
+  else
+    flags = flags - 2
+    local start, stop, next = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+    at = at + 3
+    from[i] = window_end(start, stop, next)
+    own[i] = 0
+    local written, count = string.match(stored[i] or '', '^w(%d+):(%d+)$')
+    written = tonumber(written)
+    -- A window that another server, whose clock was ahead, had begun already is not begun again.
+    if written == next and from[i] == stop or written == stop and from[i] == start then from[i] = written end
+    if written == from[i] then own[i] = tonumber(count) end
+    -- A neighbour's note says nothing about this window. Clocks that are further apart have no window in common: then it
+    -- counts as it is.
+    if from[i] ~= stop and (from[i] == start or from[i] == next) then note = 0 end
+  end
+  debts[i] = math.min(tolerance, math.max(own[i], note))
+  fits[i] = debts[i] + charges[i] <= tolerance
+  if not fits[i] and flags == 1 then granted = false end
 end
 
 local answer = { now }
 for i = 1, #KEYS do
   local debt = debts[i]
   if not peek then
-    if granted and fits[i] then debt = debt + tonumber(ARGV[4 * i]) end
+    if granted and fits[i] then debt = debt + charges[i] end
     -- A note that is greater is kept even when the hit is denied. So is a debt that was cut to τ (the limit is smaller
     -- than it was, or this server's clock went back): left as it was it would stand at τ, undrained, until then.
     if debt ~= own[i] then
-      redis.call('SET', KEYS[i], string.format('%.0f', now + debt), 'PX', string.format('%.0f', math.ceil(debt / 1000)))
+      local value, lives = string.format('%.0f', now + debt), debt
+      if from[i] > now then value, lives = string.format('w%.0f:%.0f', from[i], debt), from[i] - now end
+      redis.call('SET', KEYS[i], value, 'PX', string.format('%.0f', math.ceil(lives / 1000)))
     end
   end
-  answer[2 * i] = fits[i] and 1 or 0
-  answer[2 * i + 1] = debt
+  answer[3 * i - 1] = fits[i] and 1 or 0
+  answer[3 * i] = debt
+  answer[3 * i + 1] = from[i]
 end
 return answer

@@ -1,9 +1,9 @@
 //! The call itself: charges to the script's arguments, the script's answer to readings.
 
 use redis::{Cmd, RedisError, Value};
+use smallvec::SmallVec;
 
 use crate::limiter::clock::Micros;
-use crate::limiter::gcra::Quota;
 use crate::limiter::store::{Fault, FaultKind, Readings, SharedCharge};
 
 /// Reads the server's clock. A test puts `local now = …` in its place.
@@ -12,6 +12,9 @@ pub const PROLOGUE: &str = include_str!("now.lua");
 pub const BODY: &str = include_str!("charge.lua");
 /// What runs in production.
 pub const SCRIPT: &str = concat!(include_str!("now.lua"), include_str!("charge.lua"));
+
+/// The flag of a calendar window, whose instants follow.
+const WINDOW: u8 = 2;
 
 /// Completes an EVALSHA or EVAL `command`, which already names the script, with keys and arguments.
 pub fn arguments(
@@ -31,7 +34,10 @@ pub fn arguments(
             .arg(charge.quota.tolerance())
             .arg(charge.quota.charge(charge.cost))
             .arg(charge.note)
-            .arg(u8::from(charge.enforce));
+            .arg(u8::from(charge.enforce) + if charge.span.is_some() { WINDOW } else { 0 });
+        if let Some(span) = &charge.span {
+            command.arg(span.start).arg(span.end).arg(span.next);
+        }
     }
 }
 
@@ -41,24 +47,42 @@ fn key(namespace: &str, charge: &SharedCharge<'_>) -> String {
     format!("{namespace}:{}:{{{}}}", charge.policy, charge.subject)
 }
 
-/// What the script said: its clock, and a reading per charge.
-pub fn answer(value: &Value, charges: &[SharedCharge<'_>]) -> Result<(Micros, Readings), Fault> {
+/// What the script said, by its own clock.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// When it judged.
+    pub now: Micros,
+    /// One reading per charge.
+    pub readings: Readings,
+    /// From when each debt counts: now, or the end of the calendar window.
+    pub from: SmallVec<[Micros; 2]>,
+}
+
+/// Reads the script's answer.
+///
+/// # Errors
+/// [`FaultKind::Protocol`] when it has another shape than the script returns.
+pub fn answer(value: &Value, charges: &[SharedCharge<'_>]) -> Result<Answer, Fault> {
     let odd = || Fault::new(FaultKind::Protocol, "the script's answer has another shape than it returns");
     let Value::Array(items) = value else { return Err(odd()) };
     let number = |at: usize| match items.get(at) {
         Some(&Value::Int(number)) => u64::try_from(number).map_err(|_| odd()),
         _ => Err(odd()),
     };
-    if items.len() != 1 + 2 * charges.len() {
+    if items.len() != 1 + 3 * charges.len() {
         return Err(odd());
     }
-    let mut readings = Readings::new();
+    let mut answer = Answer { now: number(0)?, readings: Readings::new(), from: SmallVec::new() };
     for (at, charge) in charges.iter().enumerate() {
-        let quota: &Quota = &charge.quota;
-        let allowed = number(1 + 2 * at)? == 1;
-        readings.push(quota.reading(number(2 + 2 * at)?, charge.cost, allowed));
+        let (allowed, debt, from) = (number(1 + 3 * at)? == 1, number(2 + 3 * at)?, number(3 + 3 * at)?);
+        let reading = charge.quota.reading(debt, charge.cost, allowed);
+        answer.readings.push(match charge.span {
+            None => reading,
+            Some(_) => reading.ending_in(from.saturating_sub(answer.now)),
+        });
+        answer.from.push(from);
     }
-    Ok((number(0)?, readings))
+    Ok(answer)
 }
 
 /// Whether the server has forgotten the script.

@@ -15,7 +15,7 @@ use redis::{
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::charge::{self, SCRIPT};
+use super::charge::{self, Answer, SCRIPT};
 use super::offset::ClockOffset;
 use super::target::{Protocol, Target};
 use super::{fault, secret};
@@ -171,11 +171,11 @@ impl Store for RedisStore {
             Err(_) => Err(Fault::new(FaultKind::Timeout, "no answer within REDIS_TIMEOUT_MS")),
         };
         match outcome {
-            Ok((server, readings)) => {
+            Ok(Answer { now: server, readings, from }) => {
                 link.breaker.succeeded();
                 link.observer.observe(&Event::StoreAnswered { took: started.elapsed() });
                 let judged_at = link.offset.learn(server, now, link.clock.now());
-                Ok(Charged { readings, judged_at })
+                Ok(Charged { readings, from, judged_at })
             }
             Err(fault) => {
                 link.failed(&fault, &connection);
@@ -193,7 +193,7 @@ impl Link {
         charges: &[SharedCharge<'_>],
         peek: bool,
         now: Micros,
-    ) -> Result<(Micros, crate::limiter::store::Readings), Fault> {
+    ) -> Result<Answer, Fault> {
         let sent_at = self.offset.server_time(now);
         let mut command = redis::cmd("EVALSHA");
         command.arg(self.script.get_hash());
@@ -228,13 +228,14 @@ impl Link {
             policy: "probe",
             subject: SubjectHash([0; 16]),
             quota,
+            span: None,
             cost: 1,
             enforce: false,
             note: 0,
         };
         let now = self.clock.now();
-        let (server, _) = self.ask(connection.clone(), &[probe], false, now).await?;
-        self.offset.learn(server, now, self.clock.now());
+        let answer = self.ask(connection.clone(), &[probe], false, now).await?;
+        self.offset.learn(answer.now, now, self.clock.now());
         Ok(connection)
     }
 

@@ -20,3 +20,4 @@ mod logs;
 mod rollout;
 mod secrets;
 mod tls;
+mod windows;

@@ -1,7 +1,8 @@
 //! The file of limits: what it may say, and how it is refused.
 
-use tidegate::config::policies;
-use tidegate::limiter::policy::{Mode, OnMissing};
+use tidegate::config::{Errors, policies};
+use tidegate::limiter::clock::SECOND;
+use tidegate::limiter::policy::{Mode, OnMissing, Rules};
 
 use super::Setup;
 
@@ -180,4 +181,55 @@ fn the_policy_file_lies_beside_the_others_or_where_it_is_said_to_be() {
     let other = setup.path("other.toml");
     let loaded = setup.env("TIDEGATE__POLICIES__FILE", &other).loaded();
     assert_eq!(loaded.settings.rules.policies()[0].quota.limit(), 6);
+}
+
+#[test]
+fn a_fixed_window_is_so_many_in_each_second_to_month_of_a_time_zone() {
+    use tidegate::limiter::calendar::Unit;
+    for (limit, zone, unit, period) in [
+        ("5/second", "UTC", Unit::Second, SECOND),
+        ("5/minute", "Asia/Tokyo", Unit::Minute, 60 * SECOND),
+        ("5/h", "UTC", Unit::Hour, 3_600 * SECOND),
+        ("1000/day", "Europe/Berlin", Unit::Day, 86_400 * SECOND),
+        ("5/week", "UTC", Unit::Week, 604_800 * SECOND),
+        ("5/month", "America/New_York", Unit::Month, 0),
+    ] {
+        let rules = policy(&format!("algorithm = 'fixed_window'\nlimit = '{limit}'\ntime_zone = '{zone}'"));
+        let policy = &rules.unwrap_or_else(|errors| panic!("{errors}")).policies()[0].clone();
+        let calendar = policy.calendar.as_ref().unwrap();
+        assert_eq!((calendar.unit(), calendar.zone(), policy.quota.period()), (unit, zone, period));
+    }
+    let utc = policy("algorithm = 'fixed_window'\nlimit = '5/day'").unwrap();
+    assert_eq!(utc.policies()[0].calendar.as_ref().unwrap().zone(), "UTC");
+    assert!(policy("algorithm = 'gcra'\nlimit = '5/day'").unwrap().policies()[0].calendar.is_none());
+}
+
+#[test]
+fn a_window_that_makes_no_sense_is_refused_with_what_is_accepted() {
+    for (lines, words) in [
+        ("algorithm = 'sliding'\nlimit = '5/day'", "algorithm = \"sliding\": accepted: gcra, fixed_window"),
+        (
+            "algorithm = 'fixed_window'\nlimit = '5/30s'",
+            "limit = \"5/30s\": with a fixed_window, accepted: \"N/second\"",
+        ),
+        ("algorithm = 'fixed_window'\nlimit = '0/day'", "N from 1"),
+        ("algorithm = 'fixed_window'\nlimit = '5/day'\nburst = 5", "burst: a fixed_window has none"),
+        ("algorithm = 'fixed_window'\nlimit = '1000000/second'", "at most 999999 in a window of a second"),
+        (
+            "algorithm = 'fixed_window'\nlimit = '5/day'\ntime_zone = 'Berlin'",
+            "there is no such time zone; accepted",
+        ),
+        ("algorithm = 'fixed_window'\nlimit = '5/day'\ntime_zone = 1", "time_zone = 1: accepted: a text"),
+        ("limit = '5/day'\ntime_zone = 'UTC'", "set algorithm = \"fixed_window\""),
+        ("limit = '5/month'", "limit = \"5/month\": accepted: \"N/second\""),
+    ] {
+        let errors = policy(lines).expect_err(lines).to_string();
+        assert!(errors.contains(words), "{lines}: {errors}");
+    }
+}
+
+/// One policy of these lines.
+fn policy(lines: &str) -> Result<Rules, Errors> {
+    let head = "[[rule]]\nname = 'r'\n[[rule.policy]]\nname = 'p'\nby = 'ip'\n";
+    policies::parse("p", &format!("{head}{lines}\n"))
 }

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 
 use toml::Value;
 
+use crate::limiter::calendar::{Calendar, Unit};
 use crate::limiter::clock::{Micros, SECOND};
 use crate::limiter::subject::{Part, Subject};
 
@@ -14,6 +15,9 @@ pub(super) const SUBJECT: &str =
 /// What `limit` may be.
 pub(super) const LIMIT: &str = "\"N/second\", \"N/minute\", \"N/hour\", \"N/day\", \"N/week\" (or N/s, N/m, N/h, \
                                 N/d), or a period such as \"N/30s\", \"N/5m\", \"N/2h\", \"N/7d\"";
+
+/// What `limit` may be with a fixed window.
+const WINDOW: &str = "\"N/second\", \"N/minute\", \"N/hour\", \"N/day\", \"N/week\" or \"N/month\"";
 
 /// A key with what was read, for errors.
 pub(super) fn said(key: &str, value: Option<&Value>) -> String {
@@ -52,6 +56,29 @@ pub(super) fn limit(value: &Value) -> Result<(NonZeroU32, Micros), String> {
         Some((NonZeroU32::new(number(count.trim())?)?, self::period(period.trim())?))
     };
     value.as_str().and_then(read).ok_or_else(|| format!("accepted: {LIMIT}, N from 1"))
+}
+
+/// So many in each calendar window.
+pub(super) fn window(value: &Value) -> Result<(NonZeroU32, Unit), String> {
+    let read = |text: &str| {
+        let (count, unit) = text.split_once('/')?;
+        let unit = match unit.trim() {
+            "s" => Unit::Second,
+            "m" => Unit::Minute,
+            "h" => Unit::Hour,
+            "d" => Unit::Day,
+            word => *Unit::ALL.iter().find(|unit| unit.as_str() == word)?,
+        };
+        Some((NonZeroU32::new(number(count.trim())?)?, unit))
+    };
+    value.as_str().and_then(read).ok_or_else(|| format!("with a fixed_window, accepted: {WINDOW}, N from 1"))
+}
+
+/// The time zone of calendar windows of this unit.
+pub(super) fn calendar(unit: Unit, zone: &str) -> Result<Calendar, String> {
+    Calendar::new(unit, zone).ok_or_else(|| {
+        "there is no such time zone; accepted: a name of the IANA database such as \"Europe/Berlin\" or \"UTC\"".to_owned()
+    })
 }
 
 fn period(text: &str) -> Option<Micros> {

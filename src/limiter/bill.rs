@@ -1,0 +1,63 @@
+//! What a request owes: which buckets, and in which store each of them is.
+
+use smallvec::SmallVec;
+
+use super::charge::Charge;
+use super::decision::{Backend, Verdict, Verdicts};
+use super::gcra::Reading;
+use super::policy::PolicyId;
+use super::rollout::Arm;
+use super::store::{FaultKind, Readings};
+use super::subject::{Key, SubjectHash};
+
+/// What a request owes.
+pub(super) struct Bill {
+    pub(super) items: SmallVec<[Item; 1]>,
+    pub(super) revision: u64,
+    /// The policy whose subject must be there and is not.
+    pub(super) missing: Option<PolicyId>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Item {
+    pub(super) policy: PolicyId,
+    pub(super) key: Key,
+    pub(super) arm: Arm,
+    /// The subject's hash in the shared store, once the fleet's secret is known.
+    pub(super) shared: Option<SubjectHash>,
+}
+
+impl Item {
+    #[inline]
+    pub(super) fn verdict(&self, backend: Backend, fallback: Option<FaultKind>, reading: Reading) -> Verdict {
+        Verdict { policy: self.policy, reading, backend, arm: self.arm, fallback }
+    }
+}
+
+impl Bill {
+    pub(super) fn wants_redis(&self) -> bool {
+        self.items.iter().any(|item| item.arm == Arm::Canary)
+    }
+
+    pub(super) fn verdicts(
+        &self,
+        arm: Arm,
+        backend: Backend,
+        fallback: Option<FaultKind>,
+        readings: &Readings,
+    ) -> Verdicts {
+        self.items
+            .iter()
+            .filter(|item| item.arm == arm)
+            .zip(readings)
+            .map(|(item, &reading)| item.verdict(backend, fallback, reading))
+            .collect()
+    }
+}
+
+pub(super) type Charges = SmallVec<[Charge; 2]>;
+
+/// Whether an enforced bucket has no room.
+pub(super) fn denied(charges: &[Charge], readings: &Readings) -> bool {
+    charges.iter().zip(readings).any(|(charge, reading)| charge.enforce && !reading.allowed)
+}

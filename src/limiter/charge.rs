@@ -1,0 +1,66 @@
+//! One bucket that a request owes, and what the state of a bucket means at an instant: GCRA's debt drains from now on,
+//! that of a calendar window stands until the window ends.
+
+use super::calendar::Span;
+use super::clock::{Micros, SECOND};
+use super::gcra::{Quota, Reading};
+use super::subject::Key;
+use super::table::Entry;
+
+/// A debt that exceeds the tolerance by more than this is that of a greater limit; less may be a thread that was held
+/// up on its way here and knows an older time than the one before it.
+const HELD_UP: Micros = 5 * SECOND;
+
+/// One bucket that a request owes.
+#[derive(Clone, Copy, Debug)]
+pub struct Charge {
+    /// The bucket.
+    pub key: Key,
+    /// Its quota.
+    pub quota: Quota,
+    /// The calendar window that it is in, and its neighbours; `None` for GCRA.
+    pub span: Option<Span>,
+    /// Units to charge.
+    pub cost: u32,
+    /// Whether a denial here denies the request; `false` for a shadow policy.
+    pub enforce: bool,
+}
+
+impl Charge {
+    #[inline]
+    pub(super) fn amount(&self) -> Micros {
+        self.quota.charge(self.cost)
+    }
+
+    /// From when the debt of this bucket counts, which is in `state`: now, or the end of the calendar window.
+    #[inline]
+    pub(super) fn from(&self, state: Micros, now: Micros) -> Micros {
+        match &self.span {
+            None => now,
+            Some(span) => span.end_for(state, now),
+        }
+    }
+
+    /// What is said of a bucket at `debt`, which counts from `from`.
+    #[inline]
+    pub(super) fn reading(&self, debt: Micros, allowed: bool, from: Micros, now: Micros) -> Reading {
+        let reading = self.quota.reading(debt, self.cost, allowed);
+        match &self.span {
+            None => reading,
+            Some(span) => reading.ending_in(from.saturating_sub(span.wall(now))),
+        }
+    }
+
+    /// When the bucket is full again; 0 when it is. A debt that was made under a greater limit is cut to the present
+    /// one for good: it would otherwise stand at the tolerance, undrained, and whoever comes back when told to would
+    /// be denied again.
+    #[inline]
+    pub(super) fn settle(&self, entry: &mut Entry, peek: bool, now: Micros) -> Micros {
+        let from = self.from(entry.full_at, now);
+        let held_up = if self.span.is_none() { HELD_UP } else { 0 };
+        if entry.full_at > from + self.quota.tolerance() + held_up && !peek {
+            entry.full_at = from + self.quota.tolerance();
+        }
+        entry.full_at
+    }
+}
