@@ -15,6 +15,7 @@ use super::{Addresses, StartError};
 use crate::config::{AdminAddr, Settings};
 use crate::control::api::{self, Admin};
 use crate::control::guard;
+use crate::control::keys;
 use crate::control::tokens::Tokens;
 use crate::doors::check::{self, Callers};
 use crate::doors::client_ip::TrustedProxies;
@@ -160,6 +161,12 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_m
             .service(
                 web::resource("/rollout/rollback")
                     .post(api::roll_back)
+                    .default_service(web::to(wrong_method)),
+            )
+            .service(
+                web::resource("/keys")
+                    .get(keys::keys)
+                    .delete(keys::forgive)
                     .default_service(web::to(wrong_method)),
             )
             .service(web::resource("/status").get(api::status).default_service(web::to(wrong_method)))

@@ -1,28 +1,43 @@
 //! The file of limits: from `config/policies.toml` to [`Rules`], or to everything that is wrong in it.
 
 mod fields;
+mod lists;
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;
+use std::path::Path;
 
 use toml::{Table, Value};
 
 use super::error::{Errors, Problem};
 use super::file;
 use super::parse;
+use crate::limiter::access::AccessList;
 use crate::limiter::calendar::{Calendar, Unit};
 use crate::limiter::clock::SECOND;
 use crate::limiter::gcra::Quota;
+use crate::limiter::penalty::Penalty;
 use crate::limiter::policy::{Mode, OnMissing, Policy, Rules};
 use crate::limiter::route::Route;
+pub use lists::ReadFile;
 
-const RULE_KEYS: &[&str] = &["name", "match", "cost", "policy"];
+const RULE_KEYS: &[&str] = &["name", "match", "cost", "allow", "deny", "allow_files", "deny_files", "policy"];
+const TOP_KEYS: &[&str] = &["allow", "deny", "allow_files", "deny_files", "rule"];
 const MATCH_KEYS: &[&str] = &["methods", "host", "path"];
-const POLICY_KEYS: &[&str] =
-    &["name", "by", "algorithm", "limit", "burst", "time_zone", "on_missing", "mode", "on_redis_error"];
-
-/// Keys of later versions. Passing over one would limit something else than was asked for.
-const LATER_KEYS: &[&str] = &["block_after", "block_within", "block_for", "allow", "deny"];
+const POLICY_KEYS: &[&str] = &[
+    "name",
+    "by",
+    "algorithm",
+    "limit",
+    "burst",
+    "time_zone",
+    "on_missing",
+    "mode",
+    "on_redis_error",
+    "block_after",
+    "block_within",
+    "block_for",
+];
 
 /// What is in force until a file says otherwise: 100 a minute for each address.
 ///
@@ -35,27 +50,37 @@ pub fn compiled_in() -> Rules {
     Rules::by_ip(quota)
 }
 
-/// Reads the text of a policy file; `name` is what errors call it.
+/// Reads the text of a policy file that names no other file; `name` is what errors call it.
 ///
 /// # Errors
 /// Everything that is wrong in it.
 pub fn parse(name: &str, text: &str) -> Result<Rules, Errors> {
+    parse_with(name, text, &mut |_| Ok(None))
+}
+
+/// Reads the text of a policy file, and the files with lists that it names, relative to its own directory.
+///
+/// # Errors
+/// Everything that is wrong in it and in them.
+pub fn parse_with(name: &str, text: &str, read: &mut ReadFile<'_>) -> Result<Rules, Errors> {
     let table = file::table(name, text).map_err(|problem| Errors(vec![problem]))?;
     let mut reader =
-        Reader { file: name, problems: Vec::new(), rules: HashSet::new(), policies: HashSet::new() };
+        Reader { file: name, read, problems: Vec::new(), rules: HashSet::new(), policies: HashSet::new() };
     let rules = reader.file(table);
     if reader.problems.is_empty() { Ok(rules) } else { Err(Errors(reader.problems)) }
 }
 
-struct Reader<'a> {
+struct Reader<'a, 'r> {
     file: &'a str,
+    /// Reads the files that it names.
+    read: &'a mut ReadFile<'r>,
     problems: Vec<Problem>,
     /// Names given so far.
     rules: HashSet<String>,
     policies: HashSet<String>,
 }
 
-impl Reader<'_> {
+impl Reader<'_, '_> {
     fn refuse(&mut self, place: &str, message: impl AsRef<str>) {
         let message = message.as_ref();
         let message = if place.is_empty() { message.to_owned() } else { format!("{place}: {message}") };
@@ -65,7 +90,9 @@ impl Reader<'_> {
     fn file(&mut self, mut table: Table) -> Rules {
         let mut rules = Rules::none();
         let listed = table.remove("rule");
-        self.refuse_unknown("", &table, &["rule"]);
+        self.refuse_unknown("", &table, TOP_KEYS);
+        let access = self.lists("", &table);
+        rules.list_for_all(access);
         let listed = self.tables("", "rule", listed);
         // An emptied or half-written file would otherwise lift every limit.
         if listed.is_empty() && self.problems.is_empty() {
@@ -97,6 +124,17 @@ impl Reader<'_> {
             read.extend(self.policy(&place, index + 1, table, cost));
         }
         rules.add(name.unwrap_or_default(), route, cost, read);
+        let access = self.lists(&place, &table);
+        rules.list_for_the_last(access);
+    }
+
+    fn lists(&mut self, place: &str, table: &Table) -> AccessList {
+        let directory = Path::new(self.file).parent().unwrap_or(Path::new(""));
+        let (list, refusals) = lists::read(table, directory, self.read);
+        for (key, message) in refusals {
+            self.refuse(place, format!("{key}: {message}"));
+        }
+        list
     }
 
     fn route(&mut self, place: &str, conditions: Value) -> Route {
@@ -153,6 +191,13 @@ impl Reader<'_> {
             "open" | "deny" => Err("it is not in this version; accepted: \"local\"".to_owned()),
             _ => Err("accepted: \"local\"".to_owned()),
         });
+        let penalty = self.penalty(&place, &table);
+        if penalty.is_some() && mode == Some(Mode::Shadow) {
+            self.refuse(
+                &place,
+                "block_after: a policy in shadow denies nothing, so it shuts nobody out; remove one",
+            );
+        }
         let (quota, calendar) = quota?;
         let policy = Policy::new(name?, by?, quota);
         let policy = match calendar {
@@ -162,6 +207,7 @@ impl Reader<'_> {
         Some(Policy {
             on_missing: on_missing.unwrap_or(policy.on_missing),
             mode: mode.unwrap_or(policy.mode),
+            penalty,
             ..policy
         })
     }
@@ -239,6 +285,24 @@ impl Reader<'_> {
         Some((quota, Some(calendar?)))
     }
 
+    /// The penalty box: all three of its keys, or none.
+    fn penalty(&mut self, place: &str, table: &Table) -> Option<Penalty> {
+        let keys = ["block_after", "block_within", "block_for"];
+        if !keys.iter().any(|key| table.contains_key(*key)) {
+            return None;
+        }
+        for key in keys.iter().filter(|key| !table.contains_key(**key)) {
+            self.refuse(
+                place,
+                format!("{key} is missing; accepted: all of {} together, or none", keys.join(", ")),
+            );
+        }
+        let after = self.count(place, table, "block_after");
+        let within = self.field(place, table, "block_within", fields::duration);
+        let lasts = self.field(place, table, "block_for", fields::duration);
+        Some(Penalty { after: after?, within: within?, lasts: lasts? })
+    }
+
     /// The name, and the place that errors give: by name once there is a sound one, by number before.
     fn name(&mut self, table: &Table, by_number: &str, by_name: &str) -> (String, Option<String>) {
         if !table.contains_key("name") {
@@ -297,12 +361,8 @@ impl Reader<'_> {
 
     fn refuse_unknown(&mut self, place: &str, table: &Table, accepted: &[&str]) {
         for key in table.keys().filter(|key| !accepted.contains(&key.as_str())) {
-            let message = if LATER_KEYS.contains(&key.as_str()) {
-                format!("{key} is not in this version; remove it")
-            } else {
-                format!("there is no key {}; accepted: {}", super::error::quoted(key), accepted.join(", "))
-            };
-            self.refuse(place, message);
+            let key = super::error::quoted(key);
+            self.refuse(place, format!("there is no key {key}; accepted: {}", accepted.join(", ")));
         }
     }
 }

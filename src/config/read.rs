@@ -178,7 +178,7 @@ fn rules(taken: &mut Taken, sources: &Sources) -> (Option<PathBuf>, Rules) {
     match file::text(&path) {
         Ok(Some(text)) => {
             let name = path.display().to_string();
-            match policies::parse(&name, &text) {
+            match policies::parse_with(&name, &text, &mut |path| file::text(path)) {
                 Ok(rules) => {
                     let source = (!chosen).then_some("default (the file is there)");
                     taken.show("policies.file", name, source);

@@ -59,12 +59,19 @@ pub struct StatusView<'a> {
     memory: MemoryView,
     rules: usize,
     policies: usize,
+    /// How many keys are shut out by a penalty.
+    blocked_keys: usize,
 }
 
 impl Status {
     /// Asks `limiter` and `scrape`, which is given the number of keys in memory.
     pub fn new(limiter: Arc<Limiter<RedisStore>>, scrape: Scrape) -> Self {
         Self { limiter, scrape, started: Instant::now(), started_at: Utc::now() }
+    }
+
+    /// The limiter.
+    pub(super) fn limiter(&self) -> &Arc<Limiter<RedisStore>> {
+        &self.limiter
     }
 
     /// What Prometheus is told.
@@ -140,11 +147,12 @@ impl Status {
             },
             rules: rules.all().len(),
             policies: rules.policies().len(),
+            blocked_keys: self.limiter.blocked().len(),
         }
     }
 }
 
-fn time(at: Micros) -> String {
+pub(super) fn time(at: Micros) -> String {
     let time = DateTime::<Utc>::from_timestamp_micros(at as i64).unwrap_or_default();
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
 use crate::limiter::clock::{Micros, SECOND};
-use crate::limiter::decision::Decision;
+use crate::limiter::decision::{Decision, State};
 use crate::limiter::policy::{Policy, PolicyId, Rules};
 
 /// The families of headers that are sent.
@@ -114,7 +114,13 @@ impl Text {
 /// Adds the headers of `decision` to a response. A name that the upstream set itself is replaced: it would speak
 /// of another limit.
 pub fn write(decision: &Decision, families: Families, headers: &mut HeaderMap) {
-    let Some((_, bound)) = decision.binding() else { return };
+    let Some((_, bound)) = decision.binding() else {
+        // Without a bucket there is nothing to tell but when a client is no longer shut out.
+        if let (State::Block, Some(wait @ 1..)) = (decision.state, decision.retry_after()) {
+            put(headers, RETRY_AFTER, number(retry_after_seconds(wait)));
+        }
+        return;
+    };
     if speaks_of_limits(headers) {
         clear(headers, families, decision.allowed());
     }

@@ -4,9 +4,11 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, HeaderValue};
 use actix_web::{HttpResponse, ResponseError};
 use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::headers::{self, Families};
-use crate::limiter::decision::{Decision, State};
+use crate::limiter::clock::Micros;
+use crate::limiter::decision::{Decision, Ruling, State};
 
 /// Every cause of an answer of our own that is not a success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,8 +155,10 @@ pub fn denial(decision: &Decision, families: Families) -> HttpResponse {
     let policy = decision.policy().unwrap_or_default();
     let cause = match decision.state {
         State::Throttle | State::Allow => Cause::QuotaExceeded,
-        State::Block if decision.subject_is_missing() => Cause::SubjectMissing,
-        State::Block => Cause::Blocked,
+        State::Block => match decision.ruling() {
+            Some(Ruling::SubjectMissing(_)) => Cause::SubjectMissing,
+            _ => Cause::Blocked,
+        },
     };
     let (status, kind, title) = cause.row();
     let code = status.as_u16();
@@ -173,11 +177,29 @@ pub fn denial(decision: &Decision, families: Families) -> HttpResponse {
                 r#"{{"type":"{kind}","title":"{title}","status":{code},"policy":{name},"missing":{subject}}}"#
             )
         }
-        _ => format!(r#"{{"type":"{kind}","title":"{title}","status":{code},"policy":{name}}}"#),
+        // On a list: no policy has to do with it.
+        _ if decision.policy().is_none() => {
+            format!(r#"{{"type":"{kind}","title":"{title}","status":{code}}}"#)
+        }
+        _ => {
+            let rest = decision.retry_after().unwrap_or(0);
+            let (wait, until) = (rest.div_ceil(1000), end_of(rest));
+            format!(
+                r#"{{"type":"{kind}","title":"{title}","status":{code},"policy":{name},"retry_after_ms":{wait},"blocked_until":"{until}"}}"#
+            )
+        }
     };
     let mut response = answer(status, body);
     headers::write(decision, families, response.headers_mut());
     response
+}
+
+/// The instant so many microseconds from now, rounded up to a second, as RFC 3339 has it.
+fn end_of(rest: Micros) -> String {
+    let end = SystemTime::now() + Duration::from_micros(rest);
+    let seconds = end.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis().div_ceil(1000));
+    let end = chrono::DateTime::from_timestamp(seconds as i64, 0).unwrap_or_default();
+    end.format("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 fn answer(status: StatusCode, body: String) -> HttpResponse {

@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 
 use super::charge::Charge;
-use super::decision::{Backend, Verdict, Verdicts};
+use super::decision::{Backend, Ruling, Verdict, Verdicts};
 use super::gcra::Reading;
 use super::policy::PolicyId;
 use super::rollout::Arm;
@@ -14,17 +14,19 @@ use super::subject::{Key, SubjectHash};
 pub(super) struct Bill {
     pub(super) items: SmallVec<[Item; 1]>,
     pub(super) revision: u64,
-    /// The policy whose subject must be there and is not.
-    pub(super) missing: Option<PolicyId>,
+    /// What decides without a bucket.
+    pub(super) ruling: Option<Ruling>,
 }
 
-#[derive(Clone, Copy)]
 pub(super) struct Item {
     pub(super) policy: PolicyId,
     pub(super) key: Key,
     pub(super) arm: Arm,
     /// The subject's hash in the shared store, once the fleet's secret is known.
     pub(super) shared: Option<SubjectHash>,
+    /// Who it is, where that may have to be told to an operator: under a policy that has lately throttled it and shuts
+    /// out whoever goes on.
+    pub(super) who: Option<Box<[u8]>>,
 }
 
 impl Item {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::access::Access;
 use super::clock::Micros;
 use super::gcra::Reading;
 use super::policy::{Mode, Policy, PolicyId, Rules};
@@ -69,6 +70,17 @@ pub struct Verdict {
 /// One per policy. Nearly every request has one.
 pub type Verdicts = SmallVec<[Verdict; 1]>;
 
+/// What decided before any bucket was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ruling {
+    /// Its place on a list.
+    Listed(Access),
+    /// The subject of this policy must be there and is not.
+    SubjectMissing(PolicyId),
+    /// Under this policy the client is shut out for so many microseconds more.
+    Blocked(PolicyId, Micros),
+}
+
 /// The outcome for one request.
 #[derive(Clone, Debug)]
 pub struct Decision {
@@ -81,7 +93,7 @@ pub struct Decision {
     rules: Arc<Rules>,
     verdicts: Verdicts,
     binding: usize,
-    missing: Option<PolicyId>,
+    ruling: Option<Ruling>,
 }
 
 impl Decision {
@@ -94,13 +106,17 @@ impl Decision {
             rules,
             verdicts: SmallVec::new(),
             binding: 0,
-            missing: None,
+            ruling: None,
         }
     }
 
-    /// The subject of `policy`, which must be there, is missing.
-    pub(super) fn missing_subject(rules: Arc<Rules>, revision: u64, policy: PolicyId) -> Self {
-        Self { state: State::Block, missing: Some(policy), ..Self::unlimited(rules, revision) }
+    /// No bucket was asked.
+    pub(super) fn ruled(rules: Arc<Rules>, revision: u64, ruling: Ruling) -> Self {
+        let state = match ruling {
+            Ruling::Listed(Access::Allow) => State::Allow,
+            Ruling::Listed(Access::Deny) | Ruling::SubjectMissing(_) | Ruling::Blocked(..) => State::Block,
+        };
+        Self { state, ruling: Some(ruling), ..Self::unlimited(rules, revision) }
     }
 
     /// What the one policy of a request comes to.
@@ -116,7 +132,7 @@ impl Decision {
             rules,
             verdicts,
             binding: 0,
-            missing: None,
+            ruling: None,
         }
     }
 
@@ -145,7 +161,7 @@ impl Decision {
             rules,
             verdicts,
             binding,
-            missing: None,
+            ruling: None,
         }
     }
 
@@ -165,20 +181,23 @@ impl Decision {
         Some((self.rules.policy(verdict.policy), verdict))
     }
 
-    /// The name of the policy that decided, a missing subject's included.
+    /// The name of the policy that decided, be it without its bucket.
     pub fn policy(&self) -> Option<&str> {
-        let id = self.missing.or_else(|| Some(self.verdicts.get(self.binding)?.policy))?;
-        Some(&self.rules.policy(id).name)
+        Some(&self.rules.policy(self.policy_id()?).name)
     }
 
     /// The place of [`Decision::policy`] among the policies, for tables indexed by it.
     pub fn policy_id(&self) -> Option<PolicyId> {
-        self.missing.or_else(|| Some(self.verdicts.get(self.binding)?.policy))
+        match self.ruling {
+            None => Some(self.verdicts.get(self.binding)?.policy),
+            Some(Ruling::Listed(_)) => None,
+            Some(Ruling::SubjectMissing(id) | Ruling::Blocked(id, _)) => Some(id),
+        }
     }
 
-    /// Whether it was refused because a subject that must be there is missing.
-    pub fn subject_is_missing(&self) -> bool {
-        self.missing.is_some()
+    /// What decided before any bucket was asked.
+    pub fn ruling(&self) -> Option<Ruling> {
+        self.ruling
     }
 
     /// The subject of the policy that decided, as in `header:x-api-key`.
@@ -201,10 +220,12 @@ impl Decision {
         self.verdicts.iter().find_map(|verdict| verdict.fallback)
     }
 
-    /// Time until the same request is admitted: 0 when it was, `None` when it never will be.
+    /// Time until the same request is admitted, or its client no longer shut out: 0 when it was, `None` when it never
+    /// will be.
     pub fn retry_after(&self) -> Option<Micros> {
-        match self.binding() {
-            Some((_, verdict)) if !self.allowed() => verdict.reading.retry_after,
+        match (self.ruling, self.binding()) {
+            (Some(Ruling::Blocked(_, rest)), _) => Some(rest),
+            (None, Some((_, verdict))) if !self.allowed() => verdict.reading.retry_after,
             _ => Some(0),
         }
     }

@@ -310,6 +310,14 @@ impl Shard {
         self.entry_mut(charge.key).map_or(0, |entry| charge.settle(entry, peek, now))
     }
 
+    /// Makes a bucket as good as new. The sweep takes it away.
+    pub(super) fn drain(&mut self, key: Key) {
+        if let Some(entry) = self.entry_mut(key) {
+            // Long past, and not the 0 of a free place.
+            entry.full_at = 1;
+        }
+    }
+
     fn forget_drained(&mut self, now: Micros) {
         self.entries.retain(|entry| entry.full_at > now);
     }

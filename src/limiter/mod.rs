@@ -2,17 +2,21 @@
 //!
 //! Pure but for one await, on the shared store. It names no server, no client library, no log and no metric.
 
+pub mod access;
 mod bill;
 pub mod breaker;
 pub mod calendar;
 pub mod charge;
 mod check;
 pub mod clock;
+mod decide;
 pub mod decision;
 pub mod event;
+pub mod forgive;
 pub mod gcra;
 pub mod memory;
 pub mod passage;
+pub mod penalty;
 pub mod policy;
 pub mod rollout;
 pub mod route;
@@ -25,15 +29,16 @@ use std::sync::{Arc, LazyLock};
 use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 
-use bill::{Bill, Charges, Item, denied};
-use charge::Charge;
+use access::Access;
+use bill::{Bill, Item};
 pub use check::Check;
-use clock::{Clock, Micros};
-use decision::{Backend, Decision};
+use clock::Clock;
+use decision::{Decision, Ruling};
 use memory::Memory;
-use policy::{Mode, OnMissing, Policy, PolicyId, Rule, Rules};
+use penalty::{PenaltyBox, Standing};
+use policy::{OnMissing, Policy, PolicyId, Rule, Rules};
 use rollout::{Arm, Percent, Rollout};
-use store::{Fault, FaultKind, NoStore, Readings, SharedCharge, Store};
+use store::{NoStore, Store};
 use subject::{Facts, Identity, ProcessKey, Subject};
 
 /// What a request asks for.
@@ -58,6 +63,7 @@ impl Hit {
 pub struct Limiter<S: Store = NoStore> {
     rules: ArcSwap<Rules>,
     memory: Memory,
+    penalties: PenaltyBox,
     process_key: ProcessKey,
     rollout: Arc<Rollout>,
     store: Option<S>,
@@ -82,6 +88,7 @@ impl<S: Store> Limiter<S> {
         Self {
             rules: ArcSwap::from_pointee(rules),
             memory,
+            penalties: PenaltyBox::new(),
             process_key: ProcessKey::new(seed),
             rollout: Arc::default(),
             store: None,
@@ -107,7 +114,11 @@ impl<S: Store> Limiter<S> {
     /// [`Check::Decided`] already. The future waits for the shared store only.
     pub fn check(self: &Arc<Self>, facts: &dyn Facts, hit: Hit) -> Check {
         let rules = self.rules.load_full();
-        let Some(rule) = rules.matching(facts) else {
+        let rule = rules.matching(facts);
+        if let Some(access) = rules.listed(rule, |list| list.of(facts)) {
+            return self.listed(&rules, access);
+        }
+        let Some(rule) = rule else {
             let revision = self.rollout.in_force().revision;
             return Check::Decided(Some(Decision::unlimited(rules, revision)));
         };
@@ -121,9 +132,21 @@ impl<S: Store> Limiter<S> {
     pub fn check_key(self: &Arc<Self>, name: &str, key: &[u8], hit: Hit) -> Option<Check> {
         let rules = self.rules.load_full();
         let rule = rules.named(name)?;
+        let listed = rules.listed(Some(rule), |list| {
+            let policies = rule.policies.iter().map(|&id| &rules.policy(id).by);
+            policies.map(|by| list.of_key(by, &by.standing_in(key), key)).reduce(Access::and).flatten()
+        });
+        if let Some(access) = listed {
+            return Some(self.listed(&rules, access));
+        }
         let bill = self.bill(&rules, rule, |subject| Some(subject.standing_in(key)), &Nothing);
         let cost = rule.cost.saturating_mul(hit.cost);
         Some(self.decide(rules, bill, cost, hit))
+    }
+
+    fn listed(&self, rules: &Arc<Rules>, access: Access) -> Check {
+        let revision = self.rollout.in_force().revision;
+        Check::Decided(Some(Decision::ruled(Arc::clone(rules), revision, Ruling::Listed(access))))
     }
 
     /// Which buckets a request owes, and in which store each of them is.
@@ -135,7 +158,7 @@ impl<S: Store> Limiter<S> {
         facts: &dyn Facts,
     ) -> Bill {
         let in_force = self.rollout.in_force();
-        let mut bill = Bill { items: SmallVec::new(), revision: in_force.revision, missing: None };
+        let mut bill = Bill { items: SmallVec::new(), revision: in_force.revision, ruling: None };
         for &id in &rule.policies {
             let policy = rules.policy(id);
             let identity = match identify(&policy.by) {
@@ -147,12 +170,23 @@ impl<S: Store> Limiter<S> {
                         IP.identify(facts).unwrap_or_else(|| IP.identity_of(b"unknown"))
                     }
                     OnMissing::Deny => {
-                        bill.missing = Some(id);
+                        bill.ruling = Some(Ruling::SubjectMissing(id));
                         return bill;
                     }
                 },
             };
-            bill.items.push(self.item(in_force.percent, id, policy, &identity));
+            let mut item = self.item(in_force.percent, id, policy, &identity);
+            if policy.penalty.is_some() {
+                match self.penalties.standing(item.key, self.clock.now()) {
+                    Standing::Clear => {}
+                    Standing::Offending => item.who = Some(identity.value().into()),
+                    Standing::Blocked(rest) => {
+                        bill.ruling = Some(Ruling::Blocked(id, rest));
+                        return bill;
+                    }
+                }
+            }
+            bill.items.push(item);
         }
         bill
     }
@@ -165,105 +199,7 @@ impl<S: Store> Limiter<S> {
         };
         let shared = (arm == Arm::Canary).then(|| Some(self.rollout.keys()?.as_ref()?.subject(identity)));
         let key = self.process_key.hash(identity).under(policy.tag);
-        Item { policy: id, key, arm, shared: shared.flatten() }
-    }
-
-    #[inline]
-    fn charge(&self, item: &Item, rules: &Rules, cost: u32, now: Micros) -> Charge {
-        let policy = rules.policy(item.policy);
-        let span = policy.calendar.as_ref().map(|calendar| calendar.span(now, self.clock.behind_the_wall()));
-        Charge { key: item.key, quota: policy.quota, span, cost, enforce: policy.mode == Mode::Enforce }
-    }
-
-    fn decide(self: &Arc<Self>, rules: Arc<Rules>, bill: Bill, cost: u32, hit: Hit) -> Check {
-        if let Some(policy) = bill.missing {
-            return Check::Decided(Some(Decision::missing_subject(rules, bill.revision, policy)));
-        }
-        if bill.wants_redis() {
-            return Check::Asking(Box::pin(Arc::clone(self).decide_with_redis(rules, bill, cost, hit)));
-        }
-        let (peek, now) = (hit.writes_nothing(), self.clock.now());
-        // Nearly every request owes one bucket: then nothing is gathered.
-        if let [item] = bill.items.as_slice() {
-            let reading = self.memory.charge_one(&self.charge(item, &rules, cost, now), peek, now);
-            let verdict = item.verdict(Backend::Memory, None, reading);
-            return Check::Decided(Some(Decision::of_one(rules, bill.revision, verdict)));
-        }
-        let charges: Charges = bill.items.iter().map(|item| self.charge(item, &rules, cost, now)).collect();
-        let readings = self.memory.charge(&charges, peek, now);
-        let verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &readings);
-        Check::Decided(Some(Decision::of(rules, bill.revision, verdicts)))
-    }
-
-    async fn decide_with_redis(
-        self: Arc<Self>,
-        rules: Arc<Rules>,
-        bill: Bill,
-        cost: u32,
-        hit: Hit,
-    ) -> Decision {
-        let charged_at = self.clock.now();
-        let charges = |arm: Arm| -> Charges {
-            let items = bill.items.iter().filter(|item| item.arm == arm);
-            items.map(|item| self.charge(item, &rules, cost, charged_at)).collect()
-        };
-        // Memory first: when it denies, Redis is not asked.
-        let peek = hit.writes_nothing();
-        let (here, there) = (charges(Arm::Control), charges(Arm::Canary));
-        let here_readings = self.memory.charge(&here, peek, charged_at);
-        if denied(&here, &here_readings) {
-            let verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here_readings);
-            return Decision::of(rules, bill.revision, verdicts);
-        }
-        let (there_readings, fault) = self.charge_there(&rules, &bill, &there, peek).await;
-        if denied(&there, &there_readings) && !peek && !here.is_empty() {
-            self.memory.refund(&here, &here_readings, charged_at, self.clock.now());
-        }
-        let backend = if fault.is_some() { Backend::Memory } else { Backend::Redis };
-        let mut verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here_readings);
-        verdicts.extend(bill.verdicts(Arm::Canary, backend, fault, &there_readings));
-        Decision::of(rules, bill.revision, verdicts)
-    }
-
-    /// Charges the shared store, or memory in its place.
-    async fn charge_there(
-        &self,
-        rules: &Rules,
-        bill: &Bill,
-        charges: &Charges,
-        peek: bool,
-    ) -> (Readings, Option<FaultKind>) {
-        let now = self.clock.now();
-        let passage = self.memory.depart(charges, peek, now);
-        let shared: Option<SmallVec<[SharedCharge<'_>; 2]>> = bill
-            .items
-            .iter()
-            .filter(|item| item.arm == Arm::Canary)
-            .zip(charges.iter().zip(passage.notes()))
-            .map(|(item, (charge, (note, span)))| {
-                Some(SharedCharge {
-                    policy: &rules.policy(item.policy).name,
-                    subject: item.shared?,
-                    quota: charge.quota,
-                    span,
-                    cost: charge.cost,
-                    enforce: charge.enforce,
-                    note,
-                })
-            })
-            .collect();
-        let charged = match (&self.store, &shared) {
-            (Some(store), Some(shared)) => store.charge(shared, peek, now).await,
-            // The fleet's secret is not known yet, so neither are the names of the keys.
-            _ => Err(Fault::open()),
-        };
-        match charged {
-            Ok(charged) if charged.readings.len() == charges.len() && charged.from.len() == charges.len() => {
-                (passage.answered(charged, self.clock.now()), None)
-            }
-            Ok(_) => (passage.decide_here(self.clock.now()), Some(FaultKind::Protocol)),
-            Err(fault) => (passage.decide_here(self.clock.now()), Some(fault.kind)),
-        }
+        Item { policy: id, key, arm, shared: shared.flatten(), who: None }
     }
 
     /// Puts other rules in force: the next request is judged by them. Debts stay, under the policies' names.
@@ -302,7 +238,12 @@ impl<S: Store> Limiter<S> {
         self.clock.look_at_the_wall();
         let behind = self.clock.behind_the_wall();
         self.memory.ahead_of_the_wall(u64::try_from(-behind).unwrap_or(0));
-        self.memory.sweep(shard, self.clock.now());
+        let now = self.clock.now();
+        self.memory.sweep(shard, now);
+        let policies = self.rules.load();
+        let within =
+            policies.policies().iter().filter_map(|policy| Some(policy.penalty.as_ref()?.within)).max();
+        self.penalties.sweep(shard, within.unwrap_or(0), now);
     }
 }
 

@@ -30,6 +30,8 @@ struct Ticket {
     amount: Micros,
     /// What the voyage had charged when it left: all of it rides in the note.
     charged: Micros,
+    /// The voyage's era when it left.
+    era: u32,
 }
 
 /// The calls to Redis that are under way for one key, and what was charged here meanwhile.
@@ -49,6 +51,8 @@ pub(super) struct Voyage {
     /// When the bucket would be full again after all that was granted before those, and when the last of it was.
     granted_before: Micros,
     remembered_since: Micros,
+    /// How often the key was forgiven meanwhile. A call that left before knows of debts that are no more.
+    era: u32,
 }
 
 /// How many grants of a voyage are kept apart: by so many an answer may be overtaken and still be put in its place.
@@ -115,11 +119,11 @@ impl Memory {
             // so that its `max` cannot swallow one of the two. Too strict by at most what is in flight.
             let dirty = voyage.charged > voyage.confirmed;
             let note = told + if dirty { voyage.in_flight } else { 0 };
-            let charged = voyage.charged;
+            let (charged, era) = (voyage.charged, voyage.era);
             voyage.calls += 1;
             voyage.in_flight += amount;
             let span = charge.span.map(|span| span.around(from));
-            tickets.push(Ticket { note: note.min(charge.quota.tolerance()), span, amount, charged });
+            tickets.push(Ticket { note: note.min(charge.quota.tolerance()), span, amount, charged, era });
         }
         Passage { memory: self, charges, tickets, peek, over: false }
     }
@@ -157,6 +161,11 @@ impl Passage<'_> {
                 Some(span) => (span.end_at(span.wall(judged_at)), span.wall(now)),
             };
             let mut full_at = from + reading.debt;
+            if shard.voyage_mut(charge.key).is_some_and(|voyage| voyage.era != ticket.era) {
+                // Forgiven while it was under way: what Redis said then is no more.
+                shard.arrive(charge.key, *ticket, false);
+                continue;
+            }
             if granted
                 && reading.allowed
                 && let Some(voyage) = shard.voyage_mut(charge.key)
@@ -199,6 +208,21 @@ impl Drop for Passage<'_> {
     }
 }
 
+impl Memory {
+    /// Forgets the debt of a bucket, and what calls under way for it will tell. True when there are such calls: they
+    /// carry the debt to Redis once more.
+    pub fn forgive(&self, key: Key) -> bool {
+        let mut shard = self.shard(self.shard_of(key));
+        shard.drain(key);
+        let Some(voyage) = shard.voyage_mut(key) else { return false };
+        voyage.era += 1;
+        voyage.confirmed = voyage.charged;
+        voyage.granted.clear();
+        voyage.granted_before = 0;
+        true
+    }
+}
+
 impl Shard {
     fn voyage_or_new(&mut self, key: Key, full_at: Micros) -> &mut Voyage {
         let at = self.voyages.iter().position(|voyage| voyage.key == key);
@@ -212,6 +236,7 @@ impl Shard {
                 granted: SmallVec::new(),
                 granted_before: full_at,
                 remembered_since: 0,
+                era: 0,
             });
             self.voyages.len() - 1
         });

@@ -3,8 +3,10 @@
 //! The next parts of the policy language (tokens, allow and deny lists, the penalty box, fixed windows) join
 //! [`Policy`] and [`Subject`] here.
 
+use super::access::{Access, AccessList};
 use super::calendar::Calendar;
 use super::gcra::Quota;
+use super::penalty::Penalty;
 use super::route::Route;
 use super::subject::{Facts, PolicyTag, Subject};
 
@@ -46,6 +48,8 @@ pub struct Policy {
     pub on_missing: OnMissing,
     /// Whether its denial counts.
     pub mode: Mode,
+    /// Who keeps on hammering is shut out, if this says so.
+    pub penalty: Option<Penalty>,
     /// Its mark on keys, made from the name.
     pub tag: PolicyTag,
 }
@@ -62,6 +66,7 @@ impl Policy {
             calendar: None,
             on_missing: OnMissing::Ip,
             mode: Mode::Enforce,
+            penalty: None,
         }
     }
 
@@ -84,6 +89,8 @@ pub struct Rule {
     pub cost: u32,
     /// Its policies, by place.
     pub policies: Vec<PolicyId>,
+    /// Who is exempt from them, and who is refused.
+    pub access: AccessList,
 }
 
 /// Every rule, in order: the first that matches decides.
@@ -91,6 +98,7 @@ pub struct Rule {
 pub struct Rules {
     rules: Vec<Rule>,
     policies: Vec<Policy>,
+    access: AccessList,
 }
 
 impl Rules {
@@ -122,7 +130,38 @@ impl Rules {
             route,
             cost,
             policies: (first..self.policies.len()).collect(),
+            access: AccessList::default(),
         });
+    }
+
+    /// Who is exempt from the rule that was added last, and who is refused there.
+    pub fn list_for_the_last(&mut self, access: AccessList) {
+        if let Some(rule) = self.rules.last_mut() {
+            rule.access = access;
+        }
+    }
+
+    /// Who is exempt from every rule, and who is refused everywhere, also where no rule matches.
+    pub fn list_for_all(&mut self, access: AccessList) {
+        self.access = access;
+    }
+
+    /// The list of [`Rules::list_for_all`].
+    pub fn access(&self) -> &AccessList {
+        &self.access
+    }
+
+    /// What the lists say of a request that `rule` is for. A refusal on either goes before an exemption.
+    pub(super) fn listed(
+        &self,
+        rule: Option<&Rule>,
+        of: impl Fn(&AccessList) -> Option<Access>,
+    ) -> Option<Access> {
+        let everywhere = if self.access.is_empty() { None } else { of(&self.access) };
+        match rule {
+            Some(rule) if !rule.access.is_empty() => Access::and(everywhere, of(&rule.access)),
+            _ => everywhere,
+        }
     }
 
     /// The first rule that matches.

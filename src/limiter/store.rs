@@ -60,6 +60,16 @@ pub trait Store: Send + Sync + 'static {
         peek: bool,
         now: Micros,
     ) -> impl Future<Output = Result<Charged, Fault>> + Send;
+
+    /// Forgets the debts of one subject under these policies.
+    ///
+    /// # Errors
+    /// As [`Store::charge`].
+    fn forget(
+        &self,
+        policies: &[&str],
+        subject: SubjectHash,
+    ) -> impl Future<Output = Result<(), Fault>> + Send;
 }
 
 /// The store of a process that has none.
@@ -68,6 +78,10 @@ pub enum NoStore {}
 
 impl Store for NoStore {
     async fn charge(&self, _: &[SharedCharge<'_>], _: bool, _: Micros) -> Result<Charged, Fault> {
+        match *self {}
+    }
+
+    async fn forget(&self, _: &[&str], _: SubjectHash) -> Result<(), Fault> {
         match *self {}
     }
 }

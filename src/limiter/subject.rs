@@ -179,8 +179,14 @@ impl Identity {
         &self.bytes[4..self.value_at]
     }
 
-    fn value(&self) -> &[u8] {
+    /// Who, without the kind.
+    pub(super) fn value(&self) -> &[u8] {
         &self.bytes[self.value_at..]
+    }
+
+    /// Kind and value: no two identities have the same.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

@@ -5,6 +5,7 @@ use smallvec::SmallVec;
 
 use crate::limiter::clock::Micros;
 use crate::limiter::store::{Fault, FaultKind, Readings, SharedCharge};
+use crate::limiter::subject::SubjectHash;
 
 /// Reads the server's clock. A test puts `local now = …` in its place.
 pub const PROLOGUE: &str = include_str!("now.lua");
@@ -26,7 +27,7 @@ pub fn arguments(
 ) {
     command.arg(charges.len());
     for charge in charges {
-        command.arg(key(namespace, charge));
+        command.arg(key(namespace, charge.policy, charge.subject));
     }
     command.arg(sent_at).arg(u8::from(peek));
     for charge in charges {
@@ -43,8 +44,8 @@ pub fn arguments(
 
 /// `<namespace>:<policy>:{<subject hash>}`. The braces hold the subject alone: all policies of a subject share a
 /// slot, different subjects spread.
-fn key(namespace: &str, charge: &SharedCharge<'_>) -> String {
-    format!("{namespace}:{}:{{{}}}", charge.policy, charge.subject)
+pub(super) fn key(namespace: &str, policy: &str, subject: SubjectHash) -> String {
+    format!("{namespace}:{policy}:{{{subject}}}")
 }
 
 /// What the script said, by its own clock.

@@ -183,9 +183,27 @@ impl Store for RedisStore {
             }
         }
     }
+
+    async fn forget(&self, policies: &[&str], subject: SubjectHash) -> Result<(), Fault> {
+        let link = &*self.0;
+        let Some(connection) = link.connection.load_full() else { return Err(Fault::open()) };
+        let keys: Vec<String> =
+            policies.iter().map(|policy| charge::key(&link.options.namespace, policy, subject)).collect();
+        let mut connection = (*connection).clone();
+        let deleted = link.delete(&mut connection, &keys);
+        // Nobody's request waits for this: it has the patience of a connection.
+        let outcome = timeout(link.options.connect_timeout, deleted).await;
+        outcome.unwrap_or_else(|_| Err(Fault::new(FaultKind::Timeout, "no answer in time")))
+    }
 }
 
 impl Link {
+    async fn delete(&self, connection: &mut MultiplexedConnection, keys: &[String]) -> Result<(), Fault> {
+        let mut command = redis::cmd("DEL");
+        command.arg(keys);
+        answered(connection, &command).await.map(drop).map_err(|error| fault::classify(&error))
+    }
+
     /// One EVALSHA; when the server has forgotten the script, one EVAL, which teaches it again.
     async fn ask(
         &self,

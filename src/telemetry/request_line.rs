@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
 
 use super::output::{Format, Output};
+use crate::limiter::decision::Ruling;
 use crate::limiter::event::Exchange;
 use crate::limiter::subject::ProcessKey;
 
@@ -36,6 +37,8 @@ struct Line<'a> {
     policy: Option<&'a str>,
     rl_backend: &'a str,
     rate_limit_state: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listed: Option<&'a str>,
     limit: Option<u32>,
     remaining: Option<u32>,
     retry_after_ms: u64,
@@ -95,6 +98,10 @@ impl RequestLines {
                     // What no policy judges was let through here, without asking any store.
                     rl_backend: decision.map_or("memory", |decision| decision.backend().as_str()),
                     rate_limit_state: decision.map_or("allow", |decision| decision.state.as_str()),
+                    listed: match decision.and_then(|decision| decision.ruling()) {
+                        Some(Ruling::Listed(access)) => Some(access.as_str()),
+                        _ => None,
+                    },
                     limit: bound.map(|(policy, _)| policy.quota.limit()),
                     remaining: bound.map(|(_, verdict)| verdict.reading.remaining),
                     retry_after_ms: decision

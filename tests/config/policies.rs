@@ -116,14 +116,9 @@ fn a_bad_policy_file_names_rule_policy_and_key() {
         (policy("by='ip'\nlimit='5/s'\non_redis_error='open'"), place, "not in this version"),
         (policy("by='ip'\nlimit='5/s'\non_redis_error='x'"), place, "accepted: \"local\""),
         (
-            policy("by='ip'\nlimit='5/s'\nblock_after=3"),
-            place,
-            "block_after is not in this version; remove it",
-        ),
-        (
             policy("by='ip'\nlimit='5/s'\nbrust=3"),
             place,
-            "no key \"brust\"; accepted: name, by, limit, burst",
+            "no key \"brust\"; accepted: name, by, algorithm, limit, burst",
         ),
         (
             format!("{}\ncost=6", rule("")) + "\n[[rule.policy]]\nname='p'\nby='ip'\nlimit='5/s'",
@@ -136,8 +131,12 @@ fn a_bad_policy_file_names_rule_policy_and_key() {
             "name is missing; accepted",
         ),
         (rule("cost=0"), "rule \"api\": ", "cost = 0: accepted: a whole number from 1"),
-        (rule("policies=[]"), "rule \"api\": ", "no key \"policies\"; accepted: name, match, cost, policy"),
-        (rule("allow=['x']"), "rule \"api\": ", "not in this version"),
+        (
+            rule("policies=[]"),
+            "rule \"api\": ",
+            "no key \"policies\"; accepted: name, match, cost, allow, deny, allow_files, deny_files, policy",
+        ),
+        (rule("allow=['x']"), "rule \"api\": ", "allow: \"x\": accepted: an address"),
         (rule("policy=5"), "rule \"api\": ", "accepted: [[rule.policy]]"),
         (rule("match='/x'"), "rule \"api\", match: ", "accepted: { methods"),
         (rule("match={methods='get'}"), "rule \"api\", match: ", "upper case"),
@@ -149,7 +148,7 @@ fn a_bad_policy_file_names_rule_policy_and_key() {
         ("[[rule]]".into(), "rule 1: ", "name is missing"),
         ("[[rule]]\nname='a b'".into(), "rule 1: ", "name = \"a b\": accepted: 1 to 64"),
         ("rule=5".into(), "", "accepted: [[rule]]"),
-        ("rules=[]\n[[rule]]\nname='x'".into(), "", "no key \"rules\"; accepted: rule"),
+        ("rules=[]\n[[rule]]\nname='x'".into(), "", "no key \"rules\"; accepted: allow, deny, allow_files, deny_files, rule"),
         (String::new(), "", "no rule; accepted: at least one"),
         ("[[rule]".into(), "", "accepted: TOML"),
     ];
@@ -207,7 +206,10 @@ fn a_fixed_window_is_so_many_in_each_second_to_month_of_a_time_zone() {
 #[test]
 fn a_window_that_makes_no_sense_is_refused_with_what_is_accepted() {
     for (lines, words) in [
-        ("algorithm = 'sliding'\nlimit = '5/day'", "algorithm = \"sliding\": accepted: gcra, fixed_window"),
+        (
+            "algorithm = 'sliding'\nlimit = '5/day'",
+            "algorithm = \"sliding\": accepted: \"gcra\" or \"fixed_window\"",
+        ),
         (
             "algorithm = 'fixed_window'\nlimit = '5/30s'",
             "limit = \"5/30s\": with a fixed_window, accepted: \"N/second\"",
@@ -232,4 +234,69 @@ fn a_window_that_makes_no_sense_is_refused_with_what_is_accepted() {
 fn policy(lines: &str) -> Result<Rules, Errors> {
     let head = "[[rule]]\nname = 'r'\n[[rule.policy]]\nname = 'p'\nby = 'ip'\n";
     policies::parse("p", &format!("{head}{lines}\n"))
+}
+
+#[test]
+fn a_penalty_has_all_three_of_its_keys_or_none() {
+    let of = |lines: &str| policy(&format!("limit = '5/day'\n{lines}"));
+    let rules = of("block_after = 3\nblock_within = '10m'\nblock_for = '2h'").unwrap();
+    let penalty = rules.policies()[0].penalty.unwrap();
+    assert_eq!((penalty.after.get(), penalty.within, penalty.lasts), (3, 600 * SECOND, 7_200 * SECOND));
+    assert_eq!(of("").unwrap().policies()[0].penalty, None);
+    for (lines, words) in [
+        (
+            "block_after = 3",
+            "block_within is missing; accepted: all of block_after, block_within, block_for together",
+        ),
+        ("block_for = '1h'", "block_after is missing"),
+        (
+            "block_after = 0\nblock_within = '1m'\nblock_for = '1m'",
+            "block_after = 0: accepted: a whole number from 1",
+        ),
+        (
+            "block_after = 3\nblock_within = 60\nblock_for = '1m'",
+            "block_within = 60: accepted: a time such as",
+        ),
+        ("block_after = 3\nblock_within = '1m'\nblock_for = '366d'", "at most 365d"),
+        ("block_after = 3\nblock_within = '1m'\nblock_for = 'day'", "block_for = \"day\": accepted: a time"),
+        ("mode = 'shadow'\nblock_after = 3\nblock_within = '1m'\nblock_for = '1m'", "it shuts nobody out"),
+    ] {
+        let errors = of(lines).expect_err(lines).to_string();
+        assert!(errors.contains(words), "{lines}: {errors}");
+    }
+}
+
+#[test]
+fn lists_stand_at_the_top_in_a_rule_and_in_files_and_a_bad_entry_is_named_without_the_key_in_it() {
+    let rule = "[[rule]]\nname = 'r'\n";
+    let text = format!(
+        "allow = ['192.0.2.7', '10.0.0.0/8']\ndeny_files = ['bad.txt']\n{rule}deny = ['cookie:c=x=y']\n"
+    );
+    let file = "# a comment\n\n203.0.113.0/24\n  2001:db8::1  # why\nheader:x-api-key=a#b\n";
+    let rules = policies::parse_with("dir/p", &text, &mut |path| {
+        assert_eq!(path, std::path::Path::new("dir/bad.txt"));
+        Ok(Some(file.to_owned()))
+    });
+    let rules = rules.unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!((rules.access().len(), rules.all()[0].access.len()), (5, 1));
+    for (text, words) in [
+        ("allow = '10.0.0.0/8'\n", "allow = \"10.0.0.0/8\": accepted: a list"),
+        ("allow = [1]\n", "accepted: a list; in it an address such as"),
+        ("deny = ['10.0.0.0/33']\n", "deny: \"10.0.0.0/33\": accepted: an address"),
+        ("deny = ['somebody']\n", "deny: \"somebody\": accepted"),
+        ("deny = ['header:x-api-key=']\n", "there is no value behind"),
+        ("deny = ['everyone=hunter2marker']\n", "deny: \"everyone=(not shown)\": accepted"),
+        ("deny = ['ip=10.0.0.1']\n", "accepted: an address such as"),
+        ("deny_files = ['none.txt']\n", "deny_files: \"none.txt\": there is no such file"),
+        ("deny_files = ['bad.txt']\n", "deny_files: bad.txt:2: \"300.0.0.1\": accepted"),
+        ("deny_files = ['locked.txt']\n", "deny_files: \"locked.txt\": it is locked"),
+    ] {
+        let read = policies::parse_with("p", &format!("{text}{rule}"), &mut |path| match path.to_str() {
+            Some("bad.txt") => Ok(Some("10.0.0.1\n300.0.0.1\n".into())),
+            Some("locked.txt") => Err("it is locked".into()),
+            _ => Ok(None),
+        });
+        let errors = read.expect_err(text).to_string();
+        assert!(errors.contains(words) && !errors.contains("hunter2marker"), "{text}: {errors}");
+    }
 }

@@ -32,13 +32,29 @@ impl Tidegate {
         Self::start(None, &[("ADMIN_ADDR", "main")]).await
     }
 
+    /// Starts with these policies, files beside them, and variables.
+    pub async fn start_with_files(
+        policies: &str,
+        files: &[(&str, &str)],
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("config")).unwrap();
+        for (name, text) in files.iter().chain([&("config/policies.toml", policies)]) {
+            std::fs::write(directory.path().join(name), text).unwrap();
+        }
+        Self::start_in(directory, variables).await
+    }
+
     /// Starts with these variables, and policies if given.
     pub async fn start(policies: Option<&str>, variables: &[(&str, &str)]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        if let Some(policies) = policies {
-            std::fs::create_dir(directory.path().join("config")).unwrap();
-            std::fs::write(directory.path().join("config/policies.toml"), policies).unwrap();
+        match policies {
+            Some(policies) => Self::start_with_files(policies, &[], variables).await,
+            None => Self::start_in(tempfile::tempdir().unwrap(), variables).await,
         }
+    }
+
+    async fn start_in(directory: TempDir, variables: &[(&str, &str)]) -> Self {
         let mut child = command(directory.path())
             .envs([("PORT", "0"), ("HOST", "127.0.0.1"), ("ADMIN_ADDR", "127.0.0.1:0")])
             .env("ADMIN_TOKEN", ADMIN_TOKEN)

@@ -6,6 +6,7 @@ use toml::Value;
 
 use crate::limiter::calendar::{Calendar, Unit};
 use crate::limiter::clock::{Micros, SECOND};
+use crate::limiter::gcra::LONGEST_TOLERANCE;
 use crate::limiter::subject::{Part, Subject};
 
 /// What `by` may be.
@@ -102,6 +103,16 @@ fn period(text: &str) -> Option<Micros> {
     unit(name)?.checked_mul(u64::from(count)).filter(|&period| period > 0)
 }
 
+/// So long, at most a year.
+pub(super) fn duration(value: &Value) -> Result<Micros, String> {
+    let read = |text: &str| period(text.trim()).filter(|&long| long <= LONGEST_TOLERANCE);
+    value
+        .as_str()
+        .filter(|text| text.trim().starts_with(|first: char| first.is_ascii_digit()))
+        .and_then(read)
+        .ok_or_else(|| "accepted: a time such as \"30s\", \"10m\", \"2h\" or \"7d\", at most 365d".to_owned())
+}
+
 /// Digits only: Rust would also read "+5".
 fn number(text: &str) -> Option<u32> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
@@ -130,7 +141,7 @@ pub(super) fn subject(value: &Value) -> Result<Subject, String> {
     Ok(Subject::new(parts))
 }
 
-fn part(text: &str) -> Result<Part, String> {
+pub(super) fn part(text: &str) -> Result<Part, String> {
     let (kind, name) = text.split_once(':').unwrap_or((text, ""));
     match kind {
         "ip" if text == "ip" => Ok(Part::Ip),

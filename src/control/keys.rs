@@ -1,0 +1,189 @@
+//! One client's key in the admin API: its debts and blocks, and how they are forgiven.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::Serialize;
+
+use super::api::Admin;
+use crate::doors::problem::{Cause, Problem};
+use crate::limiter::forgive::KeyState;
+use crate::limiter::policy::{Rule, Rules};
+
+/// So many rules are asked about a key without being named: each is a call to Redis.
+const RULES_WITHOUT_A_NAME: usize = 100;
+/// So many who are shut out are listed.
+const LISTED: usize = 1_000;
+/// How often, and after what pause each time, a key with calls under way is forgiven again.
+const AGAIN: u32 = 40;
+const PAUSE: Duration = Duration::from_millis(5);
+
+#[derive(Serialize)]
+struct PolicyView {
+    policy: Box<str>,
+    by: Box<str>,
+    state: &'static str,
+    backend: &'static str,
+    fallback: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remaining: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reset_after_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocked_for_ms: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct ForgivenView {
+    policies: Vec<Box<str>>,
+    /// How many of them had shut the key out.
+    blocks: usize,
+    /// Whether every store where the key has debts knows. `false`: see `redis`.
+    complete: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct BlockedView {
+    policy: Box<str>,
+    by: Box<str>,
+    key: Option<String>,
+    blocked_until: String,
+}
+
+/// What the query asks for.
+#[derive(Default)]
+struct Question {
+    key: Option<String>,
+    rule: Option<String>,
+    blocked: bool,
+}
+
+impl Question {
+    fn read(request: &HttpRequest) -> Result<Self, Problem> {
+        let refuse =
+            |detail: &str| Problem::new(Cause::Unprocessable, detail.to_owned()).with_code("bad_query");
+        let pairs = web::Query::<Vec<(String, String)>>::from_query(request.query_string())
+            .map_err(|_| refuse("The query can't be read. Accepted: key=KEY, rule=NAME, blocked=true."))?;
+        let mut question = Self::default();
+        for (name, value) in pairs.into_inner() {
+            match name.as_str() {
+                "key" if question.key.is_none() => question.key = Some(value),
+                "rule" if question.rule.is_none() => question.rule = Some(value),
+                "blocked" if value == "true" => question.blocked = true,
+                _ => return Err(refuse("Accepted: key=KEY once, rule=NAME once, blocked=true.")),
+            }
+        }
+        Ok(question)
+    }
+
+    /// The rules that are meant.
+    fn rules<'r>(&self, rules: &'r Rules) -> Result<Vec<&'r Rule>, Problem> {
+        match &self.rule {
+            Some(name) => rules.named(name).map(|rule| vec![rule]).ok_or_else(|| {
+                let detail = format!("There is no rule \"{name}\".");
+                Problem::new(Cause::Unprocessable, detail).with_code("unknown_rule")
+            }),
+            None if rules.all().len() > RULES_WITHOUT_A_NAME => {
+                let detail = format!("There are {} rules: name one with rule=NAME.", rules.all().len());
+                Err(Problem::new(Cause::Unprocessable, detail).with_code("name_a_rule"))
+            }
+            None => Ok(rules.all().iter().collect()),
+        }
+    }
+
+    fn key(&self) -> Result<&str, Problem> {
+        self.key.as_deref().filter(|key| !key.is_empty()).ok_or_else(|| {
+            let detail = "Say whose: key=KEY, as the request carries it (an address for \"ip\").";
+            Problem::new(Cause::Unprocessable, detail).with_code("no_key")
+        })
+    }
+}
+
+/// `GET /admin/keys?key=…[&rule=…]`: how it stands under each policy; `?blocked=true`: who is shut out.
+///
+/// # Errors
+/// A query that asks for nothing, or for a rule that there is not.
+pub async fn keys(request: HttpRequest, admin: web::Data<Admin>) -> Result<HttpResponse, Problem> {
+    let question = Question::read(&request)?;
+    let limiter = admin.status.limiter();
+    let rules = limiter.rules();
+    if question.blocked {
+        let by = |name: &str| {
+            let policy = rules.policies().iter().find(|policy| &*policy.name == name);
+            policy.map_or_else(Box::default, |policy| policy.by.kind().into())
+        };
+        let blocked = limiter.blocked();
+        let total = blocked.len();
+        let shown: Vec<BlockedView> = blocked
+            .into_iter()
+            .take(LISTED)
+            .map(|blocked| BlockedView {
+                by: by(&blocked.policy),
+                policy: blocked.policy,
+                key: blocked.who.map(|who| String::from_utf8_lossy(&who).into_owned()),
+                blocked_until: super::status::time(blocked.until),
+            })
+            .collect();
+        return Ok(HttpResponse::Ok().json(serde_json::json!({ "total": total, "blocked": shown })));
+    }
+    let key = question.key()?;
+    let mut views = Vec::new();
+    for rule in question.rules(&rules)? {
+        let states = limiter.key_states(&rules, rule, key.as_bytes()).await;
+        views.extend(states.into_iter().map(|state| view(&rules, state)));
+    }
+    Ok(HttpResponse::Ok().json(serde_json::json!({ "key": key, "policies": views })))
+}
+
+/// `DELETE /admin/keys?key=…[&rule=…]`: forgives its debts and lets it out of the penalty box.
+///
+/// # Errors
+/// As [`keys`].
+pub async fn forgive(request: HttpRequest, admin: web::Data<Admin>) -> Result<HttpResponse, Problem> {
+    let question = Question::read(&request)?;
+    let key = question.key()?;
+    let limiter = Arc::clone(admin.status.limiter());
+    let rules = limiter.rules();
+    let mut view = ForgivenView { policies: Vec::new(), blocks: 0, complete: true, redis: None };
+    for rule in question.rules(&rules)? {
+        let mut forgiven = limiter.forgive(&rules, rule, key.as_bytes()).await;
+        view.blocks += forgiven.blocks;
+        for _ in 0..AGAIN {
+            if !forgiven.under_way {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+            forgiven = limiter.forgive(&rules, rule, key.as_bytes()).await;
+        }
+        view.policies.extend(forgiven.policies);
+        if let Some(fault) = forgiven.untold {
+            view.complete = false;
+            view.redis = Some(fault.as_str());
+        }
+    }
+    Ok(HttpResponse::Ok().json(view))
+}
+
+fn view(rules: &Rules, state: KeyState) -> PolicyView {
+    let policy = rules.policies().iter().find(|policy| policy.name == state.policy);
+    PolicyView {
+        by: policy.map_or_else(Box::default, |policy| policy.by.kind().into()),
+        state: match (&state.reading, state.blocked_for) {
+            (_, Some(_)) => "block",
+            (Some(reading), None) if reading.remaining == 0 => "throttle",
+            _ => "allow",
+        },
+        backend: state.backend.as_str(),
+        fallback: state.fallback.is_some(),
+        limit: policy.map(|policy| policy.quota.limit()),
+        remaining: state.reading.map(|reading| reading.remaining),
+        reset_after_ms: state.reading.map(|reading| reading.reset_after.div_ceil(1000)),
+        blocked_for_ms: state.blocked_for.map(|rest| rest.div_ceil(1000)),
+        policy: state.policy,
+    }
+}
