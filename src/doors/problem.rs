@@ -5,7 +5,7 @@ use actix_web::http::header::{CONTENT_TYPE, HeaderValue};
 use actix_web::{HttpResponse, ResponseError};
 use std::fmt;
 
-use super::headers::{self, Families};
+use super::headers::{self, Sets};
 use crate::limiter::decision::{Decision, State};
 
 /// Every cause of an answer of our own that is not a success.
@@ -149,7 +149,7 @@ impl ResponseError for Problem {
 }
 
 /// The answer to a request that was not let through, with its headers.
-pub fn denial(decision: &Decision, families: Families) -> HttpResponse {
+pub fn denial(decision: &Decision, sets: Sets) -> HttpResponse {
     let policy = decision.policy().unwrap_or_default();
     let cause = match decision.state {
         State::Throttle | State::Allow => Cause::QuotaExceeded,
@@ -176,7 +176,7 @@ pub fn denial(decision: &Decision, families: Families) -> HttpResponse {
         _ => format!(r#"{{"type":"{kind}","title":"{title}","status":{code},"policy":{name}}}"#),
     };
     let mut response = answer(status, body);
-    headers::write(decision, families, response.headers_mut());
+    headers::write(decision, sets, response.headers_mut());
     response
 }
 

@@ -155,7 +155,7 @@ impl Decision {
     }
 
     /// Every policy that was judged, with what it said.
-    pub fn verdicts(&self) -> impl Iterator<Item = (&Policy, &Verdict)> {
+    pub fn verdicts(&self) -> impl Iterator<Item = (&Policy, &Verdict)> + Clone {
         self.verdicts.iter().map(|verdict| (self.rules.policy(verdict.policy), verdict))
     }
 

@@ -14,6 +14,7 @@ mod checks;
 mod faults;
 mod fleet;
 mod gateway;
+mod headers;
 mod life;
 mod limits;
 mod logs;
