@@ -98,7 +98,7 @@ pub(super) fn sets(headers: config::Headers) -> Sets {
         config::XRateLimit::Delta => XRateLimit::Delta,
         config::XRateLimit::GitHub => XRateLimit::GitHub,
     });
-    Sets { ietf: headers.ietf, draft_03: headers.draft_03, x_ratelimit }
+    Sets { ietf: headers.ietf, draft_03: headers.draft_03, x_ratelimit, shadow: headers.shadow }
 }
 
 /// The wheel, with what the environment wants in force.

@@ -64,6 +64,7 @@ pub const KEYS: &[Known] = &[
     short("logging.filter", "RUST_LOG"),
     plain("memory.max_keys"),
     plain("headers.sets"),
+    plain("headers.shadow"),
     secret("doors.token", None),
     plain("policies.file"),
 ];

@@ -229,6 +229,8 @@ pub struct Headers {
     pub draft_03: bool,
     /// `X-RateLimit-*`.
     pub x_ratelimit: Option<XRateLimit>,
+    /// `X-RateLimit-Shadow`; never without another set.
+    pub shadow: bool,
 }
 
 /// What `X-RateLimit-*` are.

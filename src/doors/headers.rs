@@ -23,6 +23,8 @@ pub struct Sets {
     pub draft_03: bool,
     /// `X-RateLimit-*`, one of the two sets that share these names.
     pub x_ratelimit: Option<XRateLimit>,
+    /// `X-RateLimit-Shadow`: what policies would have done that deny nothing so far.
+    pub shadow: bool,
 }
 
 /// What `X-RateLimit-*` are.
@@ -36,12 +38,12 @@ pub enum XRateLimit {
 
 impl Sets {
     /// None of them.
-    pub const NONE: Self = Self { ietf: false, draft_03: false, x_ratelimit: None };
+    pub const NONE: Self = Self { ietf: false, draft_03: false, x_ratelimit: None, shadow: false };
 }
 
 impl Default for Sets {
     fn default() -> Self {
-        Self { ietf: true, x_ratelimit: Some(XRateLimit::Delta), ..Self::NONE }
+        Self { ietf: true, x_ratelimit: Some(XRateLimit::Delta), shadow: true, ..Self::NONE }
     }
 }
 
@@ -55,21 +57,42 @@ const X_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining")
 const X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 const X_USED: HeaderName = HeaderName::from_static("x-ratelimit-used");
 const X_RESOURCE: HeaderName = HeaderName::from_static("x-ratelimit-resource");
+const X_SHADOW: HeaderName = HeaderName::from_static("x-ratelimit-shadow");
 
 /// Adds the headers of `decision` to a response. A name that the upstream set itself is replaced: it would speak
 /// of another limit.
 pub fn write(decision: &Decision, sets: Sets, headers: &mut HeaderMap) {
-    let Some((_, bound)) = decision.binding() else { return };
+    if sets.shadow {
+        write_shadow(decision, headers);
+    }
+    let Some((_, bound)) = decision.bound_by() else { return };
     if speaks_of_limits(headers) {
         clear(headers, sets, decision.allowed());
     }
     if sets != Sets::NONE {
-        let told = Told { rules: decision.rules(), bound, verdicts: decision.verdicts(), wall };
+        let told = Told { rules: decision.rules(), bound, verdicts: decision.enforced(), wall };
         DESK.with_borrow_mut(|desk| told.write(desk, sets, headers));
     }
     if let (false, Some(wait)) = (decision.allowed(), decision.retry_after()) {
         put(headers, RETRY_AFTER, number(retry_after_seconds(wait)));
     }
+}
+
+/// `"all";would=throttle;retry-after=3`: only where a shadow policy would have denied.
+fn write_shadow(decision: &Decision, headers: &mut HeaderMap) {
+    let mut denials = decision.shadow_denials().peekable();
+    if denials.peek().is_none() {
+        return;
+    }
+    let mut text = Text::default();
+    for denial in denials {
+        text.next().quoted(denial.policy).text(";would=").text(denial.state.as_str());
+        if let Some(wait) = denial.retry_after {
+            text.text(";retry-after=").number(retry_after_seconds(wait));
+        }
+    }
+    headers.remove(X_SHADOW);
+    put(headers, X_SHADOW, text.value());
 }
 
 /// Whole seconds, rounded up: a client that waits exactly that long is admitted.

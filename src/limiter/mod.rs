@@ -135,7 +135,12 @@ impl<S: Store> Limiter<S> {
         facts: &dyn Facts,
     ) -> Bill {
         let in_force = self.rollout.in_force();
-        let mut bill = Bill { items: SmallVec::new(), revision: in_force.revision, missing: None };
+        let mut bill = Bill {
+            items: SmallVec::new(),
+            revision: in_force.revision,
+            missing: None,
+            missing_in_shadow: SmallVec::new(),
+        };
         for &id in &rule.policies {
             let policy = rules.policy(id);
             let identity = match identify(&policy.by) {
@@ -145,6 +150,10 @@ impl<S: Store> Limiter<S> {
                     // Without an address either (a unix socket), all such requests share one bucket.
                     OnMissing::Ip | OnMissing::Skip => {
                         IP.identify(facts).unwrap_or_else(|| IP.identity_of(b"unknown"))
+                    }
+                    OnMissing::Deny if policy.mode == Mode::Shadow => {
+                        bill.missing_in_shadow.push((id, policy.quota));
+                        continue;
                     }
                     OnMissing::Deny => {
                         bill.missing = Some(id);
@@ -184,7 +193,9 @@ impl<S: Store> Limiter<S> {
         }
         let (peek, now) = (hit.writes_nothing(), self.clock.now());
         // Nearly every request owes one bucket: then nothing is gathered.
-        if let [item] = bill.items.as_slice() {
+        if let [item] = bill.items.as_slice()
+            && bill.missing_in_shadow.is_empty()
+        {
             let reading = self.memory.charge_one(&self.charge(item, &rules, cost, now), peek, now);
             let verdict = item.verdict(Backend::Memory, None, reading);
             return Check::Decided(Some(Decision::of_one(rules, bill.revision, verdict)));

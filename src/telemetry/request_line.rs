@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
 
 use super::output::{Format, Output};
+use crate::limiter::decision::ShadowDenial;
 use crate::limiter::event::Exchange;
 use crate::limiter::subject::ProcessKey;
 
@@ -44,6 +45,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     mixed: bool,
     rollout_revision: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    shadow: Vec<ShadowDenial<'a>>,
 }
 
 /// Microseconds, told in milliseconds.
@@ -105,6 +108,7 @@ impl RequestLines {
                     fallback: decision.is_some_and(|decision| decision.fallback().is_some()),
                     mixed: decision.is_some_and(|decision| decision.mixed),
                     rollout_revision: decision.map_or(0, |decision| decision.revision),
+                    shadow: decision.map(|decision| decision.shadow_denials().collect()).unwrap_or_default(),
                 },
             )?;
             line.push(b'\n');

@@ -20,5 +20,6 @@ mod limits;
 mod logs;
 mod rollout;
 mod secrets;
+mod shadow;
 mod tls;
 mod windows;

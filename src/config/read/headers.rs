@@ -1,5 +1,6 @@
 //! Which headers tell clients of their limits.
 
+use super::boolean;
 use crate::config::settings::{Headers, XRateLimit};
 use crate::config::take::Taken;
 
@@ -8,10 +9,16 @@ const ACCEPTED: &str =
 
 pub(super) fn headers(taken: &mut Taken) -> Headers {
     let words = taken.list("headers.sets");
-    sets(&words).unwrap_or_else(|message| {
+    let sets = sets(&words).unwrap_or_else(|message| {
         taken.refuse_read("headers.sets", &message);
         Headers::default()
-    })
+    });
+    let shadow = boolean(taken, "headers.shadow");
+    if sets == Headers::default() {
+        taken.show("headers.shadow", "false", Some("default (headers.sets is none)"));
+        return sets;
+    }
+    Headers { shadow, ..sets }
 }
 
 fn sets(words: &[String]) -> Result<Headers, String> {
