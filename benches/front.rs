@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use actix_governor::{Governor, GovernorConfigBuilder};
 use actix_web::{App, HttpServer, web};
-use tidegate::doors::headers::Families;
+use tidegate::doors::headers::Sets;
 use tidegate::doors::middleware::RateLimit;
 use tidegate::limiter::Limiter;
 use tidegate::limiter::clock::SECOND;
@@ -240,8 +240,7 @@ fn serve(which: &str) {
                 listen!(App::new().wrap(RateLimit::new(Arc::clone(&limiter))).route("/hello", page()))
             }
             "bare-headers" => {
-                let silent = Families { ietf: false, x_ratelimit: false };
-                let limit = (Arc::clone(&limiter), silent);
+                let limit = (Arc::clone(&limiter), Sets::NONE);
                 listen!(
                     App::new()
                         .wrap(RateLimit::with(Arc::clone(&limit.0), Arc::default(), limit.1))

@@ -18,7 +18,6 @@ use crate::control::status::Status;
 use crate::control::tokens::Tokens;
 use crate::doors::check::Callers;
 use crate::doors::gateway::Gateway;
-use crate::doors::headers::Families;
 use crate::limiter::Limiter;
 use crate::limiter::clock::Clock;
 use crate::limiter::decision::Backend;
@@ -146,7 +145,7 @@ impl Application {
         let parts = Parts {
             limiter: Arc::clone(&limiter),
             observer,
-            families: Families { ietf: settings.headers.ietf, x_ratelimit: settings.headers.x_ratelimit },
+            sets: settled::sets(settings.headers),
             gateway,
             callers: Callers {
                 token: settings.doors.token.as_ref().map(|token| token.expose().into()),

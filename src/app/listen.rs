@@ -21,7 +21,7 @@ use crate::doors::check::{self, Callers};
 use crate::doors::client_ip::TrustedProxies;
 use crate::doors::exchange::Exchanges;
 use crate::doors::gateway::Gateway;
-use crate::doors::headers::Families;
+use crate::doors::headers::Sets;
 use crate::doors::health::{self, ReadinessProbe};
 use crate::doors::middleware::RateLimit;
 use crate::doors::problem::{Cause, Problem};
@@ -37,7 +37,7 @@ pub(super) struct Parts {
     pub(super) limiter: Arc<Limiter<RedisStore>>,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) proxies: Arc<TrustedProxies>,
-    pub(super) families: Families,
+    pub(super) sets: Sets,
     pub(super) gateway: Option<Gateway>,
     pub(super) callers: Callers,
     pub(super) readiness: ReadinessProbe,
@@ -179,7 +179,7 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_m
 
 /// Judged, then forwarded.
 fn everything_else(parts: &Parts) -> impl actix_web::dev::HttpServiceFactory + use<> {
-    let limit = RateLimit::with(Arc::clone(&parts.limiter), Arc::clone(&parts.proxies), parts.families);
+    let limit = RateLimit::with(Arc::clone(&parts.limiter), Arc::clone(&parts.proxies), parts.sets);
     let gateway = parts.gateway.as_ref().map(Gateway::with_own_pool);
     web::scope("")
         .default_service(web::to(move |request: HttpRequest, payload: web::Payload| {

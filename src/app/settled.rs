@@ -8,6 +8,7 @@ use crate::config::{self, AppEnv, ClientIpHeader as Configured, LogFormat, Setti
 use crate::control::record::{EnvironmentRules, Record, Steering};
 use crate::doors::client_ip::{ClientIpHeader, TrustedProxies};
 use crate::doors::gateway::Upstream;
+use crate::doors::headers::{Sets, XRateLimit};
 use crate::limiter::clock::Clock;
 use crate::limiter::decision::Backend;
 use crate::limiter::event::Observer;
@@ -89,6 +90,15 @@ pub(super) fn upstream(upstream: &config::Upstream) -> Result<Upstream, StartErr
         connect_timeout: upstream.connect_timeout,
         preserve_host: upstream.preserve_host,
     })
+}
+
+/// Which headers tell clients of their limits.
+pub(super) fn sets(headers: config::Headers) -> Sets {
+    let x_ratelimit = headers.x_ratelimit.map(|form| match form {
+        config::XRateLimit::Delta => XRateLimit::Delta,
+        config::XRateLimit::GitHub => XRateLimit::GitHub,
+    });
+    Sets { ietf: headers.ietf, draft_03: headers.draft_03, x_ratelimit, shadow: headers.shadow }
 }
 
 /// The wheel, with what the environment wants in force.

@@ -90,6 +90,10 @@ fn walk(
 
 /// The words for a name that is not known.
 pub(super) fn unknown(name: &str, candidates: impl Iterator<Item = String>) -> String {
+    let is = |key: &str| key == name || keys::long_name(key) == name;
+    if let Some((_, instead)) = keys::REPLACED.iter().find(|(gone, _)| is(gone)) {
+        return format!("there is no such option; accepted: {instead}, which took its place");
+    }
     match keys::nearest(name, candidates) {
         Some(meant) => format!("there is no such option; did you mean {meant}?"),
         None => "there is no such option; accepted: those that `tidegate config show` lists".to_owned(),

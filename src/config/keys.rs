@@ -63,8 +63,8 @@ pub const KEYS: &[Known] = &[
     plain("logging.raw_keys"),
     short("logging.filter", "RUST_LOG"),
     plain("memory.max_keys"),
-    plain("headers.ietf"),
-    plain("headers.x_ratelimit"),
+    plain("headers.sets"),
+    plain("headers.shadow"),
     secret("doors.token", None),
     plain("policies.file"),
 ];
@@ -72,6 +72,10 @@ pub const KEYS: &[Known] = &[
 /// Variables of the contract that a later version reads. Ignoring one would start something else than was
 /// asked for. `DATABASE_URL` is not here: hosts set it by themselves, for other databases.
 pub(super) const LATER: &[&str] = &["TIDEGATE_PEERS", "RLS_ADDR"];
+
+/// Options that are gone, and what took their place.
+pub(super) const REPLACED: &[(&str, &str)] =
+    &[("headers.ietf", "headers.sets"), ("headers.x_ratelimit", "headers.sets")];
 
 /// The option with this dotted key.
 pub(super) fn known(key: &str) -> Option<&'static Known> {

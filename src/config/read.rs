@@ -1,5 +1,6 @@
 //! Gives every merged value its meaning, and holds the values against each other.
 
+mod headers;
 mod shared;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -46,10 +47,7 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
         memory: Memory {
             max_keys: taken.get("memory.max_keys", 1, |text| parse::whole(text, 1_000..=100_000_000)),
         },
-        headers: Headers {
-            ietf: boolean(&mut taken, "headers.ietf"),
-            x_ratelimit: boolean(&mut taken, "headers.x_ratelimit"),
-        },
+        headers: headers::headers(&mut taken),
         doors: Doors { token: taken.optional("doors.token", parse::token) },
         policies_file: None,
         rules: Rules::none(),

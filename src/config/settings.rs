@@ -220,13 +220,26 @@ pub struct Memory {
     pub max_keys: usize,
 }
 
-/// Which headers limited responses carry.
-#[derive(Clone, Copy, Debug)]
+/// Which headers tell clients of their limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Headers {
-    /// `RateLimit` and `RateLimit-Policy`.
+    /// `RateLimit` and `RateLimit-Policy` of the current draft.
     pub ietf: bool,
+    /// `RateLimit-Limit`, `-Remaining` and `-Reset` of the third draft.
+    pub draft_03: bool,
     /// `X-RateLimit-*`.
-    pub x_ratelimit: bool,
+    pub x_ratelimit: Option<XRateLimit>,
+    /// `X-RateLimit-Shadow`; never without another set.
+    pub shadow: bool,
+}
+
+/// What `X-RateLimit-*` are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XRateLimit {
+    /// `-Reset` in seconds from now.
+    Delta,
+    /// `-Reset` in seconds since the Unix epoch, `-Used` and `-Resource` besides.
+    GitHub,
 }
 
 /// The decision API.

@@ -16,7 +16,7 @@ use super::client_ip::TrustedProxies;
 use super::facts;
 use super::judged::Judged;
 use super::problem::{Cause, Problem};
-use crate::limiter::decision::Decision;
+use crate::limiter::decision::{Decision, ShadowDenial};
 use crate::limiter::store::Store;
 use crate::limiter::subject::{Facts, Part};
 use crate::limiter::{Hit, Limiter};
@@ -60,21 +60,27 @@ pub struct Answer<'a> {
     remaining: Option<u32>,
     reset_after_ms: u64,
     retry_after_ms: u64,
+    /// What shadow policies would have done; not there when none of them would have denied.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    shadow: Vec<ShadowDenial<'a>>,
 }
 
 impl<'a> From<&'a Decision> for Answer<'a> {
     fn from(decision: &'a Decision) -> Self {
-        let bound = decision.binding();
+        // Whoever asks acts upon the answer: a limit that is not enforced is not told as one.
+        let bound = decision.bound_by();
         Self {
             allowed: decision.allowed(),
             state: decision.state.as_str(),
             backend: decision.backend().as_str(),
             fallback: decision.fallback().is_some(),
-            policy: decision.policy(),
+            policy: bound
+                .map_or_else(|| decision.ruling().and(decision.policy()), |(policy, _)| Some(&policy.name)),
             limit: bound.map(|(policy, _)| policy.quota.limit()),
             remaining: bound.map(|(_, verdict)| verdict.reading.remaining),
             reset_after_ms: bound.map_or(0, |(_, verdict)| verdict.reading.reset_after.div_ceil(1000)),
             retry_after_ms: decision.retry_after().unwrap_or(0).div_ceil(1000),
+            shadow: decision.shadow_denials().collect(),
         }
     }
 }

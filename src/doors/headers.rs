@@ -1,39 +1,125 @@
-//! What a client is told about its limits: the response headers.
+//! What a client is told about its limits: the response headers, in the forms that clients read.
+
+mod text;
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
 use crate::limiter::clock::{Micros, SECOND};
-use crate::limiter::decision::{Decision, State};
+use crate::limiter::decision::{Decision, State, Verdict};
+use crate::limiter::gcra::Quota;
 use crate::limiter::policy::{Policy, PolicyId, Rules};
+use text::{Text, number};
 
-/// The families of headers that are sent.
+/// The sets of headers that are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Families {
+pub struct Sets {
     /// `RateLimit-Policy` and `RateLimit`, draft-ietf-httpapi-ratelimit-headers-10.
     pub ietf: bool,
-    /// `X-RateLimit-Limit`, `-Remaining`, `-Reset` (seconds from now).
-    pub x_ratelimit: bool,
+    /// `RateLimit-Limit`, `-Remaining` and `-Reset`, draft-ietf-httpapi-ratelimit-headers-03.
+    pub draft_03: bool,
+    /// `X-RateLimit-*`, one of the two sets that share these names.
+    pub x_ratelimit: Option<XRateLimit>,
+    /// `X-RateLimit-Shadow`: what policies would have done that deny nothing so far.
+    pub shadow: bool,
 }
 
-impl Default for Families {
+/// What `X-RateLimit-*` are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XRateLimit {
+    /// `-Limit`, `-Remaining`, and `-Reset` in seconds from now.
+    Delta,
+    /// As GitHub sends them: `-Reset` in seconds since the Unix epoch, `-Used` and `-Resource` besides.
+    GitHub,
+}
+
+impl Sets {
+    /// None of them.
+    pub const NONE: Self = Self { ietf: false, draft_03: false, x_ratelimit: None, shadow: false };
+}
+
+impl Default for Sets {
     fn default() -> Self {
-        Self { ietf: true, x_ratelimit: true }
+        Self { ietf: true, x_ratelimit: Some(XRateLimit::Delta), shadow: true, ..Self::NONE }
     }
 }
 
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
+const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
+const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 const X_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const X_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+const X_USED: HeaderName = HeaderName::from_static("x-ratelimit-used");
+const X_RESOURCE: HeaderName = HeaderName::from_static("x-ratelimit-resource");
+const X_SHADOW: HeaderName = HeaderName::from_static("x-ratelimit-shadow");
 
-/// Text on its way into a header. By hand: through `fmt` these five headers would cost more than the decision that
-/// they tell of.
-#[derive(Default)]
-struct Text(Vec<u8>);
+/// Adds the headers of `decision` to a response. A name that the upstream set itself is replaced: it would speak
+/// of another limit.
+pub fn write(decision: &Decision, sets: Sets, headers: &mut HeaderMap) {
+    if sets.shadow {
+        write_shadow(decision, headers);
+    }
+    let Some((_, bound)) = decision.bound_by() else {
+        // Without a bucket there is nothing to tell but when a client is no longer shut out.
+        if let (State::Block, Some(wait @ 1..)) = (decision.state, decision.retry_after()) {
+            put(headers, RETRY_AFTER, number(retry_after_seconds(wait)));
+        }
+        return;
+    };
+    if speaks_of_limits(headers) {
+        clear(headers, sets, decision.allowed());
+    }
+    if sets != Sets::NONE {
+        let told = Told { rules: decision.rules(), bound, verdicts: decision.enforced(), wall };
+        DESK.with_borrow_mut(|desk| told.write(desk, sets, headers));
+    }
+    if let (false, Some(wait)) = (decision.allowed(), decision.retry_after()) {
+        put(headers, RETRY_AFTER, number(retry_after_seconds(wait)));
+    }
+}
+
+/// `"all";would=throttle;retry-after=3`: only where a shadow policy would have denied.
+fn write_shadow(decision: &Decision, headers: &mut HeaderMap) {
+    let mut denials = decision.shadow_denials().peekable();
+    if denials.peek().is_none() {
+        return;
+    }
+    let mut text = Text::default();
+    for denial in denials {
+        text.next().quoted(denial.policy).text(";would=").text(denial.state.as_str());
+        if let Some(wait) = denial.retry_after {
+            text.text(";retry-after=").number(retry_after_seconds(wait));
+        }
+    }
+    headers.remove(X_SHADOW);
+    put(headers, X_SHADOW, text.value());
+}
+
+/// Whole seconds, rounded up: a client that waits exactly that long is admitted.
+pub fn retry_after_seconds(wait: Micros) -> u64 {
+    wait.div_ceil(SECOND).max(1)
+}
+
+/// The time that every set tells as the reset: until the budget is whole again, or, where a hit was denied, until the
+/// same hit is admitted. Then it is the moment of `Retry-After`, as both drafts ask (-03, 4; -10, 6) and as clients
+/// of GitHub take it.
+fn reset_after(verdict: &Verdict) -> Micros {
+    match verdict.reading.retry_after {
+        Some(wait) if !verdict.reading.allowed => wait,
+        _ => verdict.reading.reset_after,
+    }
+}
+
+/// The time of day, which only GitHub's set tells.
+fn wall() -> Micros {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as Micros)
+}
 
 thread_local! {
     static DESK: RefCell<Desk> = RefCell::default();
@@ -44,118 +130,144 @@ thread_local! {
 struct Desk {
     /// Written over by each header in turn.
     scratch: Text,
-    /// The rules that `written` belongs to, held so that no others take their place in memory.
+    fixed: Fixed,
+}
+
+/// What is told.
+struct Told<'a, V> {
+    rules: &'a Arc<Rules>,
+    /// The policy that binds, which those sets tell of that know one only.
+    bound: &'a Verdict,
+    verdicts: V,
+    wall: fn() -> Micros,
+}
+
+impl<'a, V: Iterator<Item = (&'a Policy, &'a Verdict)> + Clone> Told<'a, V> {
+    fn write(&self, desk: &mut Desk, sets: Sets, headers: &mut HeaderMap) {
+        let scratch = &mut desk.scratch;
+        let Some(fixed) = desk.fixed.of(self.rules, self.bound.policy) else { return };
+        let quota = &self.rules.policy(self.bound.policy).quota;
+        let verdicts = || self.verdicts.clone();
+        let policies = || verdicts().map(|(policy, _)| policy);
+        let alone = verdicts().nth(1).is_none();
+        let (remaining, reset) = (self.bound.reading.remaining, reset_after(self.bound));
+        if sets.ietf {
+            let listed = match alone {
+                true => Some(fixed.ietf.clone()),
+                false => scratch.clear().ietf_policies(policies()).value(),
+            };
+            put(headers, RATELIMIT_POLICY, listed);
+            put(headers, RATELIMIT, scratch.clear().ietf_limits(verdicts()).value());
+        }
+        if sets.draft_03 {
+            let limit = match alone {
+                true => Some(fixed.draft_03.clone()),
+                false => scratch.clear().draft_03_limit(quota, policies()).value(),
+            };
+            put(headers, LIMIT, limit);
+            put(headers, REMAINING, number(u64::from(remaining)));
+            put(headers, RESET, number(reset.div_ceil(SECOND)));
+        }
+        let Some(form) = sets.x_ratelimit else { return };
+        put(headers, X_LIMIT, Some(fixed.limit.clone()));
+        put(headers, X_REMAINING, number(u64::from(remaining)));
+        match form {
+            XRateLimit::Delta => put(headers, X_RESET, number(reset.div_ceil(SECOND))),
+            XRateLimit::GitHub => {
+                put(headers, X_RESET, number(((self.wall)() + reset).div_ceil(SECOND)));
+                // Of the units at once, as "remaining" is: "limit" is another number where the burst is.
+                put(headers, X_USED, number(u64::from(quota.burst().saturating_sub(remaining))));
+                put(headers, X_RESOURCE, Some(fixed.resource.clone()));
+            }
+        }
+    }
+}
+
+/// By policy: what never changes while the rules are in force.
+#[derive(Default)]
+struct Fixed {
+    /// The rules that `by_policy` belongs to, held so that no others take their place in memory.
     rules: Option<Arc<Rules>>,
-    /// By policy: what never changes while the rules are in force.
-    written: Vec<Option<Written>>,
+    by_policy: Vec<Option<OfPolicy>>,
 }
 
 #[derive(Clone)]
-struct Written {
-    /// `RateLimit-Policy`
-    policy: HeaderValue,
+struct OfPolicy {
+    /// `RateLimit-Policy` of a rule with this policy alone.
+    ietf: HeaderValue,
+    /// `RateLimit-Limit` of such a rule.
+    draft_03: HeaderValue,
     /// `X-RateLimit-Limit`
     limit: HeaderValue,
+    /// `X-RateLimit-Resource`
+    resource: HeaderValue,
 }
 
-impl Desk {
-    fn written(&mut self, rules: &Arc<Rules>, id: PolicyId) -> Option<Written> {
+impl Fixed {
+    fn of(&mut self, rules: &Arc<Rules>, id: PolicyId) -> Option<&OfPolicy> {
         if !self.rules.as_ref().is_some_and(|known| Arc::ptr_eq(known, rules)) {
             self.rules = Some(Arc::clone(rules));
-            self.written = vec![None; rules.policies().len()];
+            self.by_policy = vec![None; rules.policies().len()];
         }
-        let place = self.written.get_mut(id)?;
+        let place = self.by_policy.get_mut(id)?;
         if place.is_none() {
-            let policy = rules.policy(id);
-            let mut text = Text::default();
-            text.policy(policy);
-            *place = Some(Written { policy: text.value()?, limit: number(u64::from(policy.quota.limit()))? });
+            *place = OfPolicy::new(rules.policy(id));
         }
-        place.clone()
+        place.as_ref()
+    }
+}
+
+impl OfPolicy {
+    fn new(policy: &Policy) -> Option<Self> {
+        let alone = || std::iter::once(policy);
+        Some(Self {
+            ietf: Text::default().ietf_policies(alone()).value()?,
+            draft_03: Text::default().draft_03_limit(&policy.quota, alone()).value()?,
+            limit: number(u64::from(policy.quota.limit()))?,
+            resource: Text::default().text(&policy.name).value()?,
+        })
     }
 }
 
 impl Text {
-    fn policy(&mut self, policy: &Policy) -> &mut Self {
-        let quota = &policy.quota;
-        // Policy names are plain (the configuration sees to it), so that quotes need no escape.
-        self.text("\"").text(&policy.name).text("\";q=").number(u64::from(quota.limit()));
-        // A window is whole seconds in the draft: one that is not, or a month, is left out rather than rounded.
-        if quota.period() > 0 && quota.period().is_multiple_of(SECOND) {
-            self.text(";w=").number(quota.period() / SECOND);
-        }
-        self
-    }
-
-    fn value(&self) -> Option<HeaderValue> {
-        HeaderValue::from_bytes(&self.0).ok()
-    }
-
-    fn text(&mut self, text: &str) -> &mut Self {
-        self.0.extend_from_slice(text.as_bytes());
-        self
-    }
-
-    fn number(&mut self, number: u64) -> &mut Self {
-        let (mut digits, mut first, mut rest) = ([0; 20], 20, number);
-        loop {
-            first -= 1;
-            digits[first] = b'0' + (rest % 10) as u8;
-            rest /= 10;
-            if rest == 0 {
-                break;
+    /// `"per-client";q=100;w=60, "all";q=5000;w=3600`
+    fn ietf_policies<'a>(&mut self, policies: impl Iterator<Item = &'a Policy>) -> &mut Self {
+        for policy in policies {
+            self.next().quoted(&policy.name).text(";q=").number(u64::from(policy.quota.limit()));
+            if let Some(seconds) = window(&policy.quota) {
+                self.text(";w=").number(seconds);
             }
         }
-        self.0.extend_from_slice(&digits[first..]);
+        self
+    }
+
+    /// `"per-client";r=99;t=1, "all";r=4999;t=1`
+    fn ietf_limits<'a>(&mut self, verdicts: impl Iterator<Item = (&'a Policy, &'a Verdict)>) -> &mut Self {
+        for (policy, verdict) in verdicts {
+            self.next().quoted(&policy.name).text(";r=").number(u64::from(verdict.reading.remaining));
+            self.text(";t=").number(reset_after(verdict).div_ceil(SECOND));
+        }
+        self
+    }
+
+    /// `100, 100;w=60;burst=20, 5000;w=3600`: the limit that binds, then every policy.
+    fn draft_03_limit<'a>(&mut self, bound: &Quota, policies: impl Iterator<Item = &'a Policy>) -> &mut Self {
+        self.number(u64::from(bound.limit()));
+        for quota in policies.map(|policy| &policy.quota) {
+            // There a policy is nothing without its window.
+            let Some(seconds) = window(quota) else { continue };
+            self.next().number(u64::from(quota.limit())).text(";w=").number(seconds);
+            if quota.burst() != quota.limit() {
+                self.text(";burst=").number(u64::from(quota.burst()));
+            }
+        }
         self
     }
 }
 
-/// Adds the headers of `decision` to a response. A name that the upstream set itself is replaced: it would speak
-/// of another limit.
-pub fn write(decision: &Decision, families: Families, headers: &mut HeaderMap) {
-    let Some((_, bound)) = decision.binding() else {
-        // Without a bucket there is nothing to tell but when a client is no longer shut out.
-        if let (State::Block, Some(wait @ 1..)) = (decision.state, decision.retry_after()) {
-            put(headers, RETRY_AFTER, number(retry_after_seconds(wait)));
-        }
-        return;
-    };
-    if speaks_of_limits(headers) {
-        clear(headers, families, decision.allowed());
-    }
-    DESK.with_borrow_mut(|desk| {
-        let bound_to = desk.written(decision.rules(), bound.policy);
-        if families.ietf {
-            let several = decision.verdicts().nth(1).is_some();
-            desk.scratch.0.clear();
-            let policies = if several {
-                for (index, (policy, _)) in decision.verdicts().enumerate() {
-                    desk.scratch.text(if index > 0 { ", " } else { "" }).policy(policy);
-                }
-                desk.scratch.value()
-            } else {
-                bound_to.as_ref().map(|written| written.policy.clone())
-            };
-            put(headers, RATELIMIT_POLICY, policies);
-            desk.scratch.0.clear();
-            for (index, (policy, verdict)) in decision.verdicts().enumerate() {
-                let reading = &verdict.reading;
-                desk.scratch.text(if index > 0 { ", \"" } else { "\"" }).text(&policy.name);
-                desk.scratch.text("\";r=").number(u64::from(reading.remaining));
-                desk.scratch.text(";t=").number(reading.reset_after.div_ceil(SECOND));
-            }
-            put(headers, RATELIMIT, desk.scratch.value());
-        }
-        if families.x_ratelimit {
-            put(headers, X_LIMIT, bound_to.map(|written| written.limit));
-            put(headers, X_REMAINING, number(u64::from(bound.reading.remaining)));
-            put(headers, X_RESET, number(bound.reading.reset_after.div_ceil(SECOND)));
-        }
-    });
-    if let (false, Some(wait)) = (decision.allowed(), decision.retry_after()) {
-        put(headers, RETRY_AFTER, number(retry_after_seconds(wait)));
-    }
+/// A quota's window, whole seconds in both drafts: one that is not, or a month, is left out rather than rounded.
+fn window(quota: &Quota) -> Option<u64> {
+    (quota.period() > 0 && quota.period().is_multiple_of(SECOND)).then(|| quota.period() / SECOND)
 }
 
 fn put(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
@@ -165,12 +277,18 @@ fn put(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
 }
 
 /// Removes what is about to be written.
-fn clear(headers: &mut HeaderMap, families: Families, allowed: bool) {
-    let ietf = [RATELIMIT_POLICY, RATELIMIT].into_iter().filter(|_| families.ietf);
-    let x_ratelimit = [X_LIMIT, X_REMAINING, X_RESET].into_iter().filter(|_| families.x_ratelimit);
-    let retry_after = [RETRY_AFTER].into_iter().filter(|_| !allowed);
-    for name in ietf.chain(x_ratelimit).chain(retry_after) {
-        headers.remove(name);
+fn clear(headers: &mut HeaderMap, sets: Sets, allowed: bool) {
+    let x_ratelimit = [X_LIMIT, X_REMAINING, X_RESET];
+    for (names, written) in [
+        (&[RATELIMIT_POLICY, RATELIMIT][..], sets.ietf),
+        (&[LIMIT, REMAINING, RESET], sets.draft_03),
+        (&x_ratelimit, sets.x_ratelimit.is_some()),
+        (&[X_USED, X_RESOURCE], sets.x_ratelimit == Some(XRateLimit::GitHub)),
+        (&[RETRY_AFTER], !allowed),
+    ] {
+        names.iter().filter(|_| written).for_each(|name| {
+            headers.remove(name);
+        });
     }
 }
 
@@ -184,51 +302,5 @@ fn speaks_of_limits(headers: &HeaderMap) -> bool {
     headers.keys().any(|name| speaks(name.as_str()))
 }
 
-/// Most numbers in these headers are small: they need no memory of their own.
-static UP_TO_999: [[u8; 3]; 1000] = {
-    let mut table = [[b'0'; 3]; 1000];
-    let mut number = 0;
-    while number < 1000 {
-        table[number] =
-            [b'0' + (number / 100) as u8, b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8];
-        number += 1;
-    }
-    table
-};
-
-fn number(value: u64) -> Option<HeaderValue> {
-    let small = usize::try_from(value).ok().and_then(|value| UP_TO_999.get(value));
-    let Some(digits) = small else {
-        let mut text = Text::default();
-        return text.number(value).value();
-    };
-    let leading = usize::from(value < 100) + usize::from(value < 10);
-    std::str::from_utf8(&digits[leading..]).ok().map(HeaderValue::from_static)
-}
-
-/// Whole seconds, rounded up: a client that waits exactly that long is admitted.
-pub fn retry_after_seconds(wait: Micros) -> u64 {
-    wait.div_ceil(SECOND).max(1)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn small_numbers_are_written_without_leading_zeros() {
-        for value in (0..2_000).chain([u64::MAX]) {
-            assert_eq!(number(value).unwrap().to_str().unwrap(), value.to_string());
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_number_is_written_as_everybody_writes_it(number: u64) {
-            let mut text = Text::default();
-            text.number(number);
-            prop_assert_eq!(String::from_utf8_lossy(&text.0), number.to_string());
-        }
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ use quanta::Instant;
 
 use super::client_ip::TrustedProxies;
 use super::facts::HttpFacts;
-use super::headers::{self, Families};
+use super::headers::{self, Sets};
 use super::judged::Judged;
 use super::problem;
 use crate::limiter::decision::Decision;
@@ -41,18 +41,18 @@ pub struct RateLimit<S: Store = NoStore>(Rc<Shared<S>>);
 struct Shared<S: Store> {
     limiter: Arc<Limiter<S>>,
     proxies: Arc<TrustedProxies>,
-    families: Families,
+    sets: Sets,
 }
 
 impl<S: Store> RateLimit<S> {
-    /// Judges by `limiter`, trusts no proxy, sends every family of headers.
+    /// Judges by `limiter`, trusts no proxy, sends the default sets of headers.
     pub fn new(limiter: Arc<Limiter<S>>) -> Self {
-        Self::with(limiter, Arc::default(), Families::default())
+        Self::with(limiter, Arc::default(), Sets::default())
     }
 
-    /// Judges by `limiter`, believes `proxies`, sends `families`.
-    pub fn with(limiter: Arc<Limiter<S>>, proxies: Arc<TrustedProxies>, families: Families) -> Self {
-        Self(Rc::new(Shared { limiter, proxies, families }))
+    /// Judges by `limiter`, believes `proxies`, sends `sets`.
+    pub fn with(limiter: Arc<Limiter<S>>, proxies: Arc<TrustedProxies>, sets: Sets) -> Self {
+        Self(Rc::new(Shared { limiter, proxies, sets }))
     }
 }
 
@@ -99,7 +99,7 @@ where
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
         let watch = Watch::over(&request);
-        let families = self.shared.families;
+        let sets = self.shared.sets;
         let check = {
             let facts = HttpFacts::of(request.request(), &self.shared.proxies);
             self.shared.limiter.check(&facts, Hit::ONE)
@@ -108,13 +108,13 @@ where
             Check::Decided(Some(decision)) => {
                 let decision = watch.decided(decision);
                 if decision.allowed() {
-                    Limited::Passing { answer: self.service.call(request), decision, families }
+                    Limited::Passing { answer: self.service.call(request), decision, sets }
                 } else {
-                    Limited::Denied { response: Some(deny(request, &decision, families)) }
+                    Limited::Denied { response: Some(deny(request, &decision, sets)) }
                 }
             }
             check => {
-                let asking = ask(check, Rc::clone(&self.service), request, families, watch);
+                let asking = ask(check, Rc::clone(&self.service), request, sets, watch);
                 Limited::Asking { asking: Box::pin(asking) }
             }
         }
@@ -143,7 +143,7 @@ async fn ask<T, B>(
     check: Check,
     service: Rc<T>,
     request: ServiceRequest,
-    families: Families,
+    sets: Sets,
     watch: Watch,
 ) -> Result<ServiceResponse<EitherBody<B, BoxBody>>, Error>
 where
@@ -151,19 +151,19 @@ where
 {
     let decision = watch.decided(check.await);
     if !decision.allowed() {
-        return Ok(deny(request, &decision, families));
+        return Ok(deny(request, &decision, sets));
     }
     let mut response = service.call(request).await?.map_into_left_body();
-    headers::write(&decision, families, response.headers_mut());
+    headers::write(&decision, sets, response.headers_mut());
     Ok(response)
 }
 
 fn deny<B>(
     request: ServiceRequest,
     decision: &Decision,
-    families: Families,
+    sets: Sets,
 ) -> ServiceResponse<EitherBody<B, BoxBody>> {
-    let mut response = problem::denial(decision, families);
+    let mut response = problem::denial(decision, sets);
     response.extensions_mut().insert(Origin::Limiter);
     request.into_response(response).map_into_right_body()
 }
@@ -174,7 +174,7 @@ pin_project! {
     #[doc(hidden)]
     pub enum Limited<F, B> {
         /// Decided, and passed on.
-        Passing { #[pin] answer: F, decision: Rc<Decision>, families: Families },
+        Passing { #[pin] answer: F, decision: Rc<Decision>, sets: Sets },
         /// Decided, and denied.
         Denied { response: Option<ServiceResponse<EitherBody<B, BoxBody>>> },
         /// Still to be decided.
@@ -192,9 +192,9 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
-            LimitedNow::Passing { answer, decision, families } => {
+            LimitedNow::Passing { answer, decision, sets } => {
                 let mut response = std::task::ready!(answer.poll(context))?.map_into_left_body();
-                headers::write(decision, *families, response.headers_mut());
+                headers::write(decision, *sets, response.headers_mut());
                 Poll::Ready(Ok(response))
             }
             LimitedNow::Denied { response } => {

@@ -6,7 +6,7 @@ use actix_web::{HttpResponse, ResponseError};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::headers::{self, Families};
+use super::headers::{self, Sets};
 use crate::limiter::clock::Micros;
 use crate::limiter::decision::{Decision, Ruling, State};
 
@@ -151,7 +151,7 @@ impl ResponseError for Problem {
 }
 
 /// The answer to a request that was not let through, with its headers.
-pub fn denial(decision: &Decision, families: Families) -> HttpResponse {
+pub fn denial(decision: &Decision, sets: Sets) -> HttpResponse {
     let policy = decision.policy().unwrap_or_default();
     let cause = match decision.state {
         State::Throttle | State::Allow => Cause::QuotaExceeded,
@@ -190,7 +190,7 @@ pub fn denial(decision: &Decision, families: Families) -> HttpResponse {
         }
     };
     let mut response = answer(status, body);
-    headers::write(decision, families, response.headers_mut());
+    headers::write(decision, sets, response.headers_mut());
     response
 }
 

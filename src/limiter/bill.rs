@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::charge::Charge;
 use super::decision::{Backend, Ruling, Verdict, Verdicts};
-use super::gcra::Reading;
+use super::gcra::{Quota, Reading};
 use super::policy::PolicyId;
 use super::rollout::Arm;
 use super::store::{FaultKind, Readings};
@@ -16,6 +16,8 @@ pub(super) struct Bill {
     pub(super) revision: u64,
     /// What decides without a bucket.
     pub(super) ruling: Option<Ruling>,
+    /// Shadow policies of which the same is true: they deny nothing.
+    pub(super) missing_in_shadow: SmallVec<[(PolicyId, Quota); 0]>,
 }
 
 pub(super) struct Item {
@@ -32,7 +34,7 @@ pub(super) struct Item {
 impl Item {
     #[inline]
     pub(super) fn verdict(&self, backend: Backend, fallback: Option<FaultKind>, reading: Reading) -> Verdict {
-        Verdict { policy: self.policy, reading, backend, arm: self.arm, fallback }
+        Verdict { policy: self.policy, reading, backend, arm: self.arm, fallback, missing: false }
     }
 }
 
@@ -48,11 +50,11 @@ impl Bill {
         fallback: Option<FaultKind>,
         readings: &Readings,
     ) -> Verdicts {
-        self.items
-            .iter()
-            .filter(|item| item.arm == arm)
-            .zip(readings)
+        let judged = self.items.iter().filter(|item| item.arm == arm).zip(readings);
+        let missing = self.missing_in_shadow.iter().filter(|_| arm == Arm::Control);
+        judged
             .map(|(item, &reading)| item.verdict(backend, fallback, reading))
+            .chain(missing.map(|&(policy, quota)| Verdict::missing(policy, quota)))
             .collect()
     }
 }

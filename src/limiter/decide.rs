@@ -24,7 +24,9 @@ impl<S: Store> Limiter<S> {
         }
         let (peek, now) = (hit.writes_nothing(), self.clock.now());
         // Nearly every request owes one bucket: then nothing is gathered.
-        if let [item] = bill.items.as_slice() {
+        if let [item] = bill.items.as_slice()
+            && bill.missing_in_shadow.is_empty()
+        {
             let reading = self.memory.charge_one(&self.charge(item, &rules, cost, now), peek, now);
             let verdict = item.verdict(Backend::Memory, None, reading);
             let decision = Decision::of_one(rules, bill.revision, verdict);

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use serde::{Serialize, Serializer};
 use smallvec::SmallVec;
 
 use super::access::Access;
 use super::clock::Micros;
-use super::gcra::Reading;
+use super::gcra::{Quota, Reading};
 use super::policy::{Mode, Policy, PolicyId, Rules};
 use super::rollout::Arm;
 use super::store::FaultKind;
@@ -65,6 +66,41 @@ pub struct Verdict {
     pub arm: Arm,
     /// Why memory decided although Redis was wanted.
     pub fallback: Option<FaultKind>,
+    /// A shadow policy's subject, which must be there, is missing: no bucket was judged. (Of an enforced policy that
+    /// ends the request before any verdict.)
+    pub missing: bool,
+}
+
+impl Verdict {
+    /// Of a shadow policy whose subject must be there and is missing.
+    pub(super) fn missing(policy: PolicyId, quota: Quota) -> Self {
+        let reading = Reading { retry_after: None, ..quota.reading(0, 0, false) };
+        let (backend, arm) = (Backend::Memory, Arm::Control);
+        Self { policy, reading, backend, arm, fallback: None, missing: true }
+    }
+
+    /// What this policy by itself would have come to.
+    #[inline]
+    pub fn state(&self) -> State {
+        match self.reading.allowed {
+            true => State::Allow,
+            false if self.missing => State::Block,
+            false => State::Throttle,
+        }
+    }
+}
+
+/// What a shadow policy would have done to a request, had it been enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ShadowDenial<'a> {
+    /// The policy's name.
+    pub policy: &'a str,
+    /// `throttle` or `block`.
+    #[serde(serialize_with = "word")]
+    pub state: State,
+    /// Time until it would have admitted the same hit; `None` when it never would. Written in milliseconds.
+    #[serde(rename = "retry_after_ms", serialize_with = "milliseconds")]
+    pub retry_after: Option<Micros>,
 }
 
 /// One per policy. Nearly every request has one.
@@ -153,7 +189,9 @@ impl Decision {
             }
         }
         let denied = verdicts.get(binding).is_some_and(|bound| enforced(bound) && !bound.reading.allowed);
-        let mixed = verdicts.iter().any(|one| one.backend != verdicts[0].backend);
+        let mut stores = verdicts.iter().filter(|one| !one.missing).map(|one| one.backend);
+        let first = stores.next();
+        let mixed = stores.any(|store| Some(store) != first);
         Self {
             state: if denied { State::Throttle } else { State::Allow },
             mixed,
@@ -171,8 +209,30 @@ impl Decision {
     }
 
     /// Every policy that was judged, with what it said.
-    pub fn verdicts(&self) -> impl Iterator<Item = (&Policy, &Verdict)> {
+    pub fn verdicts(&self) -> impl Iterator<Item = (&Policy, &Verdict)> + Clone {
         self.verdicts.iter().map(|verdict| (self.rules.policy(verdict.policy), verdict))
+    }
+
+    /// The policies that may deny, with what they said.
+    pub fn enforced(&self) -> impl Iterator<Item = (&Policy, &Verdict)> + Clone {
+        self.verdicts().filter(|(policy, _)| policy.mode == Mode::Enforce)
+    }
+
+    /// The shadow policies that would have denied.
+    pub fn shadow_denials(&self) -> impl Iterator<Item = ShadowDenial<'_>> {
+        let shadow =
+            |(policy, verdict): &(&Policy, &Verdict)| policy.mode == Mode::Shadow && !verdict.reading.allowed;
+        self.verdicts().filter(shadow).map(|(policy, verdict)| ShadowDenial {
+            policy: &policy.name,
+            state: verdict.state(),
+            retry_after: verdict.reading.retry_after,
+        })
+    }
+
+    /// [`Decision::binding`], but for a shadow policy, of which nobody is to be told as if it bound.
+    pub fn bound_by(&self) -> Option<(&Policy, &Verdict)> {
+        // A shadow policy binds only where there is no other.
+        self.binding().filter(|(policy, _)| policy.mode == Mode::Enforce)
     }
 
     /// The policy that binds, with what it said; `None` when no policy applies.
@@ -234,4 +294,12 @@ impl Decision {
     pub fn rules(&self) -> &Arc<Rules> {
         &self.rules
     }
+}
+
+fn word<S: Serializer>(state: &State, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(state.as_str())
+}
+
+fn milliseconds<S: Serializer>(time: &Option<Micros>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| time.div_ceil(1000)).serialize(serializer)
 }

@@ -36,7 +36,7 @@ use clock::Clock;
 use decision::{Decision, Ruling};
 use memory::Memory;
 use penalty::{PenaltyBox, Standing};
-use policy::{OnMissing, Policy, PolicyId, Rule, Rules};
+use policy::{Mode, OnMissing, Policy, PolicyId, Rule, Rules};
 use rollout::{Arm, Percent, Rollout};
 use store::{NoStore, Store};
 use subject::{Facts, Identity, ProcessKey, Subject};
@@ -158,7 +158,12 @@ impl<S: Store> Limiter<S> {
         facts: &dyn Facts,
     ) -> Bill {
         let in_force = self.rollout.in_force();
-        let mut bill = Bill { items: SmallVec::new(), revision: in_force.revision, ruling: None };
+        let mut bill = Bill {
+            items: SmallVec::new(),
+            revision: in_force.revision,
+            ruling: None,
+            missing_in_shadow: SmallVec::new(),
+        };
         for &id in &rule.policies {
             let policy = rules.policy(id);
             let identity = match identify(&policy.by) {
@@ -168,6 +173,10 @@ impl<S: Store> Limiter<S> {
                     // Without an address either (a unix socket), all such requests share one bucket.
                     OnMissing::Ip | OnMissing::Skip => {
                         IP.identify(facts).unwrap_or_else(|| IP.identity_of(b"unknown"))
+                    }
+                    OnMissing::Deny if policy.mode == Mode::Shadow => {
+                        bill.missing_in_shadow.push((id, policy.quota));
+                        continue;
                     }
                     OnMissing::Deny => {
                         bill.ruling = Some(Ruling::SubjectMissing(id));

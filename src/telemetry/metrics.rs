@@ -1,6 +1,8 @@
 //! The metrics of the contract. Labels come from the configuration, never from traffic; on the hot path each is a
 //! handle that is looked up by place.
 
+mod policy_decisions;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -18,6 +20,7 @@ use crate::limiter::event::{Exchange, Origin};
 use crate::limiter::policy::Rules;
 use crate::limiter::rollout::{Arm, InForce};
 use crate::limiter::store::FaultKind;
+use policy_decisions::PolicyDecisions;
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -36,12 +39,14 @@ struct PerRules {
     rules: Arc<Rules>,
     policies: Vec<PerPolicy>,
     unlimited: PerPolicy,
+    decisions: PolicyDecisions,
 }
 
 /// Every metric and the registry that prints them.
 pub(super) struct Metrics {
     registry: Registry,
     requests: Family<Labels, Counter>,
+    policy_decisions: Family<Labels, Counter>,
     per_rules: ArcSwap<PerRules>,
     responses: [[[Counter; 3]; 2]; 7],
     request_seconds: [Histogram; 2],
@@ -73,6 +78,13 @@ impl Metrics {
         let mut registry = Registry::with_prefix("tidegate");
         let requests = Family::<Labels, Counter>::default();
         registry.register("requests", "Requests judged, by who decided and how", requests.clone());
+
+        let policy_decisions = Family::<Labels, Counter>::default();
+        registry.register(
+            "policy_decisions",
+            "What each judged policy came to by itself, whether it binds, is enforced or neither",
+            policy_decisions.clone(),
+        );
 
         let responses = Family::<Labels, Counter>::default();
         registry.register(
@@ -150,8 +162,9 @@ impl Metrics {
             .set(1);
 
         Self {
-            per_rules: ArcSwap::from_pointee(PerRules::new(&requests, rules)),
+            per_rules: ArcSwap::from_pointee(PerRules::new(&requests, &policy_decisions, rules)),
             requests,
+            policy_decisions,
             responses,
             request_seconds: ARMS.map(|arm| request_seconds.get_or_create_owned(&one("arm", arm.as_str()))),
             decision_seconds: BACKENDS
@@ -184,13 +197,14 @@ impl Metrics {
         }
         let mut per_rules = self.per_rules.load();
         if !Arc::ptr_eq(&per_rules.rules, decision.rules()) {
-            let fresh = PerRules::new(&self.requests, Arc::clone(decision.rules()));
+            let fresh = PerRules::new(&self.requests, &self.policy_decisions, Arc::clone(decision.rules()));
             self.per_rules.store(Arc::new(fresh));
             per_rules = self.per_rules.load();
         }
         let table = decision.policy_id().and_then(|id| per_rules.policies.get(id));
         let table = table.unwrap_or(&per_rules.unlimited);
         table[backend as usize][decision.state as usize][arm as usize].inc();
+        per_rules.decisions.count(decision);
     }
 
     /// Counts a command that Redis answered.
@@ -232,7 +246,11 @@ impl Metrics {
 }
 
 impl PerRules {
-    fn new(requests: &Family<Labels, Counter>, rules: Arc<Rules>) -> Self {
+    fn new(
+        requests: &Family<Labels, Counter>,
+        policy_decisions: &Family<Labels, Counter>,
+        rules: Arc<Rules>,
+    ) -> Self {
         let of = |policy: &str| {
             BACKENDS.map(|backend| {
                 STATES.map(|state| {
@@ -252,6 +270,7 @@ impl PerRules {
             policies: rules.policies().iter().map(|policy| of(&policy.name)).collect(),
             // No policy can be called so: names begin with a letter or digit.
             unlimited: of("-"),
+            decisions: PolicyDecisions::new(policy_decisions, &rules),
             rules,
         }
     }

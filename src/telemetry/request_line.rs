@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
 
 use super::output::{Format, Output};
-use crate::limiter::decision::Ruling;
+use crate::limiter::decision::{Ruling, ShadowDenial};
 use crate::limiter::event::Exchange;
 use crate::limiter::subject::ProcessKey;
 
@@ -47,6 +47,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     mixed: bool,
     rollout_revision: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    shadow: Vec<ShadowDenial<'a>>,
 }
 
 /// Microseconds, told in milliseconds.
@@ -112,6 +114,7 @@ impl RequestLines {
                     fallback: decision.is_some_and(|decision| decision.fallback().is_some()),
                     mixed: decision.is_some_and(|decision| decision.mixed),
                     rollout_revision: decision.map_or(0, |decision| decision.revision),
+                    shadow: decision.map(|decision| decision.shadow_denials().collect()).unwrap_or_default(),
                 },
             )?;
             line.push(b'\n');

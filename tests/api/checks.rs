@@ -105,6 +105,53 @@ async fn bad_input_is_a_4xx_that_says_what_is_accepted() {
 }
 
 #[tokio::test]
+async fn a_cost_that_no_policy_can_ever_admit_is_refused_by_name_and_charges_nothing() {
+    let policies = r#"
+[[rule]]
+name = "default"
+cost = 3
+  [[rule.policy]]
+  name = "wide"
+  by = "ip"
+  limit = "1000000/second"
+  burst = 4294967295
+  [[rule.policy]]
+  name = "narrow"
+  by = "ip"
+  limit = "10/hour"
+  [[rule.policy]]
+  name = "on-trial"
+  by = "ip"
+  limit = "4/hour"
+  mode = "shadow"
+"#;
+    let tidegate = Tidegate::start(Some(policies), &[]).await;
+    let ask = async |cost: u32, peek: bool| {
+        let body = json!({"key": "k", "cost": cost, "peek": peek});
+        let answer = tidegate.http.post(tidegate.url("/v1/check")).json(&body).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    // The rule's cost counts each unit three times: four of them are 12, and the last product does not fit 32 bits.
+    for cost in [4, 100, u32::MAX / 3 + 1, u32::MAX] {
+        for peek in [false, true] {
+            let (status, problem) = ask(cost, peek).await;
+            assert_eq!((status, &problem["code"]), (422, &json!("cost_exceeds_burst")), "{cost}: {problem}");
+            assert!(problem["detail"].as_str().unwrap().contains("\"narrow\", 10"), "{problem}");
+        }
+    }
+    let (status, answer) = ask(3, true).await;
+    assert_eq!(
+        (status, &answer["allowed"]),
+        (200, &json!(true)),
+        "nothing was charged; a policy on trial refuses nothing"
+    );
+    assert_eq!(answer["shadow"][0]["policy"], "on-trial");
+    assert_eq!(ask(3, false).await.1["remaining"], 1);
+    let (status, throttled) = ask(1, false).await;
+    assert_eq!((status, &throttled["state"]), (200, &json!("throttle")), "what fits later is no mistake");
+}
+
+#[tokio::test]
 async fn a_call_that_was_handed_on_by_a_stranger_needs_the_token() {
     let tidegate = Tidegate::start(None, &[("TIDEGATE__DOORS__TOKEN", "a-door-token-of-26-letters")]).await;
     let ask = async |headers: &[(&str, &str)]| {

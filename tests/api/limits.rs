@@ -165,15 +165,3 @@ async fn a_forwarded_address_counts_only_from_a_trusted_proxy() {
     assert!(spoof(&[]).await.contains(&429), "a stranger cannot make itself many");
     assert!(!spoof(&[("TRUSTED_PROXIES", "127.0.0.0/8")]).await.contains(&429));
 }
-
-#[tokio::test]
-async fn each_family_of_headers_can_be_switched_off() {
-    let variables = [("TIDEGATE__HEADERS__IETF", "false"), ("TIDEGATE__HEADERS__X_RATELIMIT", "false")];
-    let tidegate = Tidegate::start(Some(TIGHT), &variables).await;
-    let answer = tidegate.get("/").await;
-    assert!(
-        !answer.headers().keys().any(|name| name.as_str().contains("ratelimit")),
-        "{:?}",
-        answer.headers()
-    );
-}

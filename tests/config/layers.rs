@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidegate::config::{AdminAddr, AppEnv, ClientIpHeader, LogFormat, report};
+use tidegate::config::{AdminAddr, AppEnv, ClientIpHeader, Headers, LogFormat, XRateLimit, report};
 use tidegate::limiter::decision::Backend;
 
 use super::{Setup, effective};
@@ -27,7 +27,8 @@ fn it_starts_with_nothing_configured() {
     assert_eq!((settings.logging.format, settings.logging.filter.as_str()), (LogFormat::Text, "info"));
     assert!(settings.logging.requests && !settings.logging.raw_keys);
     assert_eq!(settings.memory.max_keys, 1_000_000);
-    assert!(settings.headers.ietf && settings.headers.x_ratelimit);
+    let headers = Headers { ietf: true, draft_03: false, x_ratelimit: Some(XRateLimit::Delta), shadow: true };
+    assert_eq!(settings.headers, headers);
     assert!(settings.doors.token.is_none() && settings.policies_file.is_none());
     assert!(loaded.warnings.is_empty());
     assert!(loaded.effective.iter().all(|one| one.source.starts_with("default")));
@@ -244,4 +245,21 @@ fn what_is_allowed_and_unwise_is_warned_of() {
         assert!(production().env("REDIS_URL", url).loaded().warnings.is_empty(), "{url}");
     }
     assert!(Setup::new().env("REDIS_URL", "redis://cache.example").loaded().warnings.is_empty());
+}
+
+#[test]
+fn the_sets_of_headers_are_a_list_in_any_order_and_case() {
+    let headers = |sets: &str| Setup::new().env("TIDEGATE__HEADERS__SETS", sets).loaded().settings.headers;
+    assert_eq!(headers("none"), Headers::default());
+    let all = Headers { ietf: true, draft_03: true, x_ratelimit: Some(XRateLimit::GitHub), shadow: true };
+    assert_eq!(headers("GitHub, draft-03,ietf"), all);
+    assert_eq!(headers("x-ratelimit").x_ratelimit, Some(XRateLimit::Delta));
+    let in_a_file =
+        Setup::new().file("default.toml", "[headers]\nsets = [\"draft-03\", \"draft-03\"]").loaded();
+    assert_eq!(in_a_file.settings.headers, Headers { draft_03: true, shadow: true, ..Headers::default() });
+    let silent = Setup::new().env("TIDEGATE__HEADERS__SHADOW", "false").loaded();
+    assert_eq!(silent.settings.headers, Headers { shadow: false, ..Setup::new().loaded().settings.headers });
+    let none = Setup::new().env("TIDEGATE__HEADERS__SETS", "none").loaded();
+    assert_eq!(effective(&none, "headers.shadow").value, "false", "no header is no header");
+    assert_eq!(effective(&in_a_file, "headers.sets").value, "draft-03, draft-03");
 }

@@ -148,7 +148,11 @@ fn a_bad_policy_file_names_rule_policy_and_key() {
         ("[[rule]]".into(), "rule 1: ", "name is missing"),
         ("[[rule]]\nname='a b'".into(), "rule 1: ", "name = \"a b\": accepted: 1 to 64"),
         ("rule=5".into(), "", "accepted: [[rule]]"),
-        ("rules=[]\n[[rule]]\nname='x'".into(), "", "no key \"rules\"; accepted: allow, deny, allow_files, deny_files, rule"),
+        (
+            "rules=[]\n[[rule]]\nname='x'".into(),
+            "",
+            "no key \"rules\"; accepted: allow, deny, allow_files, deny_files, rule",
+        ),
         (String::new(), "", "no rule; accepted: at least one"),
         ("[[rule]".into(), "", "accepted: TOML"),
     ];

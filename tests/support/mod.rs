@@ -11,6 +11,7 @@
 pub mod process;
 pub mod redis_server;
 pub mod relay;
+pub mod structured;
 pub mod upstream;
 
 use std::time::{Duration, Instant};
