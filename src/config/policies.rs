@@ -1,6 +1,7 @@
 //! The file of limits: from `config/policies.toml` to [`Rules`], or to everything that is wrong in it.
 
 mod fields;
+mod source;
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;
@@ -15,6 +16,7 @@ use crate::limiter::clock::SECOND;
 use crate::limiter::gcra::Quota;
 use crate::limiter::policy::{Mode, OnMissing, Policy, Rules};
 use crate::limiter::route::Route;
+pub use source::{Found, Source};
 
 const RULE_KEYS: &[&str] = &["name", "match", "cost", "policy"];
 const MATCH_KEYS: &[&str] = &["methods", "host", "path"];

@@ -28,7 +28,7 @@ fn it_starts_with_nothing_configured() {
     assert!(settings.logging.requests && !settings.logging.raw_keys);
     assert_eq!(settings.memory.max_keys, 1_000_000);
     assert!(settings.headers.ietf && settings.headers.x_ratelimit);
-    assert!(settings.doors.token.is_none() && settings.policies_file.is_none());
+    assert!(settings.doors.token.is_none() && settings.policies.file.is_none());
     assert!(loaded.warnings.is_empty());
     assert!(loaded.effective.iter().all(|one| one.source.starts_with("default")));
 }
