@@ -45,7 +45,7 @@ impl Seen {
     /// The text of a file, `None` when there is none, and a note of it either way.
     ///
     /// The error says what is wrong and what is accepted, not which file.
-    pub(super) fn text(&mut self, path: &Path) -> Result<Option<String>, String> {
+    pub(crate) fn text(&mut self, path: &Path) -> Result<Option<String>, String> {
         let text = file::text(path);
         let digest = text.as_ref().ok().and_then(Option::as_ref).map(|text| Digest::of(text.as_bytes()));
         self.0.push((path.to_owned(), digest));

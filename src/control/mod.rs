@@ -1,7 +1,12 @@
-//! Steers. The rollout's record, who may change it, and how things stand.
+//! Steers. The rollout's record, who may change it, what is read again while running, and how things stand.
 
 pub mod api;
 pub mod guard;
+pub mod policies;
 pub mod record;
+pub mod reload;
+pub mod reload_api;
+pub mod start_only;
 pub mod status;
 pub mod tokens;
+pub mod watch;
