@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use super::*;
 
-/// A source whose file holds what a test puts there: `bad…` is refused, the rest put in force.
+/// A source whose file holds what a test puts there: `bad…` is refused, `slow…` takes its time, all the rest is put in
+/// force.
 struct Fake {
     directory: tempfile::TempDir,
     in_force: Mutex<String>,
@@ -38,6 +40,7 @@ impl Reloadable for Fake {
     fn read(self: Arc<Self>) -> Attempt {
         assert!(!self.reading.swap(true, Ordering::SeqCst), "two runs at once");
         let (text, seen) = self.look();
+        let slow = text.starts_with("slow");
         let outcome = if text.starts_with("bad") {
             Err(Errors(vec![Problem { place: "file".into(), message: text }]))
         } else if *self.in_force.lock() == text {
@@ -46,7 +49,7 @@ impl Reloadable for Fake {
             let this = Arc::clone(&self);
             Ok(Change::Put(Box::new(move || *this.in_force.lock() = text)))
         };
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(if slow { 300 } else { 2 }));
         self.reading.store(false, Ordering::SeqCst);
         Attempt { seen, warnings: Vec::new(), outcome }
     }
@@ -149,9 +152,9 @@ async fn runs_are_serialised_and_carried_through_when_nobody_waits() {
         run.await.expect("no two read at once");
     }
     assert_eq!(ear.1.load(Ordering::SeqCst), 20);
-    fake.write("3");
-    let given_up = tokio::time::timeout(std::time::Duration::from_millis(1), reloader.reload(Cause::Signal));
+    fake.write("slow");
+    let given_up = tokio::time::timeout(Duration::from_millis(50), reloader.reload(Cause::Signal));
     assert!(given_up.await.is_err());
     drop(reloader.turn.lock().await);
-    assert_eq!(&**fake.in_force.lock(), "3");
+    assert_eq!(&**fake.in_force.lock(), "slow");
 }
