@@ -198,3 +198,7 @@ impl Armed {
         moved
     }
 }
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;
