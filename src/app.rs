@@ -14,8 +14,10 @@ use actix_web::web;
 use crate::config::Settings;
 use crate::control::api::Admin;
 use crate::control::guard;
+use crate::control::reload::Reloader;
 use crate::control::status::Status;
 use crate::control::tokens::Tokens;
+use crate::control::watch::keep_watch;
 use crate::doors::check::Callers;
 use crate::doors::gateway::Gateway;
 use crate::limiter::Limiter;
@@ -27,7 +29,7 @@ use crate::limiter::rollout::Rollout;
 use crate::limiter::store::Fault;
 use crate::redis::{self, RedisStore};
 use crate::telemetry::{Flush, Output, Telemetry};
-use background::{signalled, sweep, tell_of_dropped_lines, tell_of_hangups};
+use background::{reload_on_hangup, signalled, sweep, tell_of_dropped_lines};
 use listen::Parts;
 
 /// Why the application can't start.
@@ -82,6 +84,9 @@ pub struct Application {
     servers: Vec<Server>,
     telemetry: Arc<Telemetry>,
     limiter: Arc<Limiter<RedisStore>>,
+    reloader: Arc<Reloader>,
+    /// Whether changes of its files are noticed by themselves.
+    watch: bool,
     grace: Duration,
     /// A token that was made for this run because none was set.
     pub made_token: Option<String>,
@@ -125,6 +130,10 @@ impl Application {
             observer.observe(&Event::StoreNotConfigured);
         }
 
+        let reloading = settled::reloading(settings, &limiter, &observer);
+        let reloader = Arc::clone(&reloading.reloader);
+        telemetry.say(&format!("in force: {}", reloading.policies.in_force().in_words()));
+
         let scrape = Arc::clone(&telemetry);
         let status = Arc::new(Status::new(Arc::clone(&limiter), Box::new(move |keys| scrape.scrape(keys))));
         let proxies = Arc::new(settled::proxies(settings));
@@ -155,6 +164,7 @@ impl Application {
             tokens,
             readiness: Arc::new(move || readiness.readiness()),
             admin: web::Data::new(Admin { steering, status }),
+            reloading: web::Data::new(reloading),
             guessing,
         };
         let (addresses, servers) = listen::listen(settings, &parts)?;
@@ -167,6 +177,8 @@ impl Application {
             servers,
             telemetry,
             limiter,
+            reloader,
+            watch: settings.policies.watch,
             grace: settings.server.grace,
             made_token,
             _flush: flush,
@@ -184,13 +196,17 @@ impl Application {
     /// # Errors
     /// When a listener fails.
     pub async fn run_until_stopped(self) -> std::io::Result<()> {
-        let Self { servers, telemetry, limiter, grace, .. } = &self;
+        let Self { servers, telemetry, limiter, reloader, watch, grace, .. } = &self;
         if let Some(store) = limiter.store() {
             tokio::spawn(store.clone().keep_connected());
         }
         tokio::spawn(sweep(Arc::clone(limiter)));
         tokio::spawn(tell_of_dropped_lines(Arc::clone(telemetry)));
-        tokio::spawn(tell_of_hangups(Arc::clone(telemetry)));
+        tokio::spawn(reload_on_hangup(Arc::clone(reloader)));
+        if *watch {
+            let observer: Arc<dyn Observer> = telemetry.clone();
+            tokio::spawn(keep_watch(Arc::clone(reloader), observer));
+        }
         let handles: Vec<ServerHandle> = servers.iter().map(Server::handle).collect();
         let told = Arc::clone(telemetry);
         let grace = *grace;

@@ -1,10 +1,11 @@
-//! What runs beside the requests: sweeping, telling of lost lines, waiting for signals.
+//! What runs beside the requests: sweeping, telling of lost lines, waiting for signals to stop or to reload.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::control::reload::{Cause, Reloader};
 use crate::limiter::Limiter;
 use crate::redis::RedisStore;
 use crate::telemetry::Telemetry;
@@ -28,13 +29,11 @@ pub(super) async fn tell_of_dropped_lines(telemetry: Arc<Telemetry>) {
     }
 }
 
-/// SIGHUP would end the process, and operators send it to reload: so it is heard, and told what it does not do yet.
-pub(super) async fn tell_of_hangups(telemetry: Arc<Telemetry>) {
+/// Operators send SIGHUP to reload. Several that come during one reload are one more.
+pub(super) async fn reload_on_hangup(reloader: Arc<Reloader>) {
     let Ok(mut hangups) = signal(SignalKind::hangup()) else { return };
     while hangups.recv().await.is_some() {
-        telemetry.warn(
-            "SIGHUP: this version reads its configuration at the start only; restart it to change policies",
-        );
+        reloader.reload(Cause::Signal).await;
     }
 }
 

@@ -16,6 +16,7 @@ use crate::config::{AdminAddr, Settings};
 use crate::control::api::{self, Admin};
 use crate::control::guard;
 use crate::control::keys;
+use crate::control::reload_api::{self, Reloading};
 use crate::control::tokens::Tokens;
 use crate::doors::check::{self, Callers};
 use crate::doors::client_ip::TrustedProxies;
@@ -42,6 +43,7 @@ pub(super) struct Parts {
     pub(super) callers: Callers,
     pub(super) readiness: ReadinessProbe,
     pub(super) admin: web::Data<Admin>,
+    pub(super) reloading: web::Data<Reloading>,
     pub(super) tokens: Tokens,
     pub(super) guessing: guard::Guessing,
 }
@@ -136,6 +138,7 @@ fn own_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
 
 fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_metrics: bool) {
     app.app_data(parts.admin.clone())
+        .app_data(parts.reloading.clone())
         .app_data(web::Data::new(parts.tokens.clone()))
         .app_data(web::Data::new(Arc::clone(&parts.observer)));
     let metrics = web::resource(format!("{prefix}/metrics"));
@@ -169,6 +172,10 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_m
                     .delete(keys::forgive)
                     .default_service(web::to(wrong_method)),
             )
+            .service(
+                web::resource("/policies").get(reload_api::policies).default_service(web::to(wrong_method)),
+            )
+            .service(web::resource("/reload").post(reload_api::reload).default_service(web::to(wrong_method)))
             .service(web::resource("/status").get(api::status).default_service(web::to(wrong_method)))
             .default_service(web::to(not_found))
             .wrap(from_fn(guard::authenticate))

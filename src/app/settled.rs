@@ -4,11 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::StartError;
-use crate::config::{self, AppEnv, ClientIpHeader as Configured, LogFormat, Settings};
+use crate::config::{self, AppEnv, ClientIpHeader as Configured, LogFormat, Seen, Settings};
+use crate::control::policies::Policies;
 use crate::control::record::{EnvironmentRules, Record, Steering};
+use crate::control::reload::{Reloadable, Reloader};
+use crate::control::reload_api::Reloading;
+use crate::control::start_only::StartOnly;
 use crate::doors::client_ip::{ClientIpHeader, TrustedProxies};
 use crate::doors::gateway::Upstream;
 use crate::doors::headers::{Sets, XRateLimit};
+use crate::limiter::Limiter;
 use crate::limiter::clock::Clock;
 use crate::limiter::decision::Backend;
 use crate::limiter::event::Observer;
@@ -119,6 +124,21 @@ pub(super) fn steering(
     };
     let rules = EnvironmentRules { hard_off, pinned: settings.rollout.pinned };
     Arc::new(Steering::new(record, rules, Arc::clone(rollout), Arc::clone(observer)))
+}
+
+/// What is read again while running, and how. Whatever else comes from files that may change joins the sources here.
+pub(super) fn reloading(
+    settings: &Settings,
+    limiter: &Arc<Limiter<RedisStore>>,
+    observer: &Arc<dyn Observer>,
+) -> Reloading {
+    let config::Policies { source, file, seen, .. } = settings.policies.clone();
+    let policies = Policies::new(source, file, seen.digest(), Arc::clone(limiter), Arc::clone(observer));
+    let policies = Arc::new(policies);
+    let sources: Vec<(Arc<dyn Reloadable>, Seen)> =
+        vec![(policies.clone(), seen), (Arc::new(StartOnly(settings.files.clone())), Seen::default())];
+    let reloader = Arc::new(Reloader::new(sources, Arc::clone(observer)));
+    Reloading { reloader, policies }
 }
 
 /// The shared store, not connected yet.

@@ -8,8 +8,9 @@ use config::{Value, ValueKind};
 use super::error::Problem;
 use super::keys::{self, Known};
 
-/// Nobody writes more by hand; a device or a dump named by mistake is not read to its end.
-const LONGEST: u64 = 1024 * 1024;
+/// Room for ten thousand rules or a list of half a million addresses; a device or a dump named by mistake is not read to
+/// its end.
+const LONGEST: u64 = 16 * 1024 * 1024;
 
 /// The text of a file; `None` when there is none.
 ///
@@ -22,7 +23,7 @@ pub(super) fn text(path: &Path) -> Result<Option<String>, String> {
     };
     match read() {
         Ok(bytes) if bytes.len() as u64 > LONGEST => {
-            Err("the file is longer than 1 MiB; accepted: a shorter one".to_owned())
+            Err("the file is longer than 16 MiB; accepted: a shorter one".to_owned())
         }
         Ok(bytes) => match String::from_utf8(bytes) {
             Ok(text) => Ok(Some(text)),

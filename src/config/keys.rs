@@ -67,6 +67,7 @@ pub const KEYS: &[Known] = &[
     plain("headers.shadow"),
     secret("doors.token", None),
     plain("policies.file"),
+    plain("policies.watch"),
 ];
 
 /// Variables of the contract that a later version reads. Ignoring one would start something else than was

@@ -10,6 +10,7 @@ use super::error::Problem;
 use super::file;
 use super::keys::{self, KEYS, Known};
 use super::parse;
+use super::seen::Seen;
 use super::take::text_of;
 
 /// The text of the default file in this binary.
@@ -61,6 +62,8 @@ pub(super) struct Merged {
     pub values: BTreeMap<&'static str, Value>,
     pub problems: Vec<Problem>,
     pub warnings: Vec<String>,
+    /// The files of settings, there or not.
+    pub files: Seen,
 }
 
 /// One layer, and what is wrong in it.
@@ -72,11 +75,13 @@ struct Layer {
 
 /// Reads every layer and merges them, the weakest first.
 pub(super) fn merge(sources: &Sources) -> Merged {
+    let mut files = Seen::default();
     let compiled = Layer::of_text(DEFAULT, COMPILED_IN);
-    let mut on_disk = Layer::of_file(&sources.config_dir.join("default.toml"), false);
+    let mut on_disk = Layer::of_file(&sources.config_dir.join("default.toml"), false, &mut files);
     // A copy of the default file chooses nothing: only lines that differ count as written.
     on_disk.options.retain(|(known, value)| compiled.text(known.key) != Some(text_of(value)));
-    let given = sources.file.as_deref().map(|path| Layer::of_file(path, true)).unwrap_or_default();
+    let given =
+        sources.file.as_deref().map(|path| Layer::of_file(path, true, &mut files)).unwrap_or_default();
     let (environment, warnings) = Layer::of_environment(&sources.env);
     let flags = Layer::of_flags(&sources.flags);
 
@@ -85,7 +90,7 @@ pub(super) fn merge(sources: &Sources) -> Merged {
         .find_map(|layer| layer.text("app.env"))
         .and_then(|text| parse::app_env(&text).ok());
     let mut by_env = app_env.map_or_else(Layer::default, |env| {
-        Layer::of_file(&sources.config_dir.join(format!("{}.toml", env.as_str())), false)
+        Layer::of_file(&sources.config_dir.join(format!("{}.toml", env.as_str())), false, &mut files)
     });
     by_env.refuse_app_env();
 
@@ -98,7 +103,7 @@ pub(super) fn merge(sources: &Sources) -> Merged {
     // Every layer holds known keys with plain values only, which the crate cannot fail on.
     let tree = builder.build().and_then(|config| config.collect()).unwrap_or_default();
     let values = KEYS.iter().filter_map(|known| Some((known.key, leaf(&tree, known.key)?.clone())));
-    Merged { values: values.collect(), problems, warnings }
+    Merged { values: values.collect(), problems, warnings, files }
 }
 
 fn leaf<'a>(tree: &'a config::Map<String, Value>, key: &str) -> Option<&'a Value> {
@@ -118,10 +123,10 @@ pub(super) fn place(origin: &str, key: &str) -> String {
 }
 
 impl Layer {
-    fn of_file(path: &Path, must_be_there: bool) -> Self {
+    fn of_file(path: &Path, must_be_there: bool, files: &mut Seen) -> Self {
         let name = path.display().to_string();
         let mut layer = Self::default();
-        match file::text(path) {
+        match files.text(path) {
             Ok(Some(text)) => return Self::of_text(&name, &text),
             Ok(None) if must_be_there => {
                 layer

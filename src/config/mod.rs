@@ -13,6 +13,7 @@ pub mod policies;
 mod read;
 pub mod report;
 mod secret;
+mod seen;
 mod settings;
 mod take;
 
@@ -20,6 +21,7 @@ pub use error::{Errors, Problem};
 pub use keys::{KEYS, Known, flag_name};
 pub use layers::{COMPILED_IN, Sources};
 pub use secret::Secret;
+pub use seen::{Digest, Seen};
 pub use settings::*;
 
 /// A value in force, as it may be shown.

@@ -2,6 +2,7 @@
 
 mod fields;
 mod lists;
+mod source;
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;
@@ -20,6 +21,7 @@ use crate::limiter::penalty::Penalty;
 use crate::limiter::policy::{Mode, OnMissing, Policy, Rules};
 use crate::limiter::route::Route;
 pub use lists::ReadFile;
+pub use source::{Found, Source};
 
 const RULE_KEYS: &[&str] = &["name", "match", "cost", "allow", "deny", "allow_files", "deny_files", "policy"];
 const TOP_KEYS: &[&str] = &["allow", "deny", "allow_files", "deny_files", "rule"];

@@ -6,13 +6,13 @@ mod shared;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use super::Loaded;
 use super::error::Errors;
 use super::layers::{Merged, Sources};
 use super::parse;
 use super::policies;
 use super::settings::*;
 use super::take::Taken;
-use super::{Loaded, file};
 use crate::limiter::policy::Rules;
 
 /// What stands before tidegate's own paths when they share the main listener with an upstream's.
@@ -36,6 +36,7 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
     let upstream = upstream(&mut taken);
     let redis = shared::redis(&mut taken, environment, &mut warnings);
     let rollout = shared::rollout(&mut taken);
+    let (policies, rules) = rules(&mut taken, sources);
     let settings = Settings {
         environment,
         server,
@@ -49,15 +50,15 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
         },
         headers: headers::headers(&mut taken),
         doors: Doors { token: taken.optional("doors.token", parse::token) },
-        policies_file: None,
-        rules: Rules::none(),
+        files: merged.files,
+        policies,
+        rules,
     };
-    let (policies_file, rules) = rules(&mut taken, sources);
     if !taken.problems.is_empty() {
         return Err(Errors(taken.problems));
     }
     let effective = taken.effective();
-    Ok(Loaded { settings: Settings { policies_file, rules, ..settings }, effective, warnings })
+    Ok(Loaded { settings, effective, warnings })
 }
 
 fn boolean(taken: &mut Taken, key: &'static str) -> bool {
@@ -165,35 +166,41 @@ fn logging(taken: &mut Taken) -> Logging {
     }
 }
 
-/// The rules, and the file that they are from.
-fn rules(taken: &mut Taken, sources: &Sources) -> (Option<PathBuf>, Rules) {
+/// Where the rules are from, and the rules.
+fn rules(taken: &mut Taken, sources: &Sources) -> (Policies, Rules) {
     let chosen = taken.is_set("policies.file");
     let path = if chosen {
         PathBuf::from(taken.text("policies.file"))
     } else {
         sources.config_dir.join("policies.toml")
     };
-    match file::text(&path) {
-        Ok(Some(text)) => {
-            let name = path.display().to_string();
-            match policies::parse_with(&name, &text, &mut |path| file::text(path)) {
-                Ok(rules) => {
-                    let source = (!chosen).then_some("default (the file is there)");
-                    taken.show("policies.file", name, source);
-                    return (Some(path), rules);
-                }
-                Err(Errors(problems)) => taken.problems.extend(problems),
-            }
+    let source = policies::Source::new(path, chosen);
+    let (found, seen) = source.read();
+    let name = source.path().display().to_string();
+    let mut file = None;
+    let rules = match found {
+        policies::Found::Sound(rules) => {
+            taken.show("policies.file", name, (!chosen).then_some("default (the file is there)"));
+            file = Some(source.path().to_owned());
+            rules
         }
-        Ok(None) if chosen => {
+        policies::Found::Nothing if !chosen => policies::compiled_in(),
+        policies::Found::Nothing => {
             taken.refuse_read("policies.file", "there is no such file; accepted: a readable file");
+            Rules::none()
         }
-        Ok(None) => return (None, policies::compiled_in()),
-        Err(message) if chosen => taken.refuse_read("policies.file", &message),
-        Err(message) => {
-            let name = path.display().to_string();
+        policies::Found::Unreadable(message) if chosen => {
+            taken.refuse_read("policies.file", &message);
+            Rules::none()
+        }
+        policies::Found::Unreadable(message) => {
             taken.problems.push(super::error::Problem::new(name, message));
+            Rules::none()
         }
-    }
-    (None, Rules::none())
+        policies::Found::Bad(Errors(problems)) => {
+            taken.problems.extend(problems);
+            Rules::none()
+        }
+    };
+    (Policies { source, file, seen, watch: boolean(taken, "policies.watch") }, rules)
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::policies::Source;
 use super::secret::Secret;
+use super::seen::Seen;
 use crate::limiter::decision::Backend;
 use crate::limiter::policy::Rules;
 use crate::limiter::rollout::Percent;
@@ -35,8 +37,10 @@ pub struct Settings {
     pub headers: Headers,
     /// The decision API.
     pub doors: Doors,
-    /// The file that the rules come from; `None`: those compiled in.
-    pub policies_file: Option<PathBuf>,
+    /// The files of settings, as the start read them: a reload does not.
+    pub files: Seen,
+    /// Where the limits come from.
+    pub policies: Policies,
     /// The limits.
     pub rules: Rules,
 }
@@ -247,4 +251,17 @@ pub enum XRateLimit {
 pub struct Doors {
     /// Opens it to callers from public addresses.
     pub token: Option<Secret>,
+}
+
+/// Where the limits come from.
+#[derive(Clone, Debug)]
+pub struct Policies {
+    /// Where they are looked for, now and later.
+    pub source: Source,
+    /// The file in which they were found; `None`: those compiled in are in force.
+    pub file: Option<PathBuf>,
+    /// What was read for them.
+    pub seen: Seen,
+    /// Whether a change of the file is noticed by itself.
+    pub watch: bool,
 }

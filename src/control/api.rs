@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::guard::Actor;
 use super::record::{Change, Record, RecordView, Refusal, Steering};
+use super::reload_api::Reloading;
 use super::status::{RedisView, Status, StatusView};
 use crate::doors::problem::{Cause, Problem};
 use crate::limiter::decision::Backend;
@@ -125,9 +126,10 @@ pub async fn roll_back(
 }
 
 /// `GET /admin/status`
-pub async fn status(admin: web::Data<Admin>) -> HttpResponse {
+pub async fn status(admin: web::Data<Admin>, reloading: web::Data<Reloading>) -> HttpResponse {
     let record = admin.steering.record();
-    let view: StatusView<'_> = admin.status.view(RecordView::from(&record), admin.steering.rules());
+    let policies = reloading.status();
+    let view: StatusView<'_> = admin.status.view(RecordView::from(&record), admin.steering.rules(), policies);
     HttpResponse::Ok().json(view)
 }
 
@@ -166,7 +168,7 @@ async fn read(body: web::Payload) -> Result<web::Bytes, Problem> {
     }
 }
 
-fn actor(request: &HttpRequest) -> String {
+pub(super) fn actor(request: &HttpRequest) -> String {
     request.extensions().get::<Actor>().map_or_else(|| "unknown".to_owned(), |actor| actor.0.clone())
 }
 

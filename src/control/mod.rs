@@ -1,8 +1,14 @@
-//! Steers. The rollout's record, who may change it, and how things and single keys stand.
+//! Steers. The rollout's record, who may change it, what is read again while running, and how things and single keys
+//! stand.
 
 pub mod api;
 pub mod guard;
 pub mod keys;
+pub mod policies;
 pub mod record;
+pub mod reload;
+pub mod reload_api;
+pub mod start_only;
 pub mod status;
 pub mod tokens;
+pub mod watch;

@@ -7,6 +7,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
 use super::record::{EnvironmentRules, RecordView};
+use super::reload_api::PoliciesStatus;
 use crate::doors::health::Readiness;
 use crate::limiter::Limiter;
 use crate::limiter::clock::Micros;
@@ -57,8 +58,7 @@ pub struct StatusView<'a> {
     effective_backend: &'static str,
     redis: RedisView,
     memory: MemoryView,
-    rules: usize,
-    policies: usize,
+    policies: PoliciesStatus,
     /// How many keys are shut out by a penalty.
     blocked_keys: usize,
 }
@@ -127,8 +127,12 @@ impl Status {
     }
 
     /// Everything.
-    pub fn view<'a>(&self, rollout: RecordView<'a>, environment: EnvironmentRules) -> StatusView<'a> {
-        let rules = self.limiter.rules();
+    pub fn view<'a>(
+        &self,
+        rollout: RecordView<'a>,
+        environment: EnvironmentRules,
+        policies: PoliciesStatus,
+    ) -> StatusView<'a> {
         let memory = self.limiter.memory();
         StatusView {
             version: env!("CARGO_PKG_VERSION"),
@@ -145,8 +149,7 @@ impl Status {
                 max_keys: memory.capacity(),
                 evicted_in_debt: memory.evicted_in_debt(),
             },
-            rules: rules.all().len(),
-            policies: rules.policies().len(),
+            policies,
             blocked_keys: self.limiter.blocked().len(),
         }
     }

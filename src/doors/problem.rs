@@ -102,17 +102,29 @@ pub struct Problem {
     cause: Cause,
     detail: String,
     code: Option<&'static str>,
+    /// The items of the member `errors`, as JSON.
+    errors: Option<String>,
 }
 
 impl Problem {
     /// A problem of `cause`, in words for whoever made the request.
     pub fn new(cause: Cause, detail: impl Into<String>) -> Self {
-        Self { cause, detail: detail.into(), code: None }
+        Self { cause, detail: detail.into(), code: None, errors: None }
     }
 
     /// With a word that scripts can tell it by.
     pub fn with_code(mut self, code: &'static str) -> Self {
         self.code = Some(code);
+        self
+    }
+
+    /// With several things that are wrong, each by its place and in words.
+    pub fn with_errors<'a>(mut self, errors: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let one = |(place, message)| {
+            format!(r#"{{"place":{},"message":{}}}"#, json_string(place), json_string(message))
+        };
+        let errors: Vec<String> = errors.into_iter().map(one).collect();
+        self.errors = Some(errors.join(","));
         self
     }
 
@@ -125,9 +137,11 @@ impl Problem {
     pub fn response(&self) -> HttpResponse {
         let (status, kind, title) = self.cause.row();
         let code = self.code.map_or_else(String::new, |code| format!(r#","code":"{code}""#));
+        let errors =
+            self.errors.as_ref().map_or_else(String::new, |errors| format!(r#","errors":[{errors}]"#));
         let detail = json_string(&self.detail);
         let body = format!(
-            r#"{{"type":"{kind}","title":"{title}","status":{},"detail":{detail}{code}}}"#,
+            r#"{{"type":"{kind}","title":"{title}","status":{},"detail":{detail}{code}{errors}}}"#,
             status.as_u16()
         );
         answer(status, body)

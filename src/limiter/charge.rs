@@ -51,6 +51,20 @@ impl Charge {
         }
     }
 
+    /// The same of a bucket in `state` that has no room. A debt above the tolerance that was not cut (see [`HELD_UP`])
+    /// drains down to it first, and whoever is told to wait is told of that time as well.
+    #[inline]
+    pub(super) fn denial(&self, debt: Micros, state: Micros, from: Micros, now: Micros) -> Reading {
+        let reading = self.reading(debt, false, from, now);
+        let above = match &self.span {
+            None => state.saturating_sub(from + self.quota.tolerance()),
+            Some(_) => 0,
+        };
+        // More than that is cut by the next hit that is no peek.
+        let above = if above > HELD_UP { 0 } else { above };
+        Reading { retry_after: reading.retry_after.map(|wait| wait + above), ..reading }
+    }
+
     /// When the bucket is full again; 0 when it is. A debt that was made under a greater limit is cut to the present
     /// one for good: it would otherwise stand at the tolerance, undrained, and whoever comes back when told to would
     /// be denied again.

@@ -1,9 +1,11 @@
 //! What happens that somebody may want to hear of. The limiter and the doors say it, telemetry writes it down.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::decision::Decision;
+use super::policy::Rules;
 use super::rollout::InForce;
 use super::store::{Fault, FaultKind};
 
@@ -43,6 +45,16 @@ pub enum Event<'a> {
         /// Why.
         reason: &'a str,
     },
+    /// These rules are about to be in force. Whoever keeps tables by policy makes them now: the first request that is
+    /// judged by them should not wait for it.
+    RulesComing(&'a Arc<Rules>),
+    /// Files were read again.
+    Reloaded(&'a Reload<'a>),
+    /// Changes of files can't be noticed by themselves.
+    NotWatching {
+        /// Why, and where.
+        detail: &'a str,
+    },
     /// An upstream could not be reached, or broke off.
     UpstreamFailed {
         /// What went wrong, without the upstream's address.
@@ -52,6 +64,39 @@ pub enum Event<'a> {
     AdminRefused {
         /// From where.
         peer: Option<IpAddr>,
+    },
+}
+
+/// One reading of the files that can be read again.
+#[derive(Clone, Copy, Debug)]
+pub struct Reload<'a> {
+    /// What led to it, in words.
+    pub cause: &'a str,
+    /// Who asked for it, by a name that gives no token away; `None` when nobody did, or nobody knows.
+    pub actor: Option<&'a str>,
+    /// Whether somebody waits for a word, even when nothing has changed.
+    pub asked: bool,
+    /// What came of it.
+    pub outcome: Reloaded<'a>,
+    /// What is allowed and still worth a word, one line each.
+    pub warnings: &'a [String],
+}
+
+/// What came of a reload.
+#[derive(Clone, Copy, Debug)]
+pub enum Reloaded<'a> {
+    /// Something else is in force, one line a source.
+    Applied(&'a [String]),
+    /// The files hold what is in force.
+    Unchanged(&'a [String]),
+    /// Something is wrong in a file, so nothing was changed.
+    Failed {
+        /// Everything that is wrong, one line each.
+        errors: &'a [String],
+        /// What stays in force, one line a source.
+        still: &'a [String],
+        /// Whether all of it was said before, about the same contents.
+        again: bool,
     },
 }
 

@@ -102,7 +102,7 @@ impl Memory {
             }
         }
         drop(shard);
-        charge.reading(debt, allowed, from, now)
+        if allowed { charge.reading(debt, true, from, now) } else { charge.denial(debt, full_at, from, now) }
     }
 
     pub(super) fn charge_locked(
@@ -301,7 +301,11 @@ impl Shard {
         // What is in flight can exceed the tolerance by itself. A hit that costs nothing is admitted even then.
         let debt = debt.min(tolerance);
         let allowed = gcra::admits(debt, charge.amount(), tolerance);
-        (charge.reading(debt, allowed, from, now), debt)
+        let reading = match allowed {
+            true => charge.reading(debt, true, from, now),
+            false => charge.denial(debt, full_at, from, now),
+        };
+        (reading, debt)
     }
 
     /// When the bucket is full again, by [`Charge::settle`]; 0 when it is.

@@ -289,6 +289,28 @@ fn a_debt_of_a_greater_limit_drains_from_the_smaller_one_as_soon_as_it_is_asked_
 }
 
 #[test]
+fn whoever_waits_as_told_is_admitted_however_much_greater_the_limit_was_before() {
+    for before in [11, 12, 14, 15, 16, 30, 1_000] {
+        let memory = Memory::new(1_000);
+        for number in 1..=3 {
+            assert!(memory.charge(&[charge(number, before, before)], false, NOW)[0].allowed);
+        }
+        let other = charge(9, 5, 0);
+        for number in 1..=2 {
+            let mine = charge(number, 10, 3);
+            let all = if number == 1 { vec![mine] } else { vec![mine, other] };
+            let peeked = memory.charge(&all, true, NOW)[0];
+            let denied = memory.charge(&all, false, NOW)[0];
+            let wait = denied.retry_after.unwrap();
+            assert_eq!((denied.allowed, denied.remaining, denied.debt), (false, 0, 10 * SECOND), "{before}");
+            assert_eq!(peeked, denied, "a peek tells the same");
+            assert!(!memory.charge(&all, false, NOW + wait - 1)[0].allowed, "{before}: not a moment sooner");
+            assert!(memory.charge(&all, false, NOW + wait)[0].allowed, "{before}: waited {wait} us");
+        }
+    }
+}
+
+#[test]
 fn a_dropped_passage_gives_back_what_it_held() {
     let memory = Memory::new(1_000);
     let all = [charge(1, 2, 2)];

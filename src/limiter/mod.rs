@@ -212,8 +212,8 @@ impl<S: Store> Limiter<S> {
     }
 
     /// Puts other rules in force: the next request is judged by them. Debts stay, under the policies' names.
-    pub fn replace_rules(&self, rules: Rules) {
-        self.rules.store(Arc::new(rules));
+    pub fn replace_rules(&self, rules: impl Into<Arc<Rules>>) {
+        self.rules.store(rules.into());
     }
 
     /// The rules in force.

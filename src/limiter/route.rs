@@ -10,6 +10,8 @@ pub struct Route {
     methods: Vec<Box<str>>,
     host: Option<Host>,
     path: Option<PathPattern>,
+    /// The path as it was written, its names included.
+    written_path: Option<Box<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +78,26 @@ impl Route {
             methods: methods.iter().map(|method| method.as_str().into()).collect(),
             host: host.map(Host::parse).transpose()?,
             path: path.map(PathPattern::parse).transpose()?,
+            written_path: path.map(Box::from),
         })
+    }
+
+    /// The methods; none: any.
+    pub fn methods(&self) -> &[Box<str>] {
+        &self.methods
+    }
+
+    /// The host, as in `api.example.com` or `*.example.com`.
+    pub fn host(&self) -> Option<String> {
+        self.host.as_ref().map(|host| match host {
+            Host::Exactly(name) => name.to_string(),
+            Host::Below(suffix) => format!("*{suffix}"),
+        })
+    }
+
+    /// The path, as it was written.
+    pub fn path(&self) -> Option<&str> {
+        self.written_path.as_deref()
     }
 
     /// Whether matching needs the path.

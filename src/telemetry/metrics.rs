@@ -3,11 +3,11 @@
 
 mod policy_decisions;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -15,14 +15,16 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::by_rules::ByRules;
+use super::reloads::Reloads;
 use crate::limiter::decision::{Backend, Decision, State};
-use crate::limiter::event::{Exchange, Origin};
+use crate::limiter::event::{Exchange, Origin, Reload};
 use crate::limiter::policy::Rules;
 use crate::limiter::rollout::{Arm, InForce};
 use crate::limiter::store::FaultKind;
 use policy_decisions::PolicyDecisions;
 
-type Labels = Vec<(&'static str, String)>;
+pub(super) type Labels = Vec<(&'static str, String)>;
 
 const BACKENDS: [Backend; 2] = [Backend::Memory, Backend::Redis];
 const STATES: [State; 3] = [State::Allow, State::Throttle, State::Block];
@@ -34,9 +36,9 @@ const CLASSES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "401", "403"];
 /// Handles of one policy, by backend, state and arm.
 type PerPolicy = [[[Counter; 2]; 3]; 2];
 
-/// Handles for the rules in force.
+/// Handles for one set of rules.
 struct PerRules {
-    rules: Arc<Rules>,
+    names: Vec<Box<str>>,
     policies: Vec<PerPolicy>,
     unlimited: PerPolicy,
     decisions: PolicyDecisions,
@@ -47,7 +49,7 @@ pub(super) struct Metrics {
     registry: Registry,
     requests: Family<Labels, Counter>,
     policy_decisions: Family<Labels, Counter>,
-    per_rules: ArcSwap<PerRules>,
+    per_rules: ByRules<PerRules>,
     responses: [[[Counter; 3]; 2]; 7],
     request_seconds: [Histogram; 2],
     decision_seconds: [Histogram; 2],
@@ -61,6 +63,7 @@ pub(super) struct Metrics {
     rollbacks: Counter,
     memory_keys: Gauge,
     lines_dropped: Gauge,
+    reloads: Reloads,
 }
 
 /// What is read at the moment of a scrape.
@@ -162,7 +165,7 @@ impl Metrics {
             .set(1);
 
         Self {
-            per_rules: ArcSwap::from_pointee(PerRules::new(&requests, &policy_decisions, rules)),
+            per_rules: ByRules::new(&rules, PerRules::new(&requests, &policy_decisions, &rules)),
             requests,
             policy_decisions,
             responses,
@@ -179,6 +182,7 @@ impl Metrics {
             rollbacks: rollbacks.get_or_create_owned(&one("cause", "operator")),
             memory_keys,
             lines_dropped,
+            reloads: Reloads::registered_in(&mut registry),
             registry,
         }
     }
@@ -195,16 +199,25 @@ impl Metrics {
         if let Some(kind) = decision.fallback() {
             self.fallbacks[place(kind)].inc();
         }
-        let mut per_rules = self.per_rules.load();
-        if !Arc::ptr_eq(&per_rules.rules, decision.rules()) {
-            let fresh = PerRules::new(&self.requests, &self.policy_decisions, Arc::clone(decision.rules()));
-            self.per_rules.store(Arc::new(fresh));
-            per_rules = self.per_rules.load();
-        }
-        let table = decision.policy_id().and_then(|id| per_rules.policies.get(id));
-        let table = table.unwrap_or(&per_rules.unlimited);
-        table[backend as usize][decision.state as usize][arm as usize].inc();
-        per_rules.decisions.count(decision);
+        let rules = decision.rules();
+        let make = || PerRules::new(&self.requests, &self.policy_decisions, rules);
+        self.per_rules.with(rules, make, |per_rules| {
+            let table = decision.policy_id().and_then(|id| per_rules.policies.get(id));
+            let table = table.unwrap_or(&per_rules.unlimited);
+            table[backend as usize][decision.state as usize][arm as usize].inc();
+            per_rules.decisions.count(decision);
+        });
+    }
+
+    /// Makes the series of `rules`, which are about to be in force. Those of a policy that stays go on.
+    pub(super) fn follow(&self, rules: &Arc<Rules>) {
+        self.per_rules.announce(rules, || PerRules::new(&self.requests, &self.policy_decisions, rules));
+        self.forget_policies();
+    }
+
+    /// Counts a reload.
+    pub(super) fn reloaded(&self, reload: &Reload<'_>) {
+        self.reloads.count(reload);
     }
 
     /// Counts a command that Redis answered.
@@ -236,6 +249,7 @@ impl Metrics {
 
     /// Everything in the OpenMetrics text format.
     pub(super) fn print(&self, scraped: Scraped) -> String {
+        self.forget_policies();
         self.memory_keys.set(scraped.memory_keys as i64);
         self.lines_dropped.set(scraped.lines_dropped as i64);
         let mut text = String::with_capacity(16 * 1024);
@@ -243,40 +257,64 @@ impl Metrics {
         let _ = encode(&mut text, &self.registry);
         text
     }
+
+    /// Drops the series of policies that are gone, once nobody decides or tells by the last rules that had them.
+    fn forget_policies(&self) {
+        self.per_rules.drop_idle(|gone, staying| {
+            let stay: HashSet<&str> =
+                staying.iter().flat_map(|rules| &rules.names).map(|name| &**name).collect();
+            for name in gone.names.iter().filter(|name| !stay.contains(&***name)) {
+                PolicyDecisions::forget(&self.policy_decisions, name);
+                for_each_label(|backend, state, arm| {
+                    self.requests.remove(&labels(backend, state, name, arm));
+                });
+            }
+        });
+    }
 }
 
 impl PerRules {
     fn new(
         requests: &Family<Labels, Counter>,
         policy_decisions: &Family<Labels, Counter>,
-        rules: Arc<Rules>,
+        rules: &Rules,
     ) -> Self {
         let of = |policy: &str| {
             BACKENDS.map(|backend| {
                 STATES.map(|state| {
-                    ARMS.map(|arm| {
-                        let labels = vec![
-                            ("backend", backend.as_str().to_owned()),
-                            ("state", state.as_str().to_owned()),
-                            ("policy", policy.to_owned()),
-                            ("arm", arm.as_str().to_owned()),
-                        ];
-                        requests.get_or_create_owned(&labels)
-                    })
+                    ARMS.map(|arm| requests.get_or_create_owned(&labels(backend, state, policy, arm)))
                 })
             })
         };
+        let names: Vec<Box<str>> = rules.policies().iter().map(|policy| policy.name.clone()).collect();
         Self {
-            policies: rules.policies().iter().map(|policy| of(&policy.name)).collect(),
+            policies: names.iter().map(|name| of(name)).collect(),
             // No policy can be called so: names begin with a letter or digit.
             unlimited: of("-"),
-            decisions: PolicyDecisions::new(policy_decisions, &rules),
-            rules,
+            decisions: PolicyDecisions::new(policy_decisions, rules),
+            names,
         }
     }
 }
 
-fn one(name: &'static str, value: &str) -> Labels {
+fn labels(backend: Backend, state: State, policy: &str, arm: Arm) -> Labels {
+    vec![
+        ("backend", backend.as_str().to_owned()),
+        ("state", state.as_str().to_owned()),
+        ("policy", policy.to_owned()),
+        ("arm", arm.as_str().to_owned()),
+    ]
+}
+
+fn for_each_label(mut job: impl FnMut(Backend, State, Arm)) {
+    for backend in BACKENDS {
+        for state in STATES {
+            ARMS.into_iter().for_each(|arm| job(backend, state, arm));
+        }
+    }
+}
+
+pub(super) fn one(name: &'static str, value: &str) -> Labels {
     vec![(name, value.to_owned())]
 }
 
@@ -311,12 +349,84 @@ const DECISION_BUCKETS: [f64; 13] =
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limiter::clock::{Clock, SECOND};
+    use crate::limiter::gcra::Quota;
+    use crate::limiter::memory::Memory;
+    use crate::limiter::policy::Policy;
+    use crate::limiter::route::Route;
+    use crate::limiter::store::NoStore;
+    use crate::limiter::subject::Subject;
+    use crate::limiter::{Check, Hit, Limiter};
+    use std::num::NonZeroU32;
 
     #[test]
     fn every_kind_of_fault_has_its_own_place() {
         for (index, kind) in FaultKind::ALL.into_iter().enumerate() {
             assert_eq!(place(kind), index);
         }
+    }
+
+    /// A decision by `rules`, told as an answer of 200.
+    fn answer(metrics: &Metrics, decision: &Decision) {
+        metrics.answered(&Exchange {
+            request_id: "",
+            method: "GET",
+            path: "/",
+            client: None,
+            status: 200,
+            took: Duration::ZERO,
+            origin: Origin::Upstream,
+            decision: Some(decision),
+            deciding_took: Duration::ZERO,
+        });
+    }
+
+    #[test]
+    fn each_decision_is_counted_under_the_name_it_was_made_by_however_the_rules_change() {
+        // "kept" has less left, so it is the one that decides.
+        let quota = |name: &str| {
+            let burst = NonZeroU32::new(if name == "kept" { 5 } else { 50 }).unwrap();
+            Quota::new(burst, 60 * SECOND, burst).unwrap()
+        };
+        let rules = |names: &[&str]| {
+            let mut rules = Rules::none();
+            let policy = |name: &&str| Policy::new(*name, Subject::ip(), quota(name));
+            rules.add("rule", Route::any(), 1, names.iter().map(policy));
+            Arc::new(rules)
+        };
+        // The place of "kept" differs, so that a table of other rules would count another policy.
+        let (old, new) = (rules(&["kept"]), rules(&["added", "kept"]));
+        let limiter =
+            Arc::new(Limiter::<NoStore>::new(Rules::none(), Memory::new(100), &[7; 16], Clock::manual(1)));
+        let decide = |key: &[u8]| match limiter.check_key("rule", key, Hit::ONE) {
+            Some(Check::Decided(Some(decision))) => decision,
+            _ => panic!("memory decides at once"),
+        };
+        let metrics = Metrics::new(Arc::clone(&old), false);
+        let count = |policy: &str| {
+            let text = metrics.print(Scraped::default());
+            let head = format!(
+                r#"tidegate_requests_total{{backend="memory",state="allow",policy="{policy}",arm="control"}} "#
+            );
+            text.lines().find_map(|line| line.strip_prefix(&head)?.parse::<u64>().ok())
+        };
+        limiter.replace_rules(Arc::clone(&old));
+        let before = decide(b"before");
+        answer(&metrics, &before);
+        metrics.follow(&new);
+        assert_eq!((count("kept"), count("added")), (Some(1), Some(0)), "the series are there at once");
+        limiter.replace_rules(Arc::clone(&new));
+        let after = decide(b"after");
+        answer(&metrics, &after);
+        answer(&metrics, &before);
+        answer(&metrics, &after);
+        assert_eq!((count("kept"), count("added")), (Some(4), Some(0)));
+
+        limiter.replace_rules(Arc::clone(&old));
+        metrics.follow(&old);
+        assert!(count("added").is_some(), "a decision by the rules that had it is still to be told");
+        drop((after, new));
+        assert_eq!((count("kept"), count("added")), (Some(4), None), "now it is gone, and the other goes on");
     }
 
     #[test]
@@ -329,6 +439,8 @@ mod tests {
             r#"tidegate_fallbacks_total{reason="timeout"} 0"#,
             r#"tidegate_backend_up{backend="redis"} 0"#,
             "tidegate_rollout_percent 0.0",
+            r#"tidegate_reloads_total{outcome="failed"} 0"#,
+            "tidegate_config_last_reload_successful 1",
             "# EOF",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

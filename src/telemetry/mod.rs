@@ -1,8 +1,10 @@
 //! Tells. Every log line and every metric is made here: [`Telemetry::observe`] is one match, one arm an event.
 
+mod by_rules;
 mod metrics;
 mod outage;
 mod output;
+mod reloads;
 mod request_line;
 mod root_span;
 
@@ -142,6 +144,15 @@ impl Observer for Telemetry {
                 );
             }
             Event::RolledBack => self.metrics.rolled_back(),
+            Event::RulesComing(rules) => self.metrics.follow(rules),
+            Event::Reloaded(reload) => {
+                self.metrics.reloaded(reload);
+                reloads::tell(reload);
+            }
+            Event::NotWatching { detail } => tracing::warn!(
+                target: "tidegate", detail,
+                "changes of the policy file are not noticed by themselves; SIGHUP and POST /admin/reload still read it"
+            ),
             Event::UpstreamFailed { detail } => {
                 if let Some(unsaid) = self.upstream.began() {
                     tracing::warn!(target: "tidegate", detail, unsaid, "the upstream failed");

@@ -29,7 +29,7 @@ fn it_starts_with_nothing_configured() {
     assert_eq!(settings.memory.max_keys, 1_000_000);
     let headers = Headers { ietf: true, draft_03: false, x_ratelimit: Some(XRateLimit::Delta), shadow: true };
     assert_eq!(settings.headers, headers);
-    assert!(settings.doors.token.is_none() && settings.policies_file.is_none());
+    assert!(settings.doors.token.is_none() && settings.policies.file.is_none());
     assert!(loaded.warnings.is_empty());
     assert!(loaded.effective.iter().all(|one| one.source.starts_with("default")));
 }

@@ -180,7 +180,7 @@ fn the_policy_file_lies_beside_the_others_or_where_it_is_said_to_be() {
     let setup = Setup::new().file("policies.toml", &text(5)).file("other.toml", &text(6));
     let loaded = setup.loaded();
     assert_eq!(loaded.settings.rules.policies()[0].quota.limit(), 5);
-    assert_eq!(loaded.settings.policies_file.unwrap().display().to_string(), setup.path("policies.toml"));
+    assert_eq!(loaded.settings.policies.file.unwrap().display().to_string(), setup.path("policies.toml"));
     let other = setup.path("other.toml");
     let loaded = setup.env("TIDEGATE__POLICIES__FILE", &other).loaded();
     assert_eq!(loaded.settings.rules.policies()[0].quota.limit(), 6);

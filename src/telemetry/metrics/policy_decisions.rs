@@ -16,6 +16,15 @@ impl PolicyDecisions {
         Self(rules.policies().iter().map(|policy| handles(family, policy)).collect())
     }
 
+    /// Drops the series of a policy that is gone.
+    pub(super) fn forget(family: &Family<Labels, Counter>, policy: &str) {
+        for mode in ["enforce", "shadow"] {
+            for (backend, state) in BACKENDS.iter().flat_map(|backend| STATES.map(|state| (backend, state))) {
+                family.remove(&labels(policy, mode, state.as_str(), backend.as_str()));
+            }
+        }
+    }
+
     /// Counts every verdict of a decision that was made by these rules.
     pub(super) fn count(&self, decision: &Decision) {
         for (_, verdict) in decision.verdicts() {
@@ -39,12 +48,16 @@ fn handles(family: &Family<Labels, Counter>, policy: &Policy) -> [[Counter; 3]; 
     };
     BACKENDS.map(|backend| {
         STATES.map(|state| {
-            family.get_or_create_owned(&vec![
-                ("policy", policy.name.to_string()),
-                ("mode", mode.to_owned()),
-                ("state", state.as_str().to_owned()),
-                ("backend", backend.as_str().to_owned()),
-            ])
+            family.get_or_create_owned(&labels(&policy.name, mode, state.as_str(), backend.as_str()))
         })
     })
+}
+
+fn labels(policy: &str, mode: &str, state: &str, backend: &str) -> Labels {
+    vec![
+        ("policy", policy.to_owned()),
+        ("mode", mode.to_owned()),
+        ("state", state.to_owned()),
+        ("backend", backend.to_owned()),
+    ]
 }

@@ -1,0 +1,89 @@
+//! The admin API of limits: which are in force, and reading them again.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use actix_web::http::header::{ETAG, HeaderValue, IF_NONE_MATCH};
+use actix_web::{HttpRequest, HttpResponse, web};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::api::actor;
+use super::policies::{Origin, Policies, RulesView};
+use super::reload::{Cause, Outcome, Reloader, Report, rfc3339};
+use crate::config::Digest;
+use crate::doors::problem::{Cause as ProblemCause, Problem};
+
+/// What the handlers share.
+pub struct Reloading {
+    /// Reads everything again.
+    pub reloader: Arc<Reloader>,
+    /// The limits in force.
+    pub policies: Arc<Policies>,
+}
+
+/// The limits in force and the last reload, for the status.
+#[derive(Serialize)]
+pub struct PoliciesStatus {
+    #[serde(flatten)]
+    origin: Origin,
+    last_reload: Option<Report>,
+}
+
+impl Reloading {
+    /// How the limits stand.
+    pub fn status(&self) -> PoliciesStatus {
+        PoliciesStatus { origin: self.policies.in_force().origin.clone(), last_reload: self.reloader.last() }
+    }
+}
+
+/// `POST /admin/reload`
+pub async fn reload(request: HttpRequest, reloading: web::Data<Reloading>) -> Result<HttpResponse, Problem> {
+    #[derive(Serialize)]
+    struct Done<'a> {
+        outcome: Outcome,
+        #[serde(flatten)]
+        origin: &'a Origin,
+        warnings: &'a [String],
+    }
+    let report = reloading.reloader.reload(Cause::Admin { actor: actor(&request) }).await;
+    if report.outcome == Outcome::Failed {
+        let count = report.errors.len();
+        let detail =
+            format!("{count} error(s); nothing was changed. `tidegate config check` shows them as well.");
+        let errors = report.errors.iter().map(|error| (error.place.as_str(), error.message.as_str()));
+        return Err(Problem::new(ProblemCause::Unprocessable, detail)
+            .with_code("bad_file")
+            .with_errors(errors));
+    }
+    let in_force = reloading.policies.in_force();
+    let done = Done { outcome: report.outcome, origin: &in_force.origin, warnings: &report.warnings };
+    Ok(HttpResponse::Ok().json(done))
+}
+
+/// `GET /admin/policies`
+pub async fn policies(request: HttpRequest, reloading: web::Data<Reloading>) -> HttpResponse {
+    #[derive(Serialize)]
+    struct View<'a> {
+        file: &'a Option<PathBuf>,
+        digest: &'a Option<Digest>,
+        #[serde(serialize_with = "rfc3339")]
+        loaded_at: &'a DateTime<Utc>,
+        rule: RulesView<'a>,
+    }
+    let in_force = reloading.policies.in_force();
+    let etag = in_force.etag();
+    let known = request.headers().get_all(IF_NONE_MATCH).filter_map(|tags| tags.to_str().ok());
+    let known = known.flat_map(|tags| tags.split(',')).map(str::trim).any(|tag| tag == etag || tag == "*");
+    let mut response = if known {
+        HttpResponse::NotModified().finish()
+    } else {
+        let Origin { file, digest, loaded_at, .. } = &in_force.origin;
+        let rule = RulesView::from(&*in_force.rules);
+        HttpResponse::Ok().json(View { file, digest, loaded_at, rule })
+    };
+    if let Ok(etag) = HeaderValue::from_str(&etag) {
+        response.headers_mut().insert(ETAG, etag);
+    }
+    response
+}
