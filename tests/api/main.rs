@@ -17,6 +17,7 @@ mod gateway;
 mod life;
 mod limits;
 mod logs;
+mod outages;
 mod rollout;
 mod secrets;
 mod tls;
