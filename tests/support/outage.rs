@@ -79,11 +79,6 @@ impl World {
         until(kind, async || self.tidegate.status().await["redis"]["last_error_kind"] == kind).await;
     }
 
-    /// The states of the breaker so far, as the metric shows them.
-    pub fn states(&self) -> Vec<u8> {
-        self.states.lock().unwrap().clone()
-    }
-
     /// While the breaker is open, no decision costs any network and no request waits.
     pub async fn nothing_is_asked(&self) {
         // Calls that were under way when it opened end within their deadline.
@@ -104,6 +99,8 @@ impl World {
     /// Ends the traffic and judges all of it. Returns the states of the breaker.
     pub async fn account(self) -> (Arc<Tidegate>, Vec<u8>, Vec<Answer>) {
         let answers = self.traffic.stop().await;
+        // The watcher looks every 25 ms: it has seen the last state now.
+        tokio::time::sleep(Duration::from_millis(100)).await;
         self.breaker.abort();
         let states = self.states.lock().unwrap().clone();
         assert_eq!(states.first(), Some(&0), "{states:?}");
