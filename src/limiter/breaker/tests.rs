@@ -76,13 +76,11 @@ fn half_of_twenty_calls_within_ten_seconds_open_and_spread_over_more_they_do_not
         assert_eq!(opened, opens, "a pair of calls every {pause} µs");
     }
     let (breaker, now) = closed();
-    let mut calls = 0;
-    while fail(&breaker, FaultKind::Oom, now) != Verdict::Opened {
+    let pairs = (1..40).find(|_| {
         call(&breaker, now).succeeded(now);
-        calls += 2;
-        assert!(calls < 40);
-    }
-    assert_eq!(calls + 1, 21, "the first failure at which there are twenty calls");
+        fail(&breaker, FaultKind::Oom, now) == Verdict::Opened
+    });
+    assert_eq!(pairs, Some(10), "exactly half of exactly twenty");
 }
 
 #[test]
@@ -133,9 +131,18 @@ fn what_a_call_over_a_replaced_connection_reports_counts_for_nothing() {
     for _ in 0..4 {
         let _ = fail(&breaker, FaultKind::Timeout, now);
     }
-    // Nor do late answers make up for the failures of the connection in use.
-    late.into_iter().for_each(|permit| permit.succeeded(now));
+    // Nor do late answers make up for the failures of the connection in use, in a row or by their share.
+    late.drain(..10).for_each(|permit| permit.succeeded(now));
     assert_eq!(fail(&breaker, FaultKind::Timeout, now), Verdict::Opened);
+    let (breaker, now) = closed();
+    let late: Vec<_> = (0..20).map(|_| call(&breaker, now)).collect();
+    assert!(breaker.renewed());
+    late.into_iter().for_each(|permit| permit.succeeded(now));
+    let opened = (0..10).any(|_| {
+        call(&breaker, now).succeeded(now);
+        fail(&breaker, FaultKind::Oom, now) == Verdict::Opened
+    });
+    assert!(opened);
 }
 
 #[test]
