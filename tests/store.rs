@@ -42,6 +42,8 @@ async fn limiter(port: u16, rules: Rules, timeout: Duration) -> Arc<Limiter<Redi
         timeout,
         connect_timeout: Duration::from_secs(5),
         reconnect_interval: Duration::from_secs(1),
+        warm_up: Duration::from_secs(1),
+        max_in_flight: 20_000,
         namespace: "tidegate".into(),
         secret_interval: Some(Duration::from_millis(200)),
     };
@@ -50,7 +52,7 @@ async fn limiter(port: u16, rules: Rules, timeout: Duration) -> Arc<Limiter<Redi
     let clock = Clock::system();
     let store = RedisStore::new(options, clock.clone(), Arc::clone(&rollout), Arc::new(Silent)).unwrap();
     tokio::spawn(store.clone().keep_connected());
-    support::until("the store is connected", async || store.state().connected).await;
+    support::until("the store is connected", async || store.is_in_use()).await;
     Arc::new(
         Limiter::new(rules, Memory::new(100_000), &[1; 16], clock).with_rollout(rollout).with_store(store),
     )
@@ -206,5 +208,5 @@ async fn the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts()
         server.run::<Option<String>>(&["GET", "tidegate:secret"]).as_ref() == Some(&secret)
     })
     .await;
-    assert!(limiter.store().unwrap().state().connected);
+    assert!(limiter.store().unwrap().is_in_use());
 }

@@ -42,7 +42,7 @@ pub(super) fn telemetry(settings: &Settings, seed: &[u8; 16]) -> telemetry::Opti
         production: settings.environment == AppEnv::Production,
         // Without Redis there is nothing to warn of but its absence, once.
         warn_interval: settings.redis.as_ref().map_or(Duration::MAX, |redis| redis.warn_interval),
-        redis: settings.redis.is_some(),
+        redis: hard_off(settings).is_none(),
     }
 }
 
@@ -166,6 +166,8 @@ pub(super) fn store(
         timeout: redis.timeout,
         connect_timeout: redis.connect_timeout,
         reconnect_interval: redis.reconnect_interval,
+        warm_up: redis.warm_up,
+        max_in_flight: redis.max_in_flight,
         namespace: redis.namespace.clone(),
         // 144 commands a day: little even of a free plan's 10 000.
         secret_interval: settings.rollout.secret.is_none().then_some(Duration::from_secs(600)),

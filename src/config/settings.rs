@@ -170,8 +170,12 @@ pub struct Redis {
     pub timeout: Duration,
     /// Longest wait for a connection.
     pub connect_timeout: Duration,
-    /// Between attempts to reach it again.
+    /// The most calls under way at once.
+    pub max_in_flight: u32,
+    /// The longest between two attempts to reach it again.
     pub reconnect_interval: Duration,
+    /// Until all of its keys are decided by it again after an outage.
+    pub warm_up: Duration,
     /// Between warnings that it is away.
     pub warn_interval: Duration,
     /// First part of every key.

@@ -10,6 +10,7 @@ use super::record::{EnvironmentRules, RecordView};
 use super::reload_api::PoliciesStatus;
 use crate::doors::health::Readiness;
 use crate::limiter::Limiter;
+use crate::limiter::breaker::State;
 use crate::limiter::clock::Micros;
 use crate::limiter::rollout::Percent;
 use crate::redis::{LinkState, RedisStore};
@@ -29,9 +30,12 @@ pub struct Status {
 #[derive(Debug, Serialize)]
 pub struct RedisView {
     configured: bool,
-    /// `connected`, `away` or `not_configured`.
+    /// The breaker's: `closed` (Redis is asked), `half_open` (for a growing share of its keys), `open` (it is not
+    /// asked); or `not_configured`.
     state: &'static str,
     since: Option<String>,
+    /// Milliseconds until it is tried again; `null` while it is in use or being tried.
+    next_probe_in_ms: Option<u64>,
     last_error_kind: Option<&'static str>,
     last_error: Option<String>,
     address: Option<String>,
@@ -86,16 +90,18 @@ impl Status {
                 configured: false,
                 state: "not_configured",
                 since: None,
+                next_probe_in_ms: None,
                 last_error_kind: None,
                 last_error: None,
                 address: None,
             };
         };
-        let LinkState { connected, since, last_fault } = store.state();
+        let LinkState { breaker, since, last_fault, .. } = store.state();
         RedisView {
             configured: true,
-            state: if connected { "connected" } else { "away" },
+            state: breaker.as_str(),
             since: Some(time(since)),
+            next_probe_in_ms: store.next_probe_in().map(|wait| wait.as_millis() as u64),
             last_error_kind: last_fault.as_ref().map(|fault| fault.kind.as_str()),
             last_error: last_fault.map(|fault| fault.detail.into()),
             address: Some(store.target().to_string()),
@@ -104,26 +110,34 @@ impl Status {
 
     /// Who decides for the keys of the canary right now.
     pub fn effective_backend(&self) -> &'static str {
-        let connected = self.limiter.store().is_some_and(|store| store.state().connected);
+        let in_use = self.limiter.store().is_some_and(RedisStore::is_in_use);
         let wanted = self.limiter.rollout().in_force().percent > Percent::NONE;
-        if connected && wanted { "redis" } else { "memory" }
+        if in_use && wanted { "redis" } else { "memory" }
     }
 
     /// Whether it can decide: always. Who does, and why, for `/readyz`.
     pub fn readiness(&self) -> Readiness {
         let percent = self.limiter.rollout().in_force().percent;
-        let reason = match self.limiter.store().map(RedisStore::state) {
+        let link = self.limiter.store().map(RedisStore::state);
+        let redis = link.as_ref().map(|link| link.breaker.as_str());
+        let reason = match link {
             None => "no Redis is in use: every key is decided in memory".to_owned(),
             Some(_) if percent == Percent::NONE => {
                 "0 % of the keys are to be decided by Redis: every key is decided in memory".to_owned()
             }
-            Some(LinkState { connected: true, .. }) => format!("Redis decides {percent} % of the keys"),
+            Some(LinkState { breaker: State::Closed, .. }) => {
+                format!("Redis decides {percent} % of the keys")
+            }
+            Some(LinkState { breaker: State::HalfOpen, .. }) => {
+                "degraded: Redis is back and warms up, some of its keys are still decided in memory"
+                    .to_owned()
+            }
             Some(LinkState { last_fault, .. }) => {
                 let why = last_fault.map_or("not connected yet", |fault| fault.kind.as_str());
                 format!("degraded: Redis is away ({why}), its keys are decided in memory")
             }
         };
-        Readiness { backend: self.effective_backend(), reason }
+        Readiness { backend: self.effective_backend(), redis, reason }
     }
 
     /// Everything.

@@ -12,6 +12,9 @@ use super::exchange::Untold;
 pub struct Readiness {
     /// Who decides: `memory`, or `redis` for the keys of the canary.
     pub backend: &'static str,
+    /// The breaker's state: `closed`, `half_open` or `open`; `None` when no Redis is in use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis: Option<&'static str>,
     /// Why, in words.
     pub reason: String,
 }

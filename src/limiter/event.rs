@@ -22,8 +22,18 @@ pub enum Event<'a> {
     },
     /// A call to the store failed.
     StoreFailed(FaultKind),
+    /// A fresh connection to the store is being made and proven, or no longer is.
+    StoreConnecting(bool),
+    /// The store was away and works again: it decides for a growing share of its subjects, and for all of them when
+    /// this time is over.
+    StoreWarming {
+        /// How long the warm-up takes.
+        lasts: Duration,
+    },
     /// The store can be used.
     StoreConnected,
+    /// A fresh connection took the place of one whose calls timed out too often.
+    StoreReplaced,
     /// The store can't be used: from now on memory decides.
     StoreLost(&'a Fault),
     /// An attempt to connect failed.

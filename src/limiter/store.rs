@@ -122,11 +122,15 @@ pub enum FaultKind {
     Other,
     /// The store is known to be away (the breaker is open, or it was never connected): nobody was asked.
     Open,
+    /// The store has just come back, and this subject is not yet among those that it is asked about.
+    Warming,
+    /// As many calls as may be are under way: nobody was asked.
+    Saturated,
 }
 
 impl FaultKind {
-    /// Every kind, in the order of the contract.
-    pub const ALL: [Self; 16] = [
+    /// Every kind, in the order of the contract; those that stand for no call come last.
+    pub const ALL: [Self; 18] = [
         Self::Timeout,
         Self::Refused,
         Self::Dns,
@@ -143,6 +147,8 @@ impl FaultKind {
         Self::Protocol,
         Self::Other,
         Self::Open,
+        Self::Warming,
+        Self::Saturated,
     ];
 
     /// The word of the contract.
@@ -164,7 +170,14 @@ impl FaultKind {
             Self::Protocol => "protocol",
             Self::Other => "other",
             Self::Open => "open",
+            Self::Warming => "warming",
+            Self::Saturated => "saturated",
         }
+    }
+
+    /// Whether a call failed; else nobody was asked, and memory decided without one.
+    pub fn is_of_the_store(self) -> bool {
+        !matches!(self, Self::Open | Self::Warming | Self::Saturated)
     }
 
     /// Whether a person has to mend it, so that asking again at once is of no use.
@@ -197,6 +210,11 @@ impl Fault {
 
     /// Nobody was asked. Allocates nothing: it is made on every request of an outage.
     pub fn open() -> Self {
-        Self { kind: FaultKind::Open, detail: Box::default() }
+        Self::unasked(FaultKind::Open)
+    }
+
+    /// Nobody was asked, for the reason that `kind` names.
+    pub fn unasked(kind: FaultKind) -> Self {
+        Self { kind, detail: Box::default() }
     }
 }

@@ -1,28 +1,23 @@
-//! The link to Redis: calls under our own deadline, and a background task that makes, proves and replaces the
-//! connection. No request ever waits for a connection.
+//! The link to Redis: calls under our own deadline, over a connection that the background makes, proves and replaces
+//! (`supervisor.rs`). No request ever waits for a connection.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
-    RedisConnectionInfo, TlsCertificates, Value,
-};
+use redis::{Client, Cmd, Value};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::charge::{self, Answer, SCRIPT};
 use super::offset::ClockOffset;
-use super::target::{Protocol, Target};
-use super::{fault, secret};
-use crate::limiter::breaker::Breaker;
+use super::target::Target;
+use super::{connect, fault};
+use crate::limiter::breaker::{Breaker, Permit, State, Verdict};
 use crate::limiter::clock::{Clock, Micros};
 use crate::limiter::event::{Event, Observer};
-use crate::limiter::gcra::Quota;
 use crate::limiter::rollout::Rollout;
 use crate::limiter::store::{Charged, Fault, FaultKind, SharedCharge, Store};
 use crate::limiter::subject::SubjectHash;
@@ -38,10 +33,14 @@ pub struct Options {
     pub client_identity: Option<(Vec<u8>, Vec<u8>)>,
     /// The longest that a request waits, queueing included.
     pub timeout: Duration,
-    /// The longest that making and proving a connection may take, in the background.
+    /// The longest that making and proving a connection may take, and any other step in the background.
     pub connect_timeout: Duration,
     /// The longest wait between two attempts to connect.
     pub reconnect_interval: Duration,
+    /// How long the share of the subjects that Redis decides grows after an outage; 0: everybody at once.
+    pub warm_up: Duration,
+    /// The most calls under way at once. Whoever comes then is decided from memory, at once.
+    pub max_in_flight: u32,
     /// What our keys begin with.
     pub namespace: String,
     /// How often the fleet's secret is looked at in Redis; `None` when one was given, so that Redis holds none. A
@@ -52,44 +51,41 @@ pub struct Options {
 
 /// The shared store in Redis. Cheap to clone: all clones are one.
 #[derive(Clone)]
-pub struct RedisStore(Arc<Link>);
+pub struct RedisStore(pub(super) Arc<Link>);
 
-struct Link {
-    options: Options,
-    client: Client,
+pub(super) struct Link {
+    pub(super) options: Options,
+    pub(super) client: Client,
     /// EVALSHA's first argument.
     script: redis::Script,
-    /// The connection in use. None: nobody is asked.
-    connection: ArcSwapOption<MultiplexedConnection>,
-    breaker: Breaker,
-    /// Set by the call that opens the breaker, so that one outage is told once.
-    lost: AtomicBool,
-    wake: Notify,
-    offset: ClockOffset,
-    clock: Clock,
-    rollout: Arc<Rollout>,
-    observer: Arc<dyn Observer>,
-    state: Mutex<LinkState>,
+    /// The connection in use; the supervisor alone puts it there and takes it away. Whether it is asked is the
+    /// breaker's to say.
+    pub(super) connection: ArcSwapOption<MultiplexedConnection>,
+    pub(super) breaker: Breaker,
+    /// What opened the breaker, left here by the call that did for the supervisor to find.
+    pub(super) opened_by: Mutex<Option<Fault>>,
+    pub(super) opened: Notify,
+    /// The connection in use fails more often than a sound one would.
+    pub(super) suspected: Notify,
+    pub(super) offset: ClockOffset,
+    pub(super) clock: Clock,
+    pub(super) rollout: Arc<Rollout>,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) state: Mutex<LinkState>,
 }
 
 /// What the link says of itself.
 #[derive(Clone, Debug)]
 pub struct LinkState {
-    /// Whether Redis is in use.
-    pub connected: bool,
+    /// Whether Redis is in use, is warming up, or is away.
+    pub breaker: State,
     /// Since when, in microseconds since the epoch.
     pub since: Micros,
     /// The last fault, even if it is over.
     pub last_fault: Option<Fault>,
+    /// When it is tried next, in microseconds since the epoch; `None` while it is in use or being tried.
+    pub next_probe: Option<Micros>,
 }
-
-/// A wait that grows from here,
-const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// or from here, up to there, when a person has to mend something: asking hot would only fill the server's log.
-const FIRST_WAIT_FOR_A_PERSON: Duration = Duration::from_secs(30);
-const LONGEST_WAIT_FOR_A_PERSON: Duration = Duration::from_secs(300);
-/// So much health makes the next outage a new one.
-const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
 impl RedisStore {
     /// A store that is not connected yet: spawn [`RedisStore::keep_connected`].
@@ -102,15 +98,17 @@ impl RedisStore {
         rollout: Arc<Rollout>,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, Fault> {
-        let client = open(&options).map_err(|error| fault::classify(&error))?;
-        let state = LinkState { connected: false, since: clock.now(), last_fault: None };
+        let client = connect::open(&options).map_err(|error| fault::classify(&error))?;
+        let state =
+            LinkState { breaker: State::Open, since: clock.now(), last_fault: None, next_probe: None };
         Ok(Self(Arc::new(Link {
             client,
             script: redis::Script::new(SCRIPT),
             connection: ArcSwapOption::empty(),
-            breaker: Breaker::default(),
-            lost: AtomicBool::new(true),
-            wake: Notify::new(),
+            breaker: Breaker::new(options.max_in_flight),
+            opened_by: Mutex::new(None),
+            opened: Notify::new(),
+            suspected: Notify::new(),
             offset: ClockOffset::default(),
             clock,
             rollout,
@@ -122,36 +120,23 @@ impl RedisStore {
 
     /// Connects, and connects again whenever the connection is lost. Runs until it is dropped.
     pub async fn keep_connected(self) {
-        let link = &self.0;
-        let mut attempt = 0;
-        let mut secret = None;
-        loop {
-            let proven = timeout(link.options.connect_timeout, link.connect(&mut secret)).await;
-            let fault = match proven {
-                Ok(Ok(connection)) => {
-                    let since = Instant::now();
-                    link.use_connection(connection);
-                    link.until_lost(&mut secret).await;
-                    if since.elapsed() >= HEALTHY_AFTER {
-                        attempt = 0;
-                    }
-                    let last = link.state.lock().last_fault.clone();
-                    last.unwrap_or_else(Fault::open)
-                }
-                Ok(Err(fault)) => link.unreachable(fault),
-                Err(_) => link.unreachable(Fault::new(
-                    FaultKind::Timeout,
-                    format!("no working connection within {} ms", link.options.connect_timeout.as_millis()),
-                )),
-            };
-            sleep(wait(attempt, fault.kind, link.options.reconnect_interval)).await;
-            attempt = attempt.saturating_add(1);
-        }
+        self.0.supervise().await;
     }
 
     /// What the link says of itself.
     pub fn state(&self) -> LinkState {
         self.0.state.lock().clone()
+    }
+
+    /// Whether Redis is in use by all of its subjects.
+    pub fn is_in_use(&self) -> bool {
+        self.0.state.lock().breaker == State::Closed
+    }
+
+    /// How long until Redis is tried next; `None` while it is in use or being tried.
+    pub fn next_probe_in(&self) -> Option<Duration> {
+        let next = self.0.state.lock().next_probe?;
+        Some(Duration::from_micros(next.saturating_sub(self.0.clock.now())))
     }
 
     /// Where Redis is, in words that hold no secret.
@@ -163,6 +148,8 @@ impl RedisStore {
 impl Store for RedisStore {
     async fn charge(&self, charges: &[SharedCharge<'_>], peek: bool, now: Micros) -> Result<Charged, Fault> {
         let link = &*self.0;
+        let permit = link.breaker.admit(rank(charges), now).map_err(Fault::unasked)?;
+        // After the permit: so this is the connection of its generation or a younger one, never an older.
         let Some(connection) = link.connection.load_full() else { return Err(Fault::open()) };
         let started = Instant::now();
         let asked = link.ask((*connection).clone(), charges, peek, now);
@@ -172,13 +159,14 @@ impl Store for RedisStore {
         };
         match outcome {
             Ok(Answer { now: server, readings, from }) => {
-                link.breaker.succeeded();
+                let received = link.clock.now();
+                permit.succeeded(received);
                 link.observer.observe(&Event::StoreAnswered { took: started.elapsed() });
-                let judged_at = link.offset.learn(server, now, link.clock.now());
+                let judged_at = link.offset.learn(server, now, received);
                 Ok(Charged { readings, from, judged_at })
             }
             Err(fault) => {
-                link.failed(&fault, &connection);
+                link.failed(permit, &fault);
                 Err(fault)
             }
         }
@@ -205,7 +193,7 @@ impl Link {
     }
 
     /// One EVALSHA; when the server has forgotten the script, one EVAL, which teaches it again.
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         mut connection: MultiplexedConnection,
         charges: &[SharedCharge<'_>],
@@ -229,179 +217,29 @@ impl Link {
         charge::answer(&value, charges)
     }
 
-    /// Makes a connection and proves it by what a decision needs: the secret and the real script.
-    async fn connect(&self, secret: &mut Option<String>) -> Result<MultiplexedConnection, Fault> {
-        let classified = |error| fault::classify(&error);
-        let config = AsyncConnectionConfig::new()
-            // Our own deadlines are around every use of it.
-            .set_connection_timeout(None)
-            .set_response_timeout(None);
-        let mut connection =
-            self.client.get_multiplexed_async_connection_with_config(&config).await.map_err(classified)?;
-        self.agree(&mut connection, secret).await.map_err(classified)?;
-        let Some(quota) = probe_quota() else {
-            return Err(Fault::new(FaultKind::Other, "the probe's quota is malformed"));
-        };
-        let probe = SharedCharge {
-            policy: "probe",
-            subject: SubjectHash([0; 16]),
-            quota,
-            span: None,
-            cost: 1,
-            enforce: false,
-            note: 0,
-        };
-        let now = self.clock.now();
-        let answer = self.ask(connection.clone(), &[probe], false, now).await?;
-        self.offset.learn(answer.now, now, self.clock.now());
-        Ok(connection)
-    }
-
-    /// Takes the secret that is in Redis, or puts ours there.
-    async fn agree(
-        &self,
-        connection: &mut MultiplexedConnection,
-        secret: &mut Option<String>,
-    ) -> redis::RedisResult<()> {
-        if self.options.secret_interval.is_none() {
-            return Ok(());
-        }
-        let shared = secret::shared(connection, &self.options.namespace, secret.as_deref()).await?;
-        if secret.as_ref() != Some(&shared) {
-            self.rollout.learn_keys(secret::derive(shared.as_bytes()));
-            *secret = Some(shared);
-        }
-        Ok(())
-    }
-
-    /// Waits until the connection is out of use, and meanwhile sees to it that the secret stays in Redis.
-    async fn until_lost(&self, secret: &mut Option<String>) {
-        let Some(interval) = self.options.secret_interval else { return self.wake.notified().await };
-        while timeout(interval, self.wake.notified()).await.is_err() {
-            let Some(connection) = self.connection.load_full() else { continue };
-            let mut connection = (*connection).clone();
-            // A failure is for the requests to notice: they decide when the connection is lost.
-            let _ = timeout(self.options.connect_timeout, self.agree(&mut connection, secret)).await;
-        }
-    }
-
-    fn use_connection(&self, connection: MultiplexedConnection) {
-        self.breaker.succeeded();
-        {
-            let mut state = self.state.lock();
-            state.connected = true;
-            state.since = self.clock.now();
-        }
-        self.lost.store(false, Ordering::Release);
-        self.connection.store(Some(Arc::new(connection)));
-        self.observer.observe(&Event::StoreConnected);
-    }
-
-    /// A call on `connection` failed. The one that opens the breaker takes the connection out of use.
-    fn failed(&self, fault: &Fault, connection: &Arc<MultiplexedConnection>) {
+    /// A call failed. What that comes to is the supervisor's to tell and to mend.
+    fn failed(&self, permit: Permit<'_>, fault: &Fault) {
         self.observer.observe(&Event::StoreFailed(fault.kind));
-        let current = self.connection.load();
-        // The fault of a connection that was replaced meanwhile says nothing about the one in use.
-        if current.as_ref().is_none_or(|current| !Arc::ptr_eq(current, connection)) {
-            return;
-        }
-        if self.breaker.failed(fault.kind) && !self.lost.swap(true, Ordering::AcqRel) {
-            self.connection.store(None);
-            {
-                let mut state = self.state.lock();
-                state.connected = false;
-                state.since = self.clock.now();
-                state.last_fault = Some(fault.clone());
+        match permit.failed(fault.kind, self.clock.now()) {
+            Verdict::Opened => {
+                *self.opened_by.lock() = Some(fault.clone());
+                self.opened.notify_one();
             }
-            self.observer.observe(&Event::StoreLost(fault));
-            self.wake.notify_one();
+            Verdict::Suspect => self.suspected.notify_one(),
+            Verdict::Counted | Verdict::Ignored => {}
         }
     }
+}
 
-    fn unreachable(&self, fault: Fault) -> Fault {
-        self.observer.observe(&Event::StoreFailed(fault.kind));
-        self.observer.observe(&Event::StoreUnreachable(&fault));
-        self.state.lock().last_fault = Some(fault.clone());
-        fault
-    }
+/// Where a call stands in the order in which subjects are let through after an outage: all of its subjects must be
+/// among them. The hash is keyed from the fleet's secret, so nobody outside can choose an early place, and it has nothing
+/// to do with the canary's bucket.
+fn rank(charges: &[SharedCharge<'_>]) -> u16 {
+    let places = charges.iter().map(|charge| u16::from_be_bytes([charge.subject.0[0], charge.subject.0[1]]));
+    places.max().unwrap_or_default()
 }
 
 /// The server's answer; an error among its values is one.
 async fn answered(connection: &mut MultiplexedConnection, command: &Cmd) -> redis::RedisResult<Value> {
     connection.req_packed_command(command).await?.extract_error()
-}
-
-/// Half of the wait is fixed, half is chance: a fleet that lost Redis together does not come back together.
-fn wait(attempt: u32, kind: FaultKind, longest: Duration) -> Duration {
-    let (first, longest) = match kind.needs_a_person() {
-        true => (FIRST_WAIT_FOR_A_PERSON, LONGEST_WAIT_FOR_A_PERSON),
-        false => (FIRST_WAIT, longest),
-    };
-    let full = first.saturating_mul(1 << attempt.min(16)).min(longest);
-    full / 2 + (full / 2).mul_f64(rand::random::<f64>())
-}
-
-/// Soon forgotten, and wide enough that it is admitted, and so written, beside the probes of a whole fleet.
-fn probe_quota() -> Option<Quota> {
-    let thousand = std::num::NonZeroU32::new(1_000)?;
-    Quota::new(thousand, crate::limiter::clock::SECOND, thousand).ok()
-}
-
-fn open(options: &Options) -> redis::RedisResult<Client> {
-    let info = connection_info(&options.target)?;
-    if !options.target.tls() {
-        return Client::open(info);
-    }
-    let client_tls = options
-        .client_identity
-        .as_ref()
-        .map(|(cert, key)| redis::ClientTlsConfig { client_cert: cert.clone(), client_key: key.clone() });
-    Client::build_with_tls(info, TlsCertificates { client_tls, root_cert: options.ca_cert.clone() })
-}
-
-fn connection_info(target: &Target) -> redis::RedisResult<ConnectionInfo> {
-    let host = target.host().unwrap_or_default().to_owned();
-    let port = target.port().unwrap_or_default();
-    let address = match target.socket_path() {
-        Some(path) => ConnectionAddr::Unix(path.into()),
-        None if target.tls() => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
-        None => ConnectionAddr::Tcp(host, port),
-    };
-    let mut settings =
-        RedisConnectionInfo::default().set_db(target.db()).set_protocol(match target.protocol() {
-            Protocol::Resp2 => ProtocolVersion::RESP2,
-            Protocol::Resp3 => ProtocolVersion::RESP3,
-        });
-    if let Some(username) = target.username() {
-        settings = settings.set_username(username);
-    }
-    if let Some(password) = target.password() {
-        settings = settings.set_password(password);
-    }
-    // Small commands, each awaited: Nagle's algorithm would hold them back on a real network.
-    let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true);
-    Ok(address.into_connection_info()?.set_tcp_settings(tcp).set_redis_settings(settings))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_double_up_to_the_longest_and_half_of_each_is_chance() {
-        let longest = Duration::from_secs(30);
-        for attempt in 0..40 {
-            let full = Duration::from_secs(1 << attempt.min(5)).min(longest);
-            for _ in 0..100 {
-                let wait = wait(attempt, FaultKind::Refused, longest);
-                assert!(wait >= full / 2 && wait <= full, "{attempt}: {wait:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_wrong_password_is_not_tried_hot() {
-        assert!(wait(0, FaultKind::Auth, Duration::from_secs(1)) >= Duration::from_secs(15));
-        assert!(wait(30, FaultKind::Auth, Duration::from_secs(1)) <= Duration::from_secs(300));
-    }
 }

@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 
 use super::by_rules::ByRules;
 use super::reloads::Reloads;
+use crate::limiter::breaker;
 use crate::limiter::decision::{Backend, Decision, State};
 use crate::limiter::event::{Exchange, Origin, Reload};
 use crate::limiter::policy::Rules;
@@ -58,6 +59,9 @@ pub(super) struct Metrics {
     errors: Vec<Counter>,
     fallbacks: Vec<Counter>,
     redis_up: Gauge,
+    breaker: Gauge,
+    connection_in_use: Gauge,
+    connecting: Gauge,
     percent: Gauge<f64, AtomicU64>,
     revision: Gauge,
     rollbacks: Counter,
@@ -146,6 +150,18 @@ impl Metrics {
             true => up.get_or_create_owned(&one("backend", "redis")),
             false => Gauge::default(),
         };
+        let breaker = Gauge::default();
+        let connections = Family::<Labels, Gauge>::default();
+        // Without a store there is no breaker: an alert on an open one would be false.
+        if redis {
+            registry.register(
+                "breaker_state",
+                "Whether Redis is asked: 0 closed (it is), 1 half-open (for some keys), 2 open (it is not)",
+                breaker.clone(),
+            );
+            breaker.set(breaker::State::Open as i64);
+            registry.register("redis_connections", "Connections to Redis", connections.clone());
+        }
         let percent = Gauge::<f64, AtomicU64>::default();
         registry.register("rollout_percent", "Share of the keys that Redis is to decide", percent.clone());
         let revision = Gauge::default();
@@ -174,9 +190,12 @@ impl Metrics {
                 .map(|backend| decision_seconds.get_or_create_owned(&one("backend", backend.as_str()))),
             command_seconds: command_seconds.get_or_create_owned(&one("command", "evalsha")),
             commands: commands.get_or_create_owned(&one("command", "evalsha")),
-            errors: per_kind(&errors, "kind"),
-            fallbacks: per_kind(&fallbacks, "reason"),
+            errors: per_kind(&errors, "kind", FaultKind::is_of_the_store),
+            fallbacks: per_kind(&fallbacks, "reason", |_| true),
             redis_up,
+            breaker,
+            connection_in_use: connections.get_or_create_owned(&one("state", "in_use")),
+            connecting: connections.get_or_create_owned(&one("state", "connecting")),
             percent,
             revision,
             rollbacks: rollbacks.get_or_create_owned(&one("cause", "operator")),
@@ -228,12 +247,21 @@ impl Metrics {
 
     /// Counts a failed call or attempt to connect.
     pub(super) fn store_failed(&self, kind: FaultKind) {
-        self.errors[place(kind)].inc();
+        if let Some(errors) = self.errors.get(place(kind)) {
+            errors.inc();
+        }
     }
 
-    /// Notes whether Redis can be used.
-    pub(super) fn store_up(&self, up: bool) {
-        self.redis_up.set(i64::from(up));
+    /// Notes whether Redis is asked.
+    pub(super) fn store_is(&self, breaker: breaker::State) {
+        self.breaker.set(breaker as i64);
+        self.connection_in_use.set(i64::from(breaker != breaker::State::Open));
+        self.redis_up.set(i64::from(breaker == breaker::State::Closed));
+    }
+
+    /// Notes whether a connection is being made.
+    pub(super) fn store_connecting(&self, connecting: bool) {
+        self.connecting.set(i64::from(connecting));
     }
 
     /// Notes what is in force.
@@ -318,8 +346,14 @@ pub(super) fn one(name: &'static str, value: &str) -> Labels {
     vec![(name, value.to_owned())]
 }
 
-fn per_kind(family: &Family<Labels, Counter>, label: &'static str) -> Vec<Counter> {
-    FaultKind::ALL.iter().map(|kind| family.get_or_create_owned(&one(label, kind.as_str()))).collect()
+/// A counter for each kind that is `meant`: all, or the first of them.
+fn per_kind(
+    family: &Family<Labels, Counter>,
+    label: &'static str,
+    meant: impl Fn(FaultKind) -> bool,
+) -> Vec<Counter> {
+    let kinds = FaultKind::ALL.into_iter().filter(|kind| meant(*kind));
+    kinds.map(|kind| family.get_or_create_owned(&one(label, kind.as_str()))).collect()
 }
 
 /// The place in [`FaultKind::ALL`], which lists the kinds in the order of their declaration.
@@ -363,6 +397,8 @@ mod tests {
     fn every_kind_of_fault_has_its_own_place() {
         for (index, kind) in FaultKind::ALL.into_iter().enumerate() {
             assert_eq!(place(kind), index);
+            // Those that are no error come last, so that the others keep their places without them.
+            assert_eq!(kind.is_of_the_store(), index < FaultKind::ALL.len() - 3);
         }
     }
 
@@ -437,7 +473,10 @@ mod tests {
             r#"tidegate_http_responses_total{class="5xx",arm="control",origin="upstream"} 0"#,
             r#"tidegate_redis_errors_total{kind="maxclients"} 0"#,
             r#"tidegate_fallbacks_total{reason="timeout"} 0"#,
+            r#"tidegate_fallbacks_total{reason="warming"} 0"#,
             r#"tidegate_backend_up{backend="redis"} 0"#,
+            "tidegate_breaker_state 2",
+            r#"tidegate_redis_connections{state="in_use"} 0"#,
             "tidegate_rollout_percent 0.0",
             r#"tidegate_reloads_total{outcome="failed"} 0"#,
             "tidegate_config_last_reload_successful 1",

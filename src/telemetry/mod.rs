@@ -9,18 +9,19 @@ mod request_line;
 mod root_span;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use metrics::Scraped;
 pub use output::{Flush, Format, Output};
 pub use request_line::RequestLines;
 pub use root_span::RootSpan;
 
+use crate::limiter::breaker;
 use crate::limiter::event::{Event, Observer};
 use crate::limiter::policy::Rules;
 use crate::limiter::store::Fault;
 use metrics::Metrics;
-use outage::Outages;
+use outage::{Back, Outages, Sparing};
 
 /// What is told, and how.
 pub struct Options {
@@ -40,9 +41,11 @@ pub struct Telemetry {
     output: Output,
     metrics: Metrics,
     outages: Outages,
+    /// Keeps what is said of replaced connections to what is said of outages.
+    replaced: Sparing,
     /// Keep what an outage of the upstream, or somebody who guesses, writes to a line a second.
-    upstream: Outages,
-    refusals: Outages,
+    upstream: Sparing,
+    refusals: Sparing,
 }
 
 impl Telemetry {
@@ -51,8 +54,9 @@ impl Telemetry {
         Self {
             metrics: Metrics::new(rules, options.redis),
             outages: Outages::new(options.warn_interval),
-            upstream: Outages::new(Duration::from_secs(1)),
-            refusals: Outages::new(Duration::from_secs(1)),
+            replaced: Sparing::new(options.warn_interval),
+            upstream: Sparing::new(Duration::from_secs(1)),
+            refusals: Sparing::new(Duration::from_secs(1)),
             output,
             options,
         }
@@ -83,18 +87,34 @@ impl Telemetry {
         }
     }
 
+    /// Redis is in use by all of its keys: said at the start, and after an outage that was said.
+    fn connected(&self) {
+        let back = self.outages.back(Instant::now());
+        if back != Back::Unsaid {
+            tracing::info!(target: "tidegate", "✅ Redis rate limiting backend connected");
+        }
+        if let Back::After(lasted, requests) = back {
+            let seconds = lasted.as_secs_f64();
+            tracing::info!(
+                target: "tidegate",
+                "Redis decides again: it was away for {seconds:.1} s, in which memory decided {requests} requests"
+            );
+        }
+    }
+
     /// Redis can't be used: said at once, then at most once per interval.
     fn degraded(&self, fault: &Fault) {
-        let Some(unsaid) = self.outages.began() else { return };
+        let Some(unsaid) = self.outages.away(Instant::now()) else { return };
+        let (outages_unsaid, requests_unsaid) = (unsaid.outages, unsaid.requests);
         let (error_kind, detail) = (fault.kind.as_str(), &*fault.detail);
         if self.options.production {
             tracing::error!(
-                target: "tidegate", error_kind, detail, unsaid,
+                target: "tidegate", error_kind, detail, outages_unsaid, requests_unsaid,
                 "💥 PRODUCTION DEGRADED: Redis unavailable. Using in-memory fallback (single-instance only)."
             );
         } else {
             tracing::warn!(
-                target: "tidegate", unsaid,
+                target: "tidegate", outages_unsaid, requests_unsaid,
                 "⚠️  Development: Using in-memory rate limiting. Redis: [{error_kind}: {detail}]"
             );
         }
@@ -115,19 +135,31 @@ impl Observer for Telemetry {
             }
             Event::StoreAnswered { took } => self.metrics.store_answered(*took),
             Event::StoreFailed(kind) => self.metrics.store_failed(*kind),
-            Event::StoreConnected => {
-                self.metrics.store_up(true);
-                tracing::info!(target: "tidegate", "✅ Redis rate limiting backend connected");
-                if let Some((lasted, requests)) = self.outages.ended() {
-                    let seconds = lasted.as_secs_f64();
+            Event::StoreConnecting(connecting) => self.metrics.store_connecting(*connecting),
+            Event::StoreWarming { lasts } => {
+                self.metrics.store_is(breaker::State::HalfOpen);
+                if self.outages.warming() {
+                    let seconds = lasts.as_secs_f64();
                     tracing::info!(
                         target: "tidegate",
-                        "Redis decides again: it was away for {seconds:.1} s, in which memory decided {requests} requests"
+                        "Redis works again: within {seconds} s it decides for all of its keys, some of them first"
+                    );
+                }
+            }
+            Event::StoreConnected => {
+                self.metrics.store_is(breaker::State::Closed);
+                self.connected();
+            }
+            Event::StoreReplaced => {
+                if let Some(unsaid) = self.replaced.say(Instant::now()) {
+                    tracing::info!(
+                        target: "tidegate", unsaid,
+                        "calls to Redis timed out: their connection was replaced by a fresh one, which works"
                     );
                 }
             }
             Event::StoreLost(fault) => {
-                self.metrics.store_up(false);
+                self.metrics.store_is(breaker::State::Open);
                 self.degraded(fault);
             }
             Event::StoreUnreachable(fault) => self.degraded(fault),
@@ -154,13 +186,13 @@ impl Observer for Telemetry {
                 "changes of the policy file are not noticed by themselves; SIGHUP and POST /admin/reload still read it"
             ),
             Event::UpstreamFailed { detail } => {
-                if let Some(unsaid) = self.upstream.began() {
+                if let Some(unsaid) = self.upstream.say(Instant::now()) {
                     tracing::warn!(target: "tidegate", detail, unsaid, "the upstream failed");
                 }
             }
             Event::AdminRefused { peer } => {
                 let peer = peer.map(tracing::field::display);
-                if let Some(unsaid) = self.refusals.began() {
+                if let Some(unsaid) = self.refusals.say(Instant::now()) {
                     tracing::warn!(target: "tidegate", peer, unsaid, "wrong or missing token at the admin listener");
                 }
             }

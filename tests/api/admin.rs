@@ -88,7 +88,7 @@ async fn the_rollout_is_read_raised_lowered_and_rolled_back_as_the_contract_has_
     assert_eq!(record["redis"]["configured"], true);
     assert_eq!(
         (&record["redis"]["state"], &record["effective_backend"]),
-        (&json!("connected"), &json!("redis"))
+        (&json!("closed"), &json!("redis"))
     );
     for name in ["updated_at", "reason", "plan"] {
         assert!(record.as_object().unwrap().contains_key(name), "{name}");

@@ -19,6 +19,7 @@ mod headers;
 mod life;
 mod limits;
 mod logs;
+mod outages;
 mod rollout;
 mod secrets;
 mod shadow;

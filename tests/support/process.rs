@@ -144,8 +144,7 @@ impl Tidegate {
 
     /// Waits until Redis decides.
     pub async fn connected(&self) {
-        super::until("Redis is connected", async || self.status().await["redis"]["state"] == "connected")
-            .await;
+        super::until("Redis is connected", async || self.status().await["redis"]["state"] == "closed").await;
     }
 
     /// All that it has printed so far.

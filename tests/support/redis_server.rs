@@ -62,11 +62,7 @@ impl RedisServer {
     }
 
     pub fn run<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
-        let mut command = redis::cmd(words[0]);
-        words[1..].iter().for_each(|word| {
-            command.arg(word);
-        });
-        command.query(&mut self.connection()).unwrap()
+        ask(&mut self.connection(), words)
     }
 
     /// The keys of buckets: not the secret's and not the probe's.
@@ -108,6 +104,11 @@ impl Drop for RedisServer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Over a connection that was made before the server turned others away.
+pub fn ask<T: redis::FromRedisValue>(connection: &mut redis::Connection, words: &[&str]) -> T {
+    redis::cmd(words[0]).arg(&words[1..]).query(connection).unwrap()
 }
 
 pub fn free_port() -> u16 {

@@ -37,8 +37,10 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
         taken.get("redis.timeout_ms", Default::default(), |text| parse::milliseconds(text, 1..=10_000));
     let connect_timeout =
         taken.get("redis.connect_timeout_ms", Default::default(), |text| parse::milliseconds(text, range));
+    let max_in_flight = taken.get("redis.max_in_flight", 1, |text| parse::whole(text, 1..=1_000_000));
     let reconnect_interval =
         taken.get("redis.reconnect_interval_s", Default::default(), |text| parse::seconds(text, 1..=3_600));
+    let warm_up = taken.get("redis.warm_up_s", Default::default(), |text| parse::seconds(text, 0..=300));
     let warn_interval =
         taken.get("redis.warn_interval_s", Default::default(), |text| parse::seconds(text, 1..=86_400));
     let namespace = taken.get("redis.namespace", String::new(), parse::namespace);
@@ -68,7 +70,9 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
         client_key,
         timeout,
         connect_timeout,
+        max_in_flight,
         reconnect_interval,
+        warm_up,
         warn_interval,
         namespace,
     })
