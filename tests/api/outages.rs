@@ -74,8 +74,12 @@ async fn an_outage_by_a_killed_redis_ends_soon_after_its_restart() {
 #[tokio::test]
 async fn an_outage_by_a_hung_redis_ends_soon_after_it_goes_on() {
     let harm = async |world: &mut World| world.redis.freeze();
-    see_through("stopped and continued", world().await, &["timeout"], harm, async |world| world.redis.thaw())
-        .await;
+    let mend = async |world: &mut World| {
+        let open = world.relay.open_connections();
+        assert!(open <= 1, "{open} connections: a probe's at most, the old one is gone");
+        world.redis.thaw();
+    };
+    see_through("stopped and continued", world().await, &["timeout"], harm, mend).await;
 }
 
 #[tokio::test]
@@ -93,7 +97,13 @@ async fn an_outage_by_a_network_that_resets_every_connection_ends_soon_after_it_
 #[tokio::test]
 async fn answers_later_than_the_timeout_are_an_outage_until_they_come_in_time() {
     let harm = async |world: &mut World| world.relay.delay(TIMEOUT * 3 / 2);
-    let mend = async |world: &mut World| world.relay.delay(Duration::ZERO);
+    let mend = async |world: &mut World| {
+        // Probes are answered, and too late for a request: that closes nothing.
+        let last_error = async || world.tidegate.status().await["redis"]["last_error"].clone();
+        until("a probe was late", async || last_error().await.as_str().unwrap().contains("a probe took"))
+            .await;
+        world.relay.delay(Duration::ZERO);
+    };
     see_through("late answers", world().await, &["timeout"], harm, mend).await;
 }
 

@@ -33,6 +33,7 @@ struct Weather {
     /// Whoever connects is sent away with a reset.
     refusing: AtomicBool,
     connections: AtomicUsize,
+    open: AtomicUsize,
     decisions: AtomicUsize,
     probes: AtomicUsize,
     /// Changes when every connection is to be reset.
@@ -52,7 +53,12 @@ impl Relay {
                     reset(&client);
                     continue;
                 }
-                tokio::spawn(carry(client, target, number, Arc::clone(&here)));
+                let here = Arc::clone(&here);
+                tokio::spawn(async move {
+                    here.open.fetch_add(1, Ordering::SeqCst);
+                    carry(client, target, number, &here).await;
+                    here.open.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         });
         Self { address, weather }
@@ -109,6 +115,11 @@ impl Relay {
         self.weather.connections.load(Ordering::SeqCst)
     }
 
+    /// Connections that both sides hold open.
+    pub fn open_connections(&self) -> usize {
+        self.weather.open.load(Ordering::SeqCst)
+    }
+
     /// How often a bucket of the policy `p` was asked for through it.
     pub fn decisions(&self) -> usize {
         self.weather.decisions.load(Ordering::SeqCst)
@@ -140,7 +151,7 @@ impl Weather {
     }
 }
 
-async fn carry(client: TcpStream, target: u16, number: usize, weather: Arc<Weather>) {
+async fn carry(client: TcpStream, target: u16, number: usize, weather: &Weather) {
     let mut cut = weather.cut.subscribe();
     let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
     for stream in [&client, &server] {
@@ -150,8 +161,8 @@ async fn carry(client: TcpStream, target: u16, number: usize, weather: Arc<Weath
     let (mut from_server, mut to_server) = server.into_split();
     // As soon as one side is done, so is the other: both sockets close.
     let was_cut = tokio::select! {
-        () = carry_up(&mut from_client, &mut to_server, number, &weather) => false,
-        () = carry_down(&mut from_server, &mut to_client, number, &weather) => false,
+        () = carry_up(&mut from_client, &mut to_server, number, weather) => false,
+        () = carry_down(&mut from_server, &mut to_client, number, weather) => false,
         _ = cut.changed() => true,
     };
     if was_cut {
