@@ -34,6 +34,7 @@ use tidegate::limiter::clock::{Clock, SECOND};
 use tidegate::limiter::gcra::Quota;
 use tidegate::limiter::memory::Memory;
 use tidegate::limiter::policy::{PolicyId, Rules};
+use tidegate::limiter::share::Share;
 use tidegate::limiter::subject::{Facts, Identity, Part, ProcessKey, Subject};
 use tidegate::limiter::{Hit, Limiter};
 
@@ -151,7 +152,8 @@ impl Contender for Ours {
 
     fn decide(&self, identity: &Identity) -> bool {
         let key = self.process_key.hash(identity);
-        let charge = Charge { key, quota: self.quota, span: None, cost: 1, enforce: true };
+        let charge =
+            Charge { key, quota: self.quota, span: None, cost: 1, share: Share::WHOLE, enforce: true };
         self.memory.charge(&[charge], false, self.clock.now())[0].allowed
     }
 }

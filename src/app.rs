@@ -118,7 +118,8 @@ impl Application {
             rollout.learn_keys(redis::derive(secret.expose().as_bytes()));
         }
         let hard_off = settled::hard_off(settings);
-        let limiter = limiter.with_rollout(Arc::clone(&rollout));
+        let fleet_size = settings.redis.as_ref().and_then(|redis| redis.fleet_size);
+        let limiter = limiter.with_rollout(Arc::clone(&rollout)).in_a_fleet_of(fleet_size);
         let limiter = match settled::store(settings, clock, &rollout, &observer)? {
             Some(store) if hard_off.is_none() => limiter.with_store(store),
             _ => limiter,
@@ -135,7 +136,7 @@ impl Application {
         telemetry.say(&format!("in force: {}", reloading.policies.in_force().in_words()));
 
         let scrape = Arc::clone(&telemetry);
-        let status = Arc::new(Status::new(Arc::clone(&limiter), Box::new(move |keys| scrape.scrape(keys))));
+        let status = Arc::new(Status::new(Arc::clone(&limiter), Box::new(move |held| scrape.scrape(held))));
         let proxies = Arc::new(settled::proxies(settings));
         let gateway = match &settings.upstream {
             None => None,

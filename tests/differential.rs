@@ -22,6 +22,7 @@ use tidegate::limiter::charge::Charge;
 use tidegate::limiter::clock::{Micros, SECOND};
 use tidegate::limiter::gcra::{Quota, Reading};
 use tidegate::limiter::memory::Memory;
+use tidegate::limiter::share::Share;
 use tidegate::limiter::store::SharedCharge;
 use tidegate::limiter::subject::{PolicyTag, ProcessKey, Subject, SubjectHash};
 use tidegate::redis::charge;
@@ -124,6 +125,7 @@ fn in_memory(history: &History) -> Vec<Vec<Reading>> {
                 quota: history.limits[owed.bucket].quota,
                 span: history.limits[owed.bucket].span(now),
                 cost: owed.cost,
+                share: Share::WHOLE,
                 enforce: owed.enforce,
             })
             .collect();

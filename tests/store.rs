@@ -103,7 +103,8 @@ async fn all_policies_of_a_subject_are_charged_in_one_call_or_none_of_them() {
     }
     assert_eq!(allowed, [true, true, false, false, false], "the shadow policy denies nothing");
     let stats: String = server.run(&["INFO", "commandstats"]);
-    assert!(stats.contains("cmdstat_evalsha:calls=5,"), "one call a decision:\n{stats}");
+    // The denials are known from what the second call told.
+    assert!(stats.contains("cmdstat_evalsha:calls=2,"), "one call a decision:\n{stats}");
     let peek = limiter.check_key("default", b"k", Hit { cost: 0, peek: true }).unwrap().await;
     let left: Vec<u32> = peek.verdicts().map(|(_, verdict)| verdict.reading.remaining).collect();
     assert_eq!(left, [98, 0, 0], "what was denied cost the wide policy nothing");

@@ -51,6 +51,7 @@ pub const KEYS: &[Known] = &[
     short("redis.timeout_ms", "REDIS_TIMEOUT_MS"),
     plain("redis.connect_timeout_ms"),
     plain("redis.max_in_flight"),
+    plain("redis.fleet_size"),
     plain("redis.reconnect_interval_s"),
     plain("redis.warm_up_s"),
     plain("redis.warn_interval_s"),

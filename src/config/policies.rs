@@ -18,7 +18,7 @@ use crate::limiter::calendar::{Calendar, Unit};
 use crate::limiter::clock::SECOND;
 use crate::limiter::gcra::Quota;
 use crate::limiter::penalty::Penalty;
-use crate::limiter::policy::{Mode, OnMissing, Policy, Rules};
+use crate::limiter::policy::{Mode, OnMissing, OnRedisError, Policy, Rules};
 use crate::limiter::route::Route;
 pub use lists::ReadFile;
 pub use source::{Found, Source};
@@ -188,10 +188,10 @@ impl Reader<'_, '_> {
         let mode = self.field(&place, &table, "mode", |value| {
             parse::word(&fields::text(value)?, &[("enforce", Mode::Enforce), ("shadow", Mode::Shadow)])
         });
-        self.field(&place, &table, "on_redis_error", |value| match fields::text(value)?.as_str() {
-            "local" => Ok(()),
-            "open" | "deny" => Err("it is not in this version; accepted: \"local\"".to_owned()),
-            _ => Err("accepted: \"local\"".to_owned()),
+        let on_redis_error = self.field(&place, &table, "on_redis_error", |value| {
+            let words =
+                [("local", OnRedisError::Local), ("open", OnRedisError::Open), ("deny", OnRedisError::Deny)];
+            parse::word(&fields::text(value)?, &words)
         });
         let penalty = self.penalty(&place, &table);
         if penalty.is_some() && mode == Some(Mode::Shadow) {
@@ -209,6 +209,7 @@ impl Reader<'_, '_> {
         Some(Policy {
             on_missing: on_missing.unwrap_or(policy.on_missing),
             mode: mode.unwrap_or(policy.mode),
+            on_redis_error: on_redis_error.unwrap_or_default(),
             penalty,
             ..policy
         })

@@ -1,6 +1,7 @@
 //! What was configured, in types that cannot be wrong. Parts are handed out one by one; nobody takes the whole.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -172,6 +173,8 @@ pub struct Redis {
     pub connect_timeout: Duration,
     /// The most calls under way at once.
     pub max_in_flight: u32,
+    /// How many instances share its counts, if somebody says.
+    pub fleet_size: Option<NonZeroU32>,
     /// The longest between two attempts to reach it again.
     pub reconnect_interval: Duration,
     /// Until all of its keys are decided by it again after an outage.

@@ -9,14 +9,14 @@ use serde::Serialize;
 use super::record::{EnvironmentRules, RecordView};
 use super::reload_api::PoliciesStatus;
 use crate::doors::health::Readiness;
-use crate::limiter::Limiter;
 use crate::limiter::breaker::State;
 use crate::limiter::clock::Micros;
 use crate::limiter::rollout::Percent;
+use crate::limiter::{Held, Limiter};
 use crate::redis::{LinkState, RedisStore};
 
 /// Where `/metrics` comes from.
-pub type Scrape = Box<dyn Fn(usize) -> String + Send + Sync>;
+pub type Scrape = Box<dyn Fn(Held) -> String + Send + Sync>;
 
 /// Knows whom to ask.
 pub struct Status {
@@ -49,6 +49,14 @@ struct MemoryView {
     evicted_in_debt: u64,
 }
 
+/// The share of a limit in the admin API's words.
+#[derive(Debug, Serialize)]
+struct ShareView {
+    share: f64,
+    /// `learned` from what Redis told, `fleet_size` from the configuration, or `unknown`: all of it.
+    source: &'static str,
+}
+
 /// Everything.
 #[derive(Serialize)]
 pub struct StatusView<'a> {
@@ -65,10 +73,12 @@ pub struct StatusView<'a> {
     policies: PoliciesStatus,
     /// How many keys are shut out by a penalty.
     blocked_keys: usize,
+    /// What of a limit this instance serves while Redis is away.
+    fallback_share: ShareView,
 }
 
 impl Status {
-    /// Asks `limiter` and `scrape`, which is given the number of keys in memory.
+    /// Asks `limiter` and `scrape`, which is given what the limiter holds.
     pub fn new(limiter: Arc<Limiter<RedisStore>>, scrape: Scrape) -> Self {
         Self { limiter, scrape, started: Instant::now(), started_at: Utc::now() }
     }
@@ -80,7 +90,7 @@ impl Status {
 
     /// What Prometheus is told.
     pub fn scrape(&self) -> String {
-        (self.scrape)(self.limiter.memory().len())
+        (self.scrape)(self.limiter.held())
     }
 
     /// The store.
@@ -164,7 +174,15 @@ impl Status {
                 evicted_in_debt: memory.evicted_in_debt(),
             },
             policies,
-            blocked_keys: self.limiter.blocked().len(),
+            blocked_keys: self.limiter.held().blocked,
+            fallback_share: ShareView {
+                share: self.limiter.share().as_f64(),
+                source: match memory.share() {
+                    Some(_) => "learned",
+                    None if self.limiter.fleet_size().is_some() => "fleet_size",
+                    None => "unknown",
+                },
+            },
         }
     }
 }

@@ -66,8 +66,8 @@ pub fn write(decision: &Decision, sets: Sets, headers: &mut HeaderMap) {
         write_shadow(decision, headers);
     }
     let Some((_, bound)) = decision.bound_by() else {
-        // Without a bucket there is nothing to tell but when a client is no longer shut out.
-        if let (State::Block, Some(wait @ 1..)) = (decision.state, decision.retry_after()) {
+        // Without a bucket there is nothing to tell but when to come back.
+        if let (State::Block | State::Throttle, Some(wait @ 1..)) = (decision.state, decision.retry_after()) {
             put(headers, RETRY_AFTER, number(retry_after_seconds(wait)));
         }
         return;

@@ -19,6 +19,8 @@ pub enum Cause {
     Blocked,
     /// A subject that a policy insists on is missing.
     SubjectMissing,
+    /// The shared store can't decide, and the policy refuses then.
+    StoreAway,
     /// There is no upstream, and no page of ours at this path.
     NotFound,
     /// The method is not for this path.
@@ -64,6 +66,11 @@ impl Cause {
             Self::SubjectMissing => {
                 (S::FORBIDDEN, "urn:tidegate:subject-missing", "Identification is missing")
             }
+            Self::StoreAway => (
+                S::TOO_MANY_REQUESTS,
+                "urn:tidegate:limiter-degraded",
+                "The limit can't be checked at the moment",
+            ),
             Self::NotFound => (S::NOT_FOUND, "urn:tidegate:not-found", "Not found"),
             Self::MethodNotAllowed => {
                 (S::METHOD_NOT_ALLOWED, "urn:tidegate:method-not-allowed", "Method not allowed")
@@ -168,6 +175,7 @@ impl ResponseError for Problem {
 pub fn denial(decision: &Decision, sets: Sets) -> HttpResponse {
     let policy = decision.policy().unwrap_or_default();
     let cause = match decision.state {
+        State::Throttle if matches!(decision.ruling(), Some(Ruling::StoreAway(..))) => Cause::StoreAway,
         State::Throttle | State::Allow => Cause::QuotaExceeded,
         State::Block => match decision.ruling() {
             Some(Ruling::SubjectMissing(_)) => Cause::SubjectMissing,
@@ -189,6 +197,12 @@ pub fn denial(decision: &Decision, sets: Sets) -> HttpResponse {
             let subject = json_string(decision.subject_kind().unwrap_or_default());
             format!(
                 r#"{{"type":"{kind}","title":"{title}","status":{code},"policy":{name},"missing":{subject}}}"#
+            )
+        }
+        Cause::StoreAway => {
+            let wait = decision.retry_after().unwrap_or(0).div_ceil(1000);
+            format!(
+                r#"{{"type":"{kind}","title":"{title}","status":{code},"policy":{name},"retry_after_ms":{wait}}}"#
             )
         }
         // On a list: no policy has to do with it.

@@ -4,6 +4,7 @@
 use super::calendar::Span;
 use super::clock::{Micros, SECOND};
 use super::gcra::{Quota, Reading};
+use super::share::Share;
 use super::subject::Key;
 use super::table::Entry;
 
@@ -22,6 +23,8 @@ pub struct Charge {
     pub span: Option<Span>,
     /// Units to charge.
     pub cost: u32,
+    /// The part of the quota that is served: the whole, but for an instance that decides alone what a fleet shares.
+    pub share: Share,
     /// Whether a denial here denies the request; `false` for a shadow policy.
     pub enforce: bool,
 }
@@ -29,7 +32,7 @@ pub struct Charge {
 impl Charge {
     #[inline]
     pub(super) fn amount(&self) -> Micros {
-        self.quota.charge(self.cost)
+        self.share.stretch(self.quota.charge(self.cost), self.quota.tolerance())
     }
 
     /// From when the debt of this bucket counts, which is in `state`: now, or the end of the calendar window.
@@ -44,7 +47,13 @@ impl Charge {
     /// What is said of a bucket at `debt`, which counts from `from`.
     #[inline]
     pub(super) fn reading(&self, debt: Micros, allowed: bool, from: Micros, now: Micros) -> Reading {
-        let reading = self.quota.reading(debt, self.cost, allowed);
+        let mut reading = self.quota.reading(debt, self.cost, allowed);
+        if self.share != Share::WHOLE {
+            reading.remaining = self.share.part_of(reading.remaining);
+            if let Some(1..) = reading.retry_after {
+                reading.retry_after = Some((debt + self.amount()).saturating_sub(self.quota.tolerance()));
+            }
+        }
         match &self.span {
             None => reading,
             Some(span) => reading.ending_in(from.saturating_sub(span.wall(now))),

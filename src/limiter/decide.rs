@@ -8,9 +8,11 @@ use super::bill::{Bill, Charges, Item, denied};
 use super::charge::Charge;
 use super::check::Check;
 use super::clock::Micros;
-use super::decision::{Backend, Decision};
-use super::policy::{Mode, Rules};
+use super::decision::{Backend, Decision, Ruling};
+use super::passage::Passage;
+use super::policy::{Mode, OnRedisError, PolicyId, Rules};
 use super::rollout::Arm;
+use super::share::Share;
 use super::store::{Fault, FaultKind, Readings, SharedCharge, Store};
 use super::{Hit, Limiter};
 
@@ -20,6 +22,9 @@ impl<S: Store> Limiter<S> {
             return Check::Decided(Some(Decision::ruled(rules, bill.revision, ruling)));
         }
         if bill.wants_redis() {
+            if let Some(decision) = self.known_denial(&rules, &bill, cost, hit) {
+                return Check::Decided(Some(decision));
+            }
             return Check::Asking(Box::pin(Arc::clone(self).decide_with_redis(rules, bill, cost, hit)));
         }
         let (peek, now) = (hit.writes_nothing(), self.clock.now());
@@ -39,6 +44,35 @@ impl<S: Store> Limiter<S> {
         let decision = Decision::of(rules, bill.revision, verdicts);
         self.penalise(&bill, &decision, peek, now);
         Check::Decided(Some(decision))
+    }
+
+    /// The denial that Redis would give, when what it told before is enough to know: an attack costs no commands.
+    fn known_denial(&self, rules: &Arc<Rules>, bill: &Bill, cost: u32, hit: Hit) -> Option<Decision> {
+        if hit.writes_nothing() {
+            return None;
+        }
+        let store = self.store.as_ref()?;
+        let (lag, now) = (store.lag()?, self.clock.now());
+        let share = if store.is_recovering(now) { self.share() } else { Share::WHOLE };
+        let charges = |arm: Arm, share: Share| -> Charges {
+            let items = bill.items.iter().filter(|item| item.arm == arm);
+            items.map(|item| Charge { share, ..self.charge(item, rules, cost, now) }).collect()
+        };
+        let readings = self.memory.denies(&charges(Arm::Canary, share), lag, now)?;
+        // The others are told as they stand.
+        let here = self.memory.charge(&charges(Arm::Control, Share::WHOLE), true, now);
+        let mut verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here);
+        verdicts.extend(bill.verdicts(Arm::Canary, Backend::Redis, None, &readings));
+        let decision = Decision::of_what_is_known(Arc::clone(rules), bill.revision, verdicts);
+        self.penalise(bill, &decision, false, now);
+        Some(decision)
+    }
+
+    /// Which share of its subjects' traffic this instance sees: what it was taught, else an equal part of the fleet that it
+    /// was told to be one of, else all of it.
+    pub fn share(&self) -> Share {
+        let told = || self.fleet_size.map(Share::one_of);
+        self.memory.share().or_else(told).unwrap_or(Share::WHOLE)
     }
 
     /// Holds a throttled request against its client, under each policy that denied it and shuts out whoever goes on.
@@ -78,7 +112,15 @@ impl<S: Store> Limiter<S> {
             self.penalise(&bill, &decision, peek, charged_at);
             return decision;
         }
-        let (there_readings, fault) = self.charge_there(&rules, &bill, &there, peek).await;
+        let (there_readings, fault) = match self.charge_there(&rules, &bill, &there, peek).await {
+            Ok(charged) => charged,
+            Err((policy, fault)) => {
+                if !peek {
+                    self.memory.refund(&here, &here_readings, charged_at, self.clock.now());
+                }
+                return Decision::ruled(rules, bill.revision, Ruling::StoreAway(policy, fault));
+            }
+        };
         if denied(&there, &there_readings) && !peek && !here.is_empty() {
             self.memory.refund(&here, &here_readings, charged_at, self.clock.now());
         }
@@ -90,14 +132,14 @@ impl<S: Store> Limiter<S> {
         decision
     }
 
-    /// Charges the shared store, or memory in its place.
+    /// Charges the shared store, or memory in its place. An error is the policy that refuses when that happens.
     async fn charge_there(
         &self,
         rules: &Rules,
         bill: &Bill,
         charges: &Charges,
         peek: bool,
-    ) -> (Readings, Option<FaultKind>) {
+    ) -> Result<(Readings, Option<FaultKind>), (PolicyId, FaultKind)> {
         let now = self.clock.now();
         let passage = self.memory.depart(charges, peek, now);
         let shared: Option<SmallVec<[SharedCharge<'_>; 2]>> = bill
@@ -124,17 +166,62 @@ impl<S: Store> Limiter<S> {
         };
         match charged {
             Ok(charged) if charged.readings.len() == charges.len() && charged.from.len() == charges.len() => {
-                (passage.answered(charged, self.clock.now()), None)
+                Ok((passage.answered(charged, self.clock.now()), None))
             }
-            Ok(_) => (passage.decide_here(self.clock.now()), Some(FaultKind::Protocol)),
-            Err(fault) => (passage.decide_here(self.clock.now()), Some(fault.kind)),
+            Ok(_) => self.decide_here(rules, bill, charges, passage, FaultKind::Protocol),
+            Err(fault) => self.decide_here(rules, bill, charges, passage, fault.kind),
         }
+    }
+
+    /// Redis was to decide and cannot: each policy says what happens then.
+    fn decide_here(
+        &self,
+        rules: &Rules,
+        bill: &Bill,
+        charges: &Charges,
+        passage: Passage<'_>,
+        fault: FaultKind,
+    ) -> Result<(Readings, Option<FaultKind>), (PolicyId, FaultKind)> {
+        let items = || bill.items.iter().filter(|item| item.arm == Arm::Canary);
+        let policies = || items().map(|item| rules.policy(item.policy));
+        let refuses = |item: &&Item| {
+            let policy = rules.policy(item.policy);
+            policy.on_redis_error == OnRedisError::Deny && policy.mode == Mode::Enforce
+        };
+        // Given up by being dropped: nothing is charged.
+        if let Some(item) = items().find(refuses) {
+            return Err((item.policy, fault));
+        }
+        let share = self.share();
+        let here: Charges = charges
+            .iter()
+            .zip(policies())
+            .map(|(charge, policy)| Charge {
+                share,
+                enforce: charge.enforce && policy.on_redis_error == OnRedisError::Local,
+                ..*charge
+            })
+            .collect();
+        let mut readings = passage.decide_here(&here, self.clock.now());
+        for (reading, policy) in readings.iter_mut().zip(policies()) {
+            if policy.on_redis_error == OnRedisError::Open && policy.mode == Mode::Enforce {
+                (reading.allowed, reading.retry_after) = (true, Some(0));
+            }
+        }
+        Ok((readings, Some(fault)))
     }
 
     #[inline]
     fn charge(&self, item: &Item, rules: &Rules, cost: u32, now: Micros) -> Charge {
         let policy = rules.policy(item.policy);
         let span = policy.calendar.as_ref().map(|calendar| calendar.span(now, self.clock.behind_the_wall()));
-        Charge { key: item.key, quota: policy.quota, span, cost, enforce: policy.mode == Mode::Enforce }
+        Charge {
+            key: item.key,
+            quota: policy.quota,
+            span,
+            cost,
+            share: Share::WHOLE,
+            enforce: policy.mode == Mode::Enforce,
+        }
     }
 }

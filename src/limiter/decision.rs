@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 use smallvec::SmallVec;
 
 use super::access::Access;
-use super::clock::Micros;
+use super::clock::{Micros, SECOND};
 use super::gcra::{Quota, Reading};
 use super::policy::{Mode, Policy, PolicyId, Rules};
 use super::rollout::Arm;
@@ -115,7 +115,13 @@ pub enum Ruling {
     SubjectMissing(PolicyId),
     /// Under this policy the client is shut out for so many microseconds more.
     Blocked(PolicyId, Micros),
+    /// Redis cannot decide, and this policy refuses then.
+    StoreAway(PolicyId, FaultKind),
 }
+
+/// When a client that was refused because Redis is away is told to come back, in microseconds. Nobody knows; often
+/// enough to notice, and no hammering.
+pub const COME_BACK_TO_A_STORE: Micros = 5 * SECOND;
 
 /// The outcome for one request.
 #[derive(Clone, Debug)]
@@ -124,6 +130,8 @@ pub struct Decision {
     pub state: State,
     /// Whether buckets of both stores were charged; such a request stays out of arm statistics.
     pub mixed: bool,
+    /// Whether what Redis told before was enough to deny: it was not asked. Such a request counts for no exposure.
+    pub cached: bool,
     /// The revision of the rollout that chose the stores.
     pub revision: u64,
     rules: Arc<Rules>,
@@ -138,6 +146,7 @@ impl Decision {
         Self {
             state: State::Allow,
             mixed: false,
+            cached: false,
             revision,
             rules,
             verdicts: SmallVec::new(),
@@ -151,6 +160,7 @@ impl Decision {
         let state = match ruling {
             Ruling::Listed(Access::Allow) => State::Allow,
             Ruling::Listed(Access::Deny) | Ruling::SubjectMissing(_) | Ruling::Blocked(..) => State::Block,
+            Ruling::StoreAway(..) => State::Throttle,
         };
         Self { state, ruling: Some(ruling), ..Self::unlimited(rules, revision) }
     }
@@ -164,12 +174,18 @@ impl Decision {
         Self {
             state: if denied { State::Throttle } else { State::Allow },
             mixed: false,
+            cached: false,
             revision,
             rules,
             verdicts,
             binding: 0,
             ruling: None,
         }
+    }
+
+    /// What Redis told before is enough to deny.
+    pub(super) fn of_what_is_known(rules: Arc<Rules>, revision: u64, verdicts: Verdicts) -> Self {
+        Self { cached: true, ..Self::of(rules, revision, verdicts) }
     }
 
     /// What these verdicts come to: the longest denial binds, else the least remaining.
@@ -195,6 +211,7 @@ impl Decision {
         Self {
             state: if denied { State::Throttle } else { State::Allow },
             mixed,
+            cached: false,
             revision,
             rules,
             verdicts,
@@ -251,7 +268,7 @@ impl Decision {
         match self.ruling {
             None => Some(self.verdicts.get(self.binding)?.policy),
             Some(Ruling::Listed(_)) => None,
-            Some(Ruling::SubjectMissing(id) | Ruling::Blocked(id, _)) => Some(id),
+            Some(Ruling::SubjectMissing(id) | Ruling::Blocked(id, _) | Ruling::StoreAway(id, _)) => Some(id),
         }
     }
 
@@ -272,12 +289,18 @@ impl Decision {
 
     /// What the rollout wanted for the deciding hit.
     pub fn arm(&self) -> Arm {
-        self.verdicts.get(self.binding).map_or(Arm::Control, |verdict| verdict.arm)
+        match self.ruling {
+            Some(Ruling::StoreAway(..)) => Arm::Canary,
+            _ => self.verdicts.get(self.binding).map_or(Arm::Control, |verdict| verdict.arm),
+        }
     }
 
     /// Why memory decided although Redis was wanted.
     pub fn fallback(&self) -> Option<FaultKind> {
-        self.verdicts.iter().find_map(|verdict| verdict.fallback)
+        match self.ruling {
+            Some(Ruling::StoreAway(_, fault)) => Some(fault),
+            _ => self.verdicts.iter().find_map(|verdict| verdict.fallback),
+        }
     }
 
     /// Time until the same request is admitted, or its client no longer shut out: 0 when it was, `None` when it never
@@ -285,6 +308,7 @@ impl Decision {
     pub fn retry_after(&self) -> Option<Micros> {
         match (self.ruling, self.binding()) {
             (Some(Ruling::Blocked(_, rest)), _) => Some(rest),
+            (Some(Ruling::StoreAway(..)), _) => Some(COME_BACK_TO_A_STORE),
             (None, Some((_, verdict))) if !self.allowed() => verdict.reading.retry_after,
             _ => Some(0),
         }

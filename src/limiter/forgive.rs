@@ -1,6 +1,7 @@
 //! One key as an operator sees it: its debts, whether it is shut out, and how it is forgiven.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::clock::Micros;
 use super::decision::Backend;
@@ -93,6 +94,7 @@ impl<S: Store> Limiter<S> {
         let untold = self.forget_there(&policies, &identities).await;
         // Whoever set out meanwhile may have met the debt there.
         let under_way = forgive_here();
+        self.forgiven.fetch_add(policies.len() as u64, Ordering::Relaxed);
         let policies = policies.iter().map(|policy| policy.name.clone()).collect();
         Forgiven { policies, blocks, untold, under_way }
     }

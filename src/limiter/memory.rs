@@ -16,6 +16,7 @@ use super::charge::Charge;
 use super::clock::Micros;
 use super::gcra::{self, Reading};
 use super::passage::Voyage;
+use super::share::{Share, ShareEstimate};
 use super::store::Readings;
 use super::subject::Key;
 use super::table::{Entry, Table};
@@ -39,6 +40,10 @@ pub struct Memory {
     shards: Box<[Padded]>,
     keys_per_shard: usize,
     evicted_in_debt: AtomicU64,
+    /// Keys of Redis of which nothing was known here when they had to be decided here.
+    pub(super) decided_unknown: AtomicU64,
+    /// Which share of its subjects' traffic this process sees.
+    pub(super) sight: ShareEstimate,
     /// By how much the clock of decisions is ahead of the wall clock, by which calendar windows end.
     ahead: AtomicU64,
 }
@@ -60,6 +65,8 @@ impl Memory {
             shards: (0..shards).map(|_| Padded::default()).collect(),
             keys_per_shard: (max_keys / shards).max(1),
             evicted_in_debt: AtomicU64::new(0),
+            decided_unknown: AtomicU64::new(0),
+            sight: ShareEstimate::default(),
             ahead: AtomicU64::new(0),
         }
     }
@@ -173,6 +180,17 @@ impl Memory {
     /// How many keys were evicted while they still had a debt: each got a fresh budget.
     pub fn evicted_in_debt(&self) -> u64 {
         self.evicted_in_debt.load(Ordering::Relaxed)
+    }
+
+    /// How many keys of Redis had to be decided here while nothing was known of them: each got a fresh budget, unless
+    /// it had one in Redis as well.
+    pub fn decided_unknown(&self) -> u64 {
+        self.decided_unknown.load(Ordering::Relaxed)
+    }
+
+    /// Which share of its subjects' traffic this process sees, once Redis has told enough to know.
+    pub fn share(&self) -> Option<Share> {
+        self.sight.share()
     }
 
     /// Tells by how many microseconds the clock that `now` comes from is ahead of the wall clock: a calendar window

@@ -28,7 +28,7 @@ fn key(number: u64) -> Key {
 }
 
 fn charge(number: u64, burst: u32, cost: u32) -> Charge {
-    Charge { key: key(number), quota: quota(burst), span: None, cost, enforce: true }
+    Charge { key: key(number), quota: quota(burst), span: None, cost, share: Share::WHOLE, enforce: true }
 }
 
 /// Windows of an hour that begin a second after [`NOW`].
@@ -231,7 +231,7 @@ fn a_passage_in_flight_counts_as_granted_for_whoever_is_decided_here() {
     assert!(memory.charge(&one, false, NOW)[0].allowed);
     assert!(!memory.charge(&one, false, NOW)[0].allowed, "the other unit may be granted by Redis");
     assert!(!memory.charge(&[one[0], charge(2, 5, 1)], false, NOW)[0].allowed, "nor beside another policy");
-    assert!(passage.decide_here(NOW)[0].allowed, "nor by itself, once it is decided here");
+    assert!(passage.decide_here(&one, NOW)[0].allowed, "nor by itself, once it is decided here");
     assert!(!memory.charge(&one, false, NOW)[0].allowed);
 }
 
@@ -436,8 +436,8 @@ mod invariant {
         Execute(usize),
         /// The answer of an executed call arrives.
         Answer(usize),
-        /// A call is given up, and its request decided here.
-        GiveUp(usize),
+        /// A call is given up, and its request decided here, at one of so many parts.
+        GiveUp(usize, u32),
         /// A call's client leaves.
         Leave(usize),
         /// Redis loses everything.
@@ -460,7 +460,7 @@ mod invariant {
                 .prop_map(|(policies, cost, peek, dated)| Step::Depart { policies, cost, peek, dated }),
             6 => any::<usize>().prop_map(Step::Execute),
             5 => any::<usize>().prop_map(Step::Answer),
-            3 => any::<usize>().prop_map(Step::GiveUp),
+            3 => (any::<usize>(), 1..4u32).prop_map(|(index, parts)| Step::GiveUp(index, parts)),
             1 => any::<usize>().prop_map(Step::Leave),
             1 => Just(Step::Flush),
             1 => (policies, cost).prop_map(|(policies, cost)| Step::Elsewhere { policies, cost }),
@@ -545,6 +545,7 @@ mod invariant {
             quota: quotas[bucket],
             span: spans[bucket],
             cost,
+            share: Share::WHOLE,
             enforce: true,
         };
         let bills: Vec<Vec<Vec<Charge>>> = BUCKETS
@@ -616,11 +617,14 @@ mod invariant {
                         }
                     }
                 }
-                Step::GiveUp(index) => {
+                Step::GiveUp(index, parts) => {
                     if let Some(call) = pick(&mut calls, index, |call| call.passage.is_some())
                         && let Some(passage) = call.passage.take()
                     {
-                        let readings = passage.decide_here(now);
+                        let share = Share::one_of(NonZeroU32::new(parts).unwrap());
+                        let here: Vec<Charge> =
+                            call.charges.iter().map(|charge| Charge { share, ..*charge }).collect();
+                        let readings = passage.decide_here(&here, now);
                         if admitted(call.charges, &readings) && !call.peek {
                             hits.push(Admitted {
                                 at: now,

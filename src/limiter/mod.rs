@@ -20,10 +20,13 @@ pub mod penalty;
 pub mod policy;
 pub mod rollout;
 pub mod route;
+pub mod share;
 pub mod store;
 pub mod subject;
 mod table;
 
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use arc_swap::ArcSwap;
@@ -67,7 +70,24 @@ pub struct Limiter<S: Store = NoStore> {
     process_key: ProcessKey,
     rollout: Arc<Rollout>,
     store: Option<S>,
+    fleet_size: Option<NonZeroU32>,
+    forgiven: AtomicU64,
     clock: Clock,
+}
+
+/// What is held in this process, and what was lost of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Keys in memory.
+    pub keys: usize,
+    /// Keys that are shut out by a penalty.
+    pub blocked: usize,
+    /// Keys that lost a debt because there was no room for it.
+    pub evicted: u64,
+    /// Keys of Redis that were decided here while nothing was known of them.
+    pub decided_unknown: u64,
+    /// Keys that an operator forgave.
+    pub forgiven: u64,
 }
 
 /// The most keys that memory holds unless told otherwise. At 24 bytes and the table's slack, some 50 MiB.
@@ -92,6 +112,8 @@ impl<S: Store> Limiter<S> {
             process_key: ProcessKey::new(seed),
             rollout: Arc::default(),
             store: None,
+            fleet_size: None,
+            forgiven: AtomicU64::new(0),
             clock,
         }
     }
@@ -99,6 +121,13 @@ impl<S: Store> Limiter<S> {
     /// Following this rollout.
     pub fn with_rollout(mut self, rollout: Arc<Rollout>) -> Self {
         self.rollout = rollout;
+        self
+    }
+
+    /// One of so many instances that share their counts: what it serves of a limit while Redis is away, until it has
+    /// learned which share of the traffic it sees.
+    pub fn in_a_fleet_of(mut self, instances: Option<NonZeroU32>) -> Self {
+        self.fleet_size = instances;
         self
     }
 
@@ -224,6 +253,22 @@ impl<S: Store> Limiter<S> {
     /// The store in this process.
     pub fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// How many instances it was told to be one of.
+    pub fn fleet_size(&self) -> Option<NonZeroU32> {
+        self.fleet_size
+    }
+
+    /// What is held in this process, and what was lost of it.
+    pub fn held(&self) -> Held {
+        Held {
+            keys: self.memory.len(),
+            blocked: self.blocked().len(),
+            evicted: self.memory.evicted_in_debt(),
+            decided_unknown: self.memory.decided_unknown(),
+            forgiven: self.forgiven.load(Ordering::Relaxed),
+        }
     }
 
     /// The shared store, if there is one.

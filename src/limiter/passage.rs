@@ -1,6 +1,8 @@
 //! A call to Redis under way, as the store in this process sees it: what rides on it, what it may have been granted,
 //! and what its answer teaches.
 
+use std::sync::atomic::Ordering;
+
 use smallvec::SmallVec;
 
 use super::calendar::Span;
@@ -32,6 +34,8 @@ struct Ticket {
     charged: Micros,
     /// The voyage's era when it left.
     era: u32,
+    /// What was known when it left: when the bucket would be full again.
+    known: Micros,
 }
 
 /// The calls to Redis that are under way for one key, and what was charged here meanwhile.
@@ -39,6 +43,8 @@ struct Ticket {
 pub(super) struct Voyage {
     pub(super) key: Key,
     calls: u32,
+    /// How many have left, those that are over included.
+    left: u32,
     /// The sum of their charges: each may be granted at any moment.
     pub(super) in_flight: Micros,
     /// All that was charged here since the voyage began. It only grows.
@@ -121,9 +127,17 @@ impl Memory {
             let note = told + if dirty { voyage.in_flight } else { 0 };
             let (charged, era) = (voyage.charged, voyage.era);
             voyage.calls += 1;
+            voyage.left += 1;
             voyage.in_flight += amount;
             let span = charge.span.map(|span| span.around(from));
-            tickets.push(Ticket { note: note.min(charge.quota.tolerance()), span, amount, charged, era });
+            tickets.push(Ticket {
+                note: note.min(charge.quota.tolerance()),
+                span,
+                amount,
+                charged,
+                era,
+                known: full_at,
+            });
         }
         Passage { memory: self, charges, tickets, peek, over: false }
     }
@@ -166,10 +180,9 @@ impl Passage<'_> {
                 shard.arrive(charge.key, *ticket, false);
                 continue;
             }
-            if granted
-                && reading.allowed
-                && let Some(voyage) = shard.voyage_mut(charge.key)
-            {
+            let charged = granted && reading.allowed;
+            self.memory.learn(&shard, charge, *ticket, (from, reading.debt), charged);
+            if charged && let Some(voyage) = shard.voyage_mut(charge.key) {
                 if !voyage.grant(from, ticket.amount, charge.quota.tolerance()) {
                     let debt = voyage.own_full_at().saturating_sub(from);
                     *reading = charge.reading(debt, false, from, judged_at);
@@ -186,13 +199,19 @@ impl Passage<'_> {
     }
 
     /// Redis did not answer: the same charges are decided here, in one step with giving up the call.
-    pub fn decide_here(mut self, now: Micros) -> Readings {
+    ///
+    /// `charges` are those that it left with, at the share and under the conditions that hold here.
+    pub fn decide_here(mut self, charges: &[Charge], now: Micros) -> Readings {
         self.over = true;
         let mut locked = Locked::of(self.memory, self.charges);
         for (charge, ticket) in self.charges.iter().zip(&self.tickets) {
-            locked.shard(self.memory.shard_of(charge.key)).arrive(charge.key, *ticket, false);
+            let shard = locked.shard(self.memory.shard_of(charge.key));
+            shard.arrive(charge.key, *ticket, false);
+            if shard.entry(charge.key).is_none() && !self.peek {
+                self.memory.decided_unknown.fetch_add(1, Ordering::Relaxed);
+            }
         }
-        self.memory.charge_locked(&mut locked, self.charges, self.peek, now)
+        self.memory.charge_locked(&mut locked, charges, self.peek, now)
     }
 }
 
@@ -209,6 +228,44 @@ impl Drop for Passage<'_> {
 }
 
 impl Memory {
+    /// What a bucket's debt says of other instances: what it grew by since this one was told last, beyond its own charge.
+    /// Only where nothing else happened here meanwhile and it did not run empty: else nobody knows since when it grew.
+    fn learn(
+        &self,
+        shard: &Shard,
+        charge: &Charge,
+        ticket: Ticket,
+        (from, debt): (Micros, Micros),
+        charged: bool,
+    ) {
+        let alone = |voyage: &Voyage| voyage.key == charge.key && voyage.left == 1 && voyage.charged == 0;
+        let own = if charged { ticket.amount } else { 0 };
+        if ticket.known <= from || !shard.voyages.iter().any(alone) {
+            return;
+        }
+        let interval = charge.quota.interval();
+        let others = (from + debt).saturating_sub(ticket.known + own);
+        // To whole units: clocks that agree to the microsecond would be a wonder.
+        self.sight.sample(own / interval, (others + interval / 2) / interval);
+    }
+
+    /// Whether these charges would be denied by Redis, by what it told last and was charged here since, also when the
+    /// call takes as long as `lag`. Then there is no need to ask. What is in flight does not count: it may be denied.
+    pub fn denies(&self, charges: &[Charge], lag: Micros, now: Micros) -> Option<Readings> {
+        let mut denied = false;
+        let readings = charges.iter().map(|charge| {
+            let mut shard = self.shard(self.shard_of(charge.key));
+            let full_at = shard.settled(charge, true, now);
+            let (amount, tolerance) = (charge.amount(), charge.quota.tolerance());
+            let debt_at = |now: Micros| full_at.saturating_sub(charge.from(full_at, now)).min(tolerance);
+            denied |= charge.enforce && amount > 0 && debt_at(now + lag) + amount > tolerance;
+            let debt = debt_at(now);
+            charge.reading(debt, debt + amount <= tolerance, charge.from(full_at, now), now)
+        });
+        let readings = readings.collect();
+        denied.then_some(readings)
+    }
+
     /// Forgets the debt of a bucket, and what calls under way for it will tell. True when there are such calls: they
     /// carry the debt to Redis once more.
     pub fn forgive(&self, key: Key) -> bool {
@@ -230,6 +287,7 @@ impl Shard {
             self.voyages.push(Voyage {
                 key,
                 calls: 0,
+                left: 0,
                 in_flight: 0,
                 charged: 0,
                 confirmed: 0,

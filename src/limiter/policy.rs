@@ -24,6 +24,18 @@ pub enum OnMissing {
     Deny,
 }
 
+/// What a policy comes to when Redis was to decide and cannot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnRedisError {
+    /// Memory decides, at this instance's share.
+    #[default]
+    Local,
+    /// It admits. What it admits is counted as far as there is room.
+    Open,
+    /// It refuses.
+    Deny,
+}
+
 /// Whether a policy's denial counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -48,6 +60,8 @@ pub struct Policy {
     pub on_missing: OnMissing,
     /// Whether its denial counts.
     pub mode: Mode,
+    /// What happens when Redis was to decide and cannot.
+    pub on_redis_error: OnRedisError,
     /// Who keeps on hammering is shut out, if this says so.
     pub penalty: Option<Penalty>,
     /// Its mark on keys, made from the name.
@@ -66,6 +80,7 @@ impl Policy {
             calendar: None,
             on_missing: OnMissing::Ip,
             mode: Mode::Enforce,
+            on_redis_error: OnRedisError::Local,
             penalty: None,
         }
     }

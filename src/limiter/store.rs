@@ -61,6 +61,14 @@ pub trait Store: Send + Sync + 'static {
         now: Micros,
     ) -> impl Future<Output = Result<Charged, Fault>> + Send;
 
+    /// The longest that a call took lately, in microseconds; `None` when a call would not be made, so that nobody needs to
+    /// know.
+    fn lag(&self) -> Option<Micros>;
+
+    /// Whether it came back a short while ago: then a hit has to pass the share of this instance as well, since what the
+    /// others admitted meanwhile is not there yet.
+    fn is_recovering(&self, now: Micros) -> bool;
+
     /// Forgets the debts of one subject under these policies.
     ///
     /// # Errors
@@ -78,6 +86,14 @@ pub enum NoStore {}
 
 impl Store for NoStore {
     async fn charge(&self, _: &[SharedCharge<'_>], _: bool, _: Micros) -> Result<Charged, Fault> {
+        match *self {}
+    }
+
+    fn lag(&self) -> Option<Micros> {
+        match *self {}
+    }
+
+    fn is_recovering(&self, _: Micros) -> bool {
         match *self {}
     }
 

@@ -2,6 +2,7 @@
 //! (`supervisor.rs`). No request ever waits for a connection.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -12,6 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::charge::{self, Answer, SCRIPT};
+use super::lag::Lag;
 use super::offset::ClockOffset;
 use super::target::Target;
 use super::{connect, fault};
@@ -68,6 +70,9 @@ pub(super) struct Link {
     /// The connection in use fails more often than a sound one would.
     pub(super) suspected: Notify,
     pub(super) offset: ClockOffset,
+    lag: Lag,
+    /// Until when hits have to pass this instance's share as well.
+    pub(super) recovered_at: AtomicU64,
     pub(super) clock: Clock,
     pub(super) rollout: Arc<Rollout>,
     pub(super) observer: Arc<dyn Observer>,
@@ -110,6 +115,8 @@ impl RedisStore {
             opened: Notify::new(),
             suspected: Notify::new(),
             offset: ClockOffset::default(),
+            lag: Lag::default(),
+            recovered_at: AtomicU64::new(0),
             clock,
             rollout,
             observer,
@@ -161,6 +168,7 @@ impl Store for RedisStore {
             Ok(Answer { now: server, readings, from }) => {
                 let received = link.clock.now();
                 permit.succeeded(received);
+                link.lag.learn(received.saturating_sub(now), received);
                 link.observer.observe(&Event::StoreAnswered { took: started.elapsed() });
                 let judged_at = link.offset.learn(server, now, received);
                 Ok(Charged { readings, from, judged_at })
@@ -170,6 +178,17 @@ impl Store for RedisStore {
                 Err(fault)
             }
         }
+    }
+
+    fn lag(&self) -> Option<Micros> {
+        match self.0.breaker.state() {
+            State::Closed | State::HalfOpen => Some(self.0.lag.longest()),
+            State::Open => None,
+        }
+    }
+
+    fn is_recovering(&self, now: Micros) -> bool {
+        now < self.0.recovered_at.load(Ordering::Relaxed)
     }
 
     async fn forget(&self, policies: &[&str], subject: SubjectHash) -> Result<(), Fault> {

@@ -4,6 +4,7 @@ mod backoff;
 pub mod charge;
 mod connect;
 mod fault;
+mod lag;
 mod link;
 mod offset;
 mod secret;

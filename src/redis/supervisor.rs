@@ -3,6 +3,7 @@
 
 use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -86,6 +87,11 @@ impl Link {
         after_outage: bool,
     ) -> Fault {
         let warm_up = if after_outage { self.options.warm_up } else { Duration::ZERO };
+        if after_outage {
+            let recovering = warm_up + self.options.reconnect_interval;
+            let until = self.clock.now() + recovering.as_micros() as u64;
+            self.recovered_at.store(until, Ordering::Relaxed);
+        }
         // The breaker second: whoever it lets through must find the connection.
         self.connection.store(Some(Arc::new(connection)));
         self.breaker.proven(self.clock.now(), warm_up.as_micros() as u64);

@@ -1,6 +1,7 @@
 //! The metrics of the contract. Labels come from the configuration, never from traffic; on the hot path each is a
 //! handle that is looked up by place.
 
+mod budget_resets;
 mod policy_decisions;
 
 use std::collections::HashSet;
@@ -17,12 +18,14 @@ use prometheus_client::registry::Registry;
 
 use super::by_rules::ByRules;
 use super::reloads::Reloads;
+use crate::limiter::Held;
 use crate::limiter::breaker;
 use crate::limiter::decision::{Backend, Decision, State};
 use crate::limiter::event::{Exchange, Origin, Reload};
 use crate::limiter::policy::Rules;
 use crate::limiter::rollout::{Arm, InForce};
 use crate::limiter::store::FaultKind;
+use budget_resets::BudgetResets;
 use policy_decisions::PolicyDecisions;
 
 pub(super) type Labels = Vec<(&'static str, String)>;
@@ -66,6 +69,8 @@ pub(super) struct Metrics {
     revision: Gauge,
     rollbacks: Counter,
     memory_keys: Gauge,
+    blocked_keys: Gauge,
+    budget_resets: BudgetResets,
     lines_dropped: Gauge,
     reloads: Reloads,
 }
@@ -73,8 +78,8 @@ pub(super) struct Metrics {
 /// What is read at the moment of a scrape.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Scraped {
-    /// Keys in memory.
-    pub memory_keys: usize,
+    /// What the limiter holds and has lost.
+    pub held: Held,
     /// Log lines dropped since the start.
     pub lines_dropped: u64,
 }
@@ -170,6 +175,9 @@ impl Metrics {
         registry.register("rollbacks", "Rollbacks to memory, by cause", rollbacks.clone());
         let memory_keys = Gauge::default();
         registry.register("memory_keys", "Keys held in memory", memory_keys.clone());
+        let blocked_keys = Gauge::default();
+        registry.register("blocked_keys", "Keys shut out by a penalty", blocked_keys.clone());
+        let budget_resets = BudgetResets::new(&mut registry);
         let lines_dropped = Gauge::default();
         registry.register("log_lines_dropped", "Log lines dropped since the start", lines_dropped.clone());
         let build = Family::<Labels, Gauge>::default();
@@ -200,6 +208,8 @@ impl Metrics {
             revision,
             rollbacks: rollbacks.get_or_create_owned(&one("cause", "operator")),
             memory_keys,
+            blocked_keys,
+            budget_resets,
             lines_dropped,
             reloads: Reloads::registered_in(&mut registry),
             registry,
@@ -278,7 +288,10 @@ impl Metrics {
     /// Everything in the OpenMetrics text format.
     pub(super) fn print(&self, scraped: Scraped) -> String {
         self.forget_policies();
-        self.memory_keys.set(scraped.memory_keys as i64);
+        let Held { keys, blocked, evicted, decided_unknown, forgiven } = scraped.held;
+        self.memory_keys.set(keys as i64);
+        self.blocked_keys.set(blocked as i64);
+        self.budget_resets.set([1, evicted, decided_unknown, forgiven]);
         self.lines_dropped.set(scraped.lines_dropped as i64);
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string does not fail.

@@ -16,6 +16,7 @@ pub use output::{Flush, Format, Output};
 pub use request_line::RequestLines;
 pub use root_span::RootSpan;
 
+use crate::limiter::Held;
 use crate::limiter::breaker;
 use crate::limiter::event::{Event, Observer};
 use crate::limiter::policy::Rules;
@@ -63,8 +64,8 @@ impl Telemetry {
     }
 
     /// Everything that Prometheus is told.
-    pub fn scrape(&self, memory_keys: usize) -> String {
-        self.metrics.print(Scraped { memory_keys, lines_dropped: self.output.dropped() })
+    pub fn scrape(&self, held: Held) -> String {
+        self.metrics.print(Scraped { held, lines_dropped: self.output.dropped() })
     }
 
     /// Says what the process wants to tell whoever started it.

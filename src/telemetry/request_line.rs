@@ -45,6 +45,8 @@ struct Line<'a> {
     arm: &'a str,
     fallback: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    cached: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     mixed: bool,
     rollout_revision: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -112,6 +114,7 @@ impl RequestLines {
                         .div_ceil(1000),
                     arm: decision.map_or("control", |decision| decision.arm().as_str()),
                     fallback: decision.is_some_and(|decision| decision.fallback().is_some()),
+                    cached: decision.is_some_and(|decision| decision.cached),
                     mixed: decision.is_some_and(|decision| decision.mixed),
                     rollout_revision: decision.map_or(0, |decision| decision.revision),
                     shadow: decision.map(|decision| decision.shadow_denials().collect()).unwrap_or_default(),

@@ -1,5 +1,7 @@
 //! The shared store and who is decided by it.
 
+use std::num::NonZeroU32;
+
 use super::{boolean, one_of};
 use crate::config::parse;
 use crate::config::secret::{REDACTED, Secret};
@@ -38,6 +40,7 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
     let connect_timeout =
         taken.get("redis.connect_timeout_ms", Default::default(), |text| parse::milliseconds(text, range));
     let max_in_flight = taken.get("redis.max_in_flight", 1, |text| parse::whole(text, 1..=1_000_000));
+    let fleet_size = taken.get("redis.fleet_size", 0, |text| parse::whole(text, 0..=10_000));
     let reconnect_interval =
         taken.get("redis.reconnect_interval_s", Default::default(), |text| parse::seconds(text, 1..=3_600));
     let warm_up = taken.get("redis.warm_up_s", Default::default(), |text| parse::seconds(text, 0..=300));
@@ -71,6 +74,7 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
         timeout,
         connect_timeout,
         max_in_flight,
+        fleet_size: NonZeroU32::new(fleet_size),
         reconnect_interval,
         warm_up,
         warn_interval,

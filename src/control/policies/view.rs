@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::limiter::calendar::{Calendar, Unit};
 use crate::limiter::clock::{Micros, SECOND};
 use crate::limiter::gcra::Quota;
-use crate::limiter::policy::{Mode, OnMissing, Policy, Rule, Rules};
+use crate::limiter::policy::{Mode, OnMissing, OnRedisError, Policy, Rule, Rules};
 use crate::limiter::route::Route;
 use crate::limiter::subject::Subject;
 
@@ -49,6 +49,7 @@ struct PolicyView<'a> {
     time_zone: Option<&'static str>,
     on_missing: &'static str,
     mode: &'static str,
+    on_redis_error: &'static str,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     penalty: Option<PenaltyView>,
 }
@@ -76,7 +77,7 @@ impl<'a> From<&'a Rules> for RulesView<'a> {
 impl<'a> From<&'a Policy> for PolicyView<'a> {
     fn from(policy: &'a Policy) -> Self {
         // Each field by name: one that is added has to be shown here, or passed over on purpose.
-        let Policy { name, by, quota, calendar, on_missing, mode, penalty, tag: _ } = policy;
+        let Policy { name, by, quota, calendar, on_missing, mode, on_redis_error, penalty, tag: _ } = policy;
         Self {
             name,
             by: parts(by),
@@ -95,6 +96,11 @@ impl<'a> From<&'a Policy> for PolicyView<'a> {
             mode: match mode {
                 Mode::Enforce => "enforce",
                 Mode::Shadow => "shadow",
+            },
+            on_redis_error: match on_redis_error {
+                OnRedisError::Local => "local",
+                OnRedisError::Open => "open",
+                OnRedisError::Deny => "deny",
             },
             penalty: penalty.as_ref().map(|penalty| PenaltyView {
                 block_after: penalty.after.get(),
@@ -152,6 +158,7 @@ mod tests {
               burst = 20
               on_missing = "deny"
               mode = "shadow"
+              on_redis_error = "open"
               [[rule.policy]]
               name = "two"
               by = "everyone"
@@ -177,12 +184,13 @@ mod tests {
                 "cost": 2,
                 "policy": [
                     { "name": "one", "by": ["header:x-api-key", "ip"], "algorithm": "gcra",
-                      "limit": "100/minute", "burst": 20, "on_missing": "deny", "mode": "shadow" },
+                      "limit": "100/minute", "burst": 20, "on_missing": "deny", "mode": "shadow",
+                      "on_redis_error": "open" },
                     { "name": "two", "by": ["everyone"], "algorithm": "gcra", "limit": "7/90s", "burst": 7,
-                      "on_missing": "ip", "mode": "enforce" },
+                      "on_missing": "ip", "mode": "enforce", "on_redis_error": "local" },
                     { "name": "three", "by": ["ip"], "algorithm": "fixed_window", "limit": "1000/month",
                       "time_zone": "Europe/Berlin", "on_missing": "ip", "mode": "enforce",
-                      "block_after": 3, "block_within": "600s", "block_for": "3600s" },
+                      "on_redis_error": "local", "block_after": 3, "block_within": "600s", "block_for": "3600s" },
                 ],
             },
             { "name": "rest", "cost": 1, "policy": [] },
