@@ -269,6 +269,7 @@ impl Facts for Attributes<'_> {
                     })
             }
             Part::Cookie(name) => self.under("cookie:", name).is_some(),
+            Part::Jwt(name) => self.claim(name).is_some(),
             Part::Everyone => true,
         }
     }

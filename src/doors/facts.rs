@@ -76,6 +76,7 @@ impl Facts for HttpFacts<'_> {
                 pairs.into_iter().any(|pair| value_of(pair, name, true).is_some())
             }
             Part::Cookie(name) => cookies().any(|pair| value_of(pair.trim_ascii(), name, false).is_some()),
+            Part::Jwt(name) => self.claim(name).is_some(),
             Part::Everyone => true,
         }
     }

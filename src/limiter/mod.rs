@@ -8,6 +8,7 @@ pub mod clock;
 pub mod decision;
 pub mod event;
 pub mod gcra;
+mod identity;
 pub mod memory;
 pub mod passage;
 pub mod policy;
@@ -17,7 +18,7 @@ pub mod store;
 pub mod subject;
 mod table;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use smallvec::SmallVec;
@@ -138,10 +139,7 @@ impl<S: Store> Limiter<S> {
                 Some(identity) => identity,
                 None => match policy.on_missing {
                     OnMissing::Skip if policy.by.is_absent(facts) => continue,
-                    // Without an address either (a unix socket), all such requests share one bucket.
-                    OnMissing::Ip | OnMissing::Skip => {
-                        IP.identify(facts).unwrap_or_else(|| IP.identity_of(b"unknown"))
-                    }
+                    OnMissing::Ip | OnMissing::Skip => policy.by.address_instead(facts),
                     OnMissing::Deny => {
                         bill.missing = Some(id);
                         return bill;
@@ -290,9 +288,6 @@ impl<S: Store> Limiter<S> {
     }
 }
 
-/// What stands in for a subject that is missing.
-static IP: LazyLock<Subject> = LazyLock::new(Subject::ip);
-
 type Charges = SmallVec<[Charge; 2]>;
 
 /// Whether an enforced bucket has no room.
@@ -354,29 +349,4 @@ impl Bill {
 /// The facts of a bare key.
 struct Nothing;
 
-impl Facts for Nothing {
-    fn ip(&self) -> Option<std::net::IpAddr> {
-        None
-    }
-    fn method(&self) -> &str {
-        ""
-    }
-    fn host(&self) -> &str {
-        ""
-    }
-    fn path(&self) -> &str {
-        ""
-    }
-    fn header(&self, _: &str) -> Option<&[u8]> {
-        None
-    }
-    fn query(&self, _: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
-        None
-    }
-    fn cookie(&self, _: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
-        None
-    }
-    fn carries(&self, _: &subject::Part) -> bool {
-        false
-    }
-}
+impl Facts for Nothing {}
