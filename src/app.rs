@@ -19,6 +19,7 @@ use crate::control::tokens::Tokens;
 use crate::doors::check::Callers;
 use crate::doors::gateway::Gateway;
 use crate::doors::headers::Families;
+use crate::doors::jwt::{BadKeys, Verifier};
 use crate::limiter::Limiter;
 use crate::limiter::clock::Clock;
 use crate::limiter::decision::Backend;
@@ -60,6 +61,9 @@ pub enum StartError {
     /// Logs can't be written.
     #[error("{0}")]
     Logs(String),
+    /// The keys that tokens are verified with can't be used.
+    #[error("jwt.key_file, jwt.jwks_file: {0}")]
+    Jwt(BadKeys),
     /// The gateway can't be made.
     #[error("UPSTREAM_URL: {0}")]
     Upstream(std::io::Error),
@@ -137,6 +141,7 @@ impl Application {
                 Some(gateway.map_err(StartError::Upstream)?)
             }
         };
+        let verifier = settings.jwt.clone().map(Verifier::new).transpose().map_err(StartError::Jwt)?;
         let made_token = settings.admin.tokens.is_empty().then(Tokens::random);
         let given = settings.admin.tokens.iter().map(|token| token.expose());
         let tokens = Tokens::new(given.chain(made_token.as_deref()));
@@ -153,6 +158,7 @@ impl Application {
                 proxies: Arc::clone(&proxies),
             },
             proxies,
+            verifier: verifier.map(Arc::new),
             tokens,
             readiness: Arc::new(move || readiness.readiness()),
             admin: web::Data::new(Admin { steering, status }),

@@ -66,6 +66,14 @@ pub const KEYS: &[Known] = &[
     plain("headers.ietf"),
     plain("headers.x_ratelimit"),
     secret("doors.token", None),
+    plain("jwt.key_file"),
+    plain("jwt.jwks_file"),
+    plain("jwt.algorithms"),
+    plain("jwt.issuer"),
+    plain("jwt.audience"),
+    plain("jwt.leeway_s"),
+    plain("jwt.require_exp"),
+    plain("jwt.header"),
     plain("policies.file"),
 ];
 

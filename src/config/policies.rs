@@ -14,10 +14,12 @@ use crate::limiter::clock::SECOND;
 use crate::limiter::gcra::Quota;
 use crate::limiter::policy::{Mode, OnMissing, Policy, Rules};
 use crate::limiter::route::Route;
+use crate::limiter::subject::{Ipv6Prefix, Part};
 
 const RULE_KEYS: &[&str] = &["name", "match", "cost", "policy"];
 const MATCH_KEYS: &[&str] = &["methods", "host", "path"];
-const POLICY_KEYS: &[&str] = &["name", "by", "limit", "burst", "on_missing", "mode", "on_redis_error"];
+const POLICY_KEYS: &[&str] =
+    &["name", "by", "limit", "burst", "on_missing", "mode", "on_redis_error", "ipv6_prefix"];
 
 /// Keys of later versions. Passing over one would limit something else than was asked for.
 const LATER_KEYS: &[&str] = &["block_after", "block_within", "block_for", "algorithm", "allow", "deny"];
@@ -43,6 +45,21 @@ pub fn parse(name: &str, text: &str) -> Result<Rules, Errors> {
         Reader { file: name, problems: Vec::new(), rules: HashSet::new(), policies: HashSet::new() };
     let rules = reader.file(table);
     if reader.problems.is_empty() { Ok(rules) } else { Err(Errors(reader.problems)) }
+}
+
+/// What is wrong with these rules where no key is set: no token can be verified, and nobody would be told apart.
+pub fn without_key(name: &str, rules: &Rules) -> Vec<Problem> {
+    let policies = rules.all().iter().flat_map(|rule| rule.policies.iter().map(move |&id| (rule, id)));
+    let problems = policies.filter_map(|(rule, id)| {
+        let policy = rules.policy(id);
+        let claim = policy.by.parts().iter().find(|part| matches!(part, Part::Jwt(_)))?;
+        let place = format!("rule \"{}\", policy \"{}\"", rule.name, policy.name);
+        let message = format!(
+            "{place}: by = \"{claim}\": there is no key to verify tokens with; set jwt.key_file or jwt.jwks_file"
+        );
+        Some(Problem::new(name, message))
+    });
+    problems.collect()
 }
 
 struct Reader<'a> {
@@ -152,6 +169,15 @@ impl Reader<'_> {
             "open" | "deny" => Err("it is not in this version; accepted: \"local\"".to_owned()),
             _ => Err("accepted: \"local\"".to_owned()),
         });
+        let ipv6_prefix = self.field(&place, &table, "ipv6_prefix", |value| {
+            let prefix = fields::ipv6_prefix(value)?;
+            let instead = on_missing.unwrap_or(OnMissing::Ip) == OnMissing::Ip;
+            let by_address =
+                by.as_ref().is_none_or(|by| by.parts().contains(&Part::Ip) || (instead && !by.is_everyone()));
+            let message =
+                "this policy counts nobody by address; accepted: with \"ip\" in by, or on_missing = \"ip\"";
+            by_address.then_some(prefix).ok_or_else(|| message.to_owned())
+        });
         let (limit, period) = limit?;
         let burst = match burst {
             Some(burst) => burst,
@@ -175,7 +201,8 @@ impl Reader<'_> {
                 ),
             );
         }
-        let policy = Policy::new(name?, by?, quota);
+        let by = by?.with_ipv6_prefix(ipv6_prefix.unwrap_or(Ipv6Prefix::DEFAULT));
+        let policy = Policy::new(name?, by, quota);
         Some(Policy {
             on_missing: on_missing.unwrap_or(policy.on_missing),
             mode: mode.unwrap_or(policy.mode),

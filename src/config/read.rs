@@ -1,9 +1,12 @@
 //! Gives every merged value its meaning, and holds the values against each other.
 
+mod jwt;
 mod shared;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+
+use ipnet::IpNet;
 
 use super::error::Errors;
 use super::layers::{Merged, Sources};
@@ -28,7 +31,7 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
         server.prefix = SHARED_PREFIX.to_owned();
         taken.show("server.prefix", SHARED_PREFIX, Some("default (admin.addr is main)"));
     }
-    if server.trusted_proxies.iter().any(|network| network.prefix_len() == 0) {
+    if server.trusted_proxies.iter().any(is_everybody) {
         let place = taken.place("server.trusted_proxies");
         warnings.push(format!("{place}: everybody is trusted, so any client can claim any address"));
     }
@@ -51,6 +54,7 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
             x_ratelimit: boolean(&mut taken, "headers.x_ratelimit"),
         },
         doors: Doors { token: taken.optional("doors.token", parse::token) },
+        jwt: jwt::jwt(&mut taken, &mut warnings),
         policies_file: None,
         rules: Rules::none(),
     };
@@ -60,6 +64,13 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
     }
     let effective = taken.effective();
     Ok(Loaded { settings: Settings { policies_file, rules, ..settings }, effective, warnings })
+}
+
+/// Whether it is every address of IPv4, perhaps in mapped form, or of IPv6.
+fn is_everybody(network: &IpNet) -> bool {
+    let mapped =
+        |network: &ipnet::Ipv6Net| network.prefix_len() == 96 && network.addr().to_ipv4_mapped().is_some();
+    network.prefix_len() == 0 || matches!(network, IpNet::V6(network) if mapped(network))
 }
 
 fn boolean(taken: &mut Taken, key: &'static str) -> bool {
@@ -180,6 +191,9 @@ fn rules(taken: &mut Taken, sources: &Sources) -> (Option<PathBuf>, Rules) {
             let name = path.display().to_string();
             match policies::parse(&name, &text) {
                 Ok(rules) => {
+                    if !taken.is_set("jwt.key_file") && !taken.is_set("jwt.jwks_file") {
+                        taken.problems.extend(policies::without_key(&name, &rules));
+                    }
                     let source = (!chosen).then_some("default (the file is there)");
                     taken.show("policies.file", name, source);
                     return (Some(path), rules);

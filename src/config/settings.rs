@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::secret::Secret;
+use crate::doors::jwt;
 use crate::limiter::decision::Backend;
 use crate::limiter::policy::Rules;
 use crate::limiter::rollout::Percent;
@@ -35,6 +36,8 @@ pub struct Settings {
     pub headers: Headers,
     /// The decision API.
     pub doors: Doors,
+    /// How tokens are verified; `None`: no request has a claim.
+    pub jwt: Option<jwt::Options>,
     /// The file that the rules come from; `None`: those compiled in.
     pub policies_file: Option<PathBuf>,
     /// The limits.

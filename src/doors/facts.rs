@@ -8,12 +8,16 @@ use actix_web::dev::RequestHead;
 use actix_web::http::header::{COOKIE, HOST};
 
 use super::client_ip::TrustedProxies;
+#[cfg(feature = "jwt")]
+use super::jwt::{Lazy, Verifier};
 use crate::limiter::subject::{Facts, Part};
 
 /// What an HTTP request says of itself.
 pub struct HttpFacts<'a> {
     head: &'a RequestHead,
     ip: Option<IpAddr>,
+    #[cfg(feature = "jwt")]
+    claims: Lazy<'a>,
 }
 
 impl<'a> HttpFacts<'a> {
@@ -21,7 +25,18 @@ impl<'a> HttpFacts<'a> {
     pub fn of(request: &'a HttpRequest, proxies: &TrustedProxies) -> Self {
         let head = request.head();
         let ip = head.peer_addr.map(|peer| proxies.client(peer.ip(), &head.headers));
-        Self { head, ip }
+        Self {
+            head,
+            ip,
+            #[cfg(feature = "jwt")]
+            claims: Lazy::default(),
+        }
+    }
+
+    /// With the claims of its token, should anybody ask for one.
+    #[cfg(feature = "jwt")]
+    pub fn verified_by(self, verifier: Option<&'a Verifier>) -> Self {
+        Self { claims: Lazy::by(verifier), ..self }
     }
 }
 
@@ -63,6 +78,11 @@ impl Facts for HttpFacts<'_> {
             .filter_map(|pair| value_of(pair.trim_ascii(), name, false));
         let value = found.next()?;
         found.next().is_none().then_some(value)
+    }
+
+    #[cfg(feature = "jwt")]
+    fn claim(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        self.claims.get(name, self)
     }
 
     fn carries(&self, part: &Part) -> bool {

@@ -14,6 +14,7 @@ mod checks;
 mod faults;
 mod fleet;
 mod gateway;
+mod jwt;
 mod life;
 mod limits;
 mod logs;
