@@ -16,7 +16,6 @@
     reason = "a bench stops at the first surprise"
 )]
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::future::Future;
 use std::hint::black_box;
@@ -35,7 +34,7 @@ use tidegate::limiter::gcra::Quota;
 use tidegate::limiter::memory::Memory;
 use tidegate::limiter::policy::{PolicyId, Rules};
 use tidegate::limiter::share::Share;
-use tidegate::limiter::subject::{Facts, Identity, Part, ProcessKey, Subject};
+use tidegate::limiter::subject::{Facts, Identity, ProcessKey, Subject};
 use tidegate::limiter::{Hit, Limiter};
 
 const ROUNDS: usize = 9;
@@ -230,19 +229,6 @@ impl Facts for Client {
     }
     fn path(&self) -> &str {
         "/v1/items"
-    }
-    fn header(&self, _: &str) -> Option<&[u8]> {
-        None
-    }
-    fn query(&self, _: &str) -> Option<Cow<'_, [u8]>> {
-        None
-    }
-    fn cookie(&self, _: &str) -> Option<Cow<'_, [u8]>> {
-        None
-    }
-
-    fn carries(&self, _: &Part) -> bool {
-        true
     }
 }
 

@@ -20,6 +20,7 @@ use crate::control::tokens::Tokens;
 use crate::control::watch::keep_watch;
 use crate::doors::check::Callers;
 use crate::doors::gateway::Gateway;
+use crate::doors::jwt::{BadKeys, Verifier};
 use crate::limiter::Limiter;
 use crate::limiter::clock::Clock;
 use crate::limiter::decision::Backend;
@@ -61,6 +62,9 @@ pub enum StartError {
     /// Logs can't be written.
     #[error("{0}")]
     Logs(String),
+    /// The keys that tokens are verified with can't be used.
+    #[error("jwt.key_file, jwt.jwks_file: {0}")]
+    Jwt(BadKeys),
     /// The gateway can't be made.
     #[error("UPSTREAM_URL: {0}")]
     Upstream(std::io::Error),
@@ -131,7 +135,9 @@ impl Application {
             observer.observe(&Event::StoreNotConfigured);
         }
 
-        let reloading = settled::reloading(settings, &limiter, &observer);
+        let verifier = settings.jwt.clone().map(Verifier::new).transpose().map_err(StartError::Jwt)?;
+        let verifier = verifier.map(Arc::new);
+        let reloading = settled::reloading(settings, &limiter, verifier.as_ref(), &observer);
         let reloader = Arc::clone(&reloading.reloader);
         telemetry.say(&format!("in force: {}", reloading.policies.in_force().in_words()));
 
@@ -162,6 +168,7 @@ impl Application {
                 proxies: Arc::clone(&proxies),
             },
             proxies,
+            verifier,
             tokens,
             readiness: Arc::new(move || readiness.readiness()),
             admin: web::Data::new(Admin { steering, status }),

@@ -29,7 +29,7 @@
 //! | [`redis`] | shares | `limiter` |
 //! | [`doors`] | translates | `limiter` |
 //! | [`telemetry`] | tells | `limiter` |
-//! | [`config`] | reads | `limiter`, `redis::target` |
+//! | [`config`] | reads | `limiter`, `redis::target`, `doors::jwt` |
 //! | [`control`] | steers | `limiter`, `redis`, `config`, `doors` (the admin API is HTTP: it answers in their words) |
 //! | [`app`], [`cli`] | wire | everything |
 //!
@@ -38,7 +38,7 @@
 //!
 //! # As a library
 //! Without the feature `server` there is the limiter, and [`doors::middleware::RateLimit`] for an actix application
-//! of yours; with the feature `redis`, the shared store as well.
+//! of yours; with the feature `redis`, the shared store as well; with `jwt`, clients by the claims of their tokens.
 
 #[cfg(feature = "server")]
 pub mod app;

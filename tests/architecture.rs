@@ -20,7 +20,8 @@ const ROOMS: [(&str, &[&str]); 7] = [
     ("redis", &["limiter"]),
     ("doors", &["limiter"]),
     ("telemetry", &["limiter"]),
-    ("config", &["limiter", "redis::target"]),
+    // What a key file must be like is known where it is read.
+    ("config", &["limiter", "redis::target", "doors::jwt"]),
     // The admin API is HTTP as well: it answers in the doors' words.
     ("control", &["limiter", "redis", "config", "doors"]),
     ("tools", &["limiter", "redis", "config"]),

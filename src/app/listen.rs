@@ -24,6 +24,7 @@ use crate::doors::exchange::Exchanges;
 use crate::doors::gateway::Gateway;
 use crate::doors::headers::Sets;
 use crate::doors::health::{self, ReadinessProbe};
+use crate::doors::jwt::Verifier;
 use crate::doors::middleware::RateLimit;
 use crate::doors::problem::{Cause, Problem};
 use crate::limiter::Limiter;
@@ -38,6 +39,8 @@ pub(super) struct Parts {
     pub(super) limiter: Arc<Limiter<RedisStore>>,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) proxies: Arc<TrustedProxies>,
+    /// Its `reload` takes changed keys over.
+    pub(super) verifier: Option<Arc<Verifier>>,
     pub(super) sets: Sets,
     pub(super) gateway: Option<Gateway>,
     pub(super) callers: Callers,
@@ -127,6 +130,9 @@ fn health_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
 /// The front's own pages, which are never judged.
 fn own_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
     health_pages(app, parts, prefix);
+    if let Some(verifier) = &parts.verifier {
+        app.app_data(web::Data::from(Arc::clone(verifier)));
+    }
     app.app_data(web::Data::from(Arc::clone(&parts.limiter)))
         .app_data(web::Data::new(parts.callers.clone()))
         .service(
@@ -187,6 +193,10 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_m
 /// Judged, then forwarded.
 fn everything_else(parts: &Parts) -> impl actix_web::dev::HttpServiceFactory + use<> {
     let limit = RateLimit::with(Arc::clone(&parts.limiter), Arc::clone(&parts.proxies), parts.sets);
+    let limit = match &parts.verifier {
+        Some(verifier) => limit.verified_by(Arc::clone(verifier)),
+        None => limit,
+    };
     let gateway = parts.gateway.as_ref().map(Gateway::with_own_pool);
     web::scope("")
         .default_service(web::to(move |request: HttpRequest, payload: web::Payload| {

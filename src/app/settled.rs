@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::StartError;
 use crate::config::{self, AppEnv, ClientIpHeader as Configured, LogFormat, Seen, Settings};
+use crate::control::jwt_keys::JwtKeys;
 use crate::control::policies::Policies;
 use crate::control::record::{EnvironmentRules, Record, Steering};
 use crate::control::reload::{Reloadable, Reloader};
@@ -13,6 +14,7 @@ use crate::control::start_only::StartOnly;
 use crate::doors::client_ip::{ClientIpHeader, TrustedProxies};
 use crate::doors::gateway::Upstream;
 use crate::doors::headers::{Sets, XRateLimit};
+use crate::doors::jwt::Verifier;
 use crate::limiter::Limiter;
 use crate::limiter::clock::Clock;
 use crate::limiter::decision::Backend;
@@ -130,13 +132,18 @@ pub(super) fn steering(
 pub(super) fn reloading(
     settings: &Settings,
     limiter: &Arc<Limiter<RedisStore>>,
+    verifier: Option<&Arc<Verifier>>,
     observer: &Arc<dyn Observer>,
 ) -> Reloading {
     let config::Policies { source, file, seen, .. } = settings.policies.clone();
     let policies = Policies::new(source, file, seen.digest(), Arc::clone(limiter), Arc::clone(observer));
     let policies = Arc::new(policies);
-    let sources: Vec<(Arc<dyn Reloadable>, Seen)> =
+    let mut sources: Vec<(Arc<dyn Reloadable>, Seen)> =
         vec![(policies.clone(), seen), (Arc::new(StartOnly(settings.files.clone())), Seen::default())];
+    if let Some(verifier) = verifier {
+        let (keys, seen) = JwtKeys::new(Arc::clone(verifier));
+        sources.push((Arc::new(keys), seen));
+    }
     let reloader = Arc::new(Reloader::new(sources, Arc::clone(observer)));
     Reloading { reloader, policies }
 }

@@ -16,12 +16,7 @@ const LONGEST: u64 = 16 * 1024 * 1024;
 ///
 /// The error says what is wrong and what is accepted, not which file.
 pub(super) fn text(path: &Path) -> Result<Option<String>, String> {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        std::fs::File::open(path)?.take(LONGEST + 1).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    match read() {
+    match bytes(path) {
         Ok(bytes) if bytes.len() as u64 > LONGEST => {
             Err("the file is longer than 16 MiB; accepted: a shorter one".to_owned())
         }
@@ -32,6 +27,13 @@ pub(super) fn text(path: &Path) -> Result<Option<String>, String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(format!("the file cannot be read ({error}); accepted: a readable file")),
     }
+}
+
+/// The bytes of a file, and one more than is accepted when there are too many.
+pub(super) fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(LONGEST + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// A file's table. Of the parser's error only message and line are kept: its excerpt could show a secret.

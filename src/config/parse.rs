@@ -97,10 +97,21 @@ pub(super) fn prefix(text: &str) -> Result<String, String> {
 
 /// A network, or one address.
 pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    const ACCEPTED: &str = "accepted: addresses and networks such as 192.0.2.7, 10.0.0.0/8 or fd00::/8";
     let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    network
-        .map(|network| network.trunc())
-        .map_err(|_| "accepted: addresses and networks such as 192.0.2.7, 10.0.0.0/8 or fd00::/8".to_owned())
+    let network = network.map_err(|_| ACCEPTED.to_owned())?;
+    // ::ffff:10.0.0.0/8 would be ::/8, every address in front of which stand eight zeros.
+    if let IpNet::V6(v6) = network
+        && v6.prefix_len() < 96
+        && let Some(v4) = v6.addr().to_ipv4_mapped()
+    {
+        let bits = v6.prefix_len();
+        let meant = if bits <= 32 { format!(" (is {v4}/{bits} meant?)") } else { String::new() };
+        return Err(format!(
+            "/{bits} cuts an IPv4 address in mapped form to nothing of it{meant}; {ACCEPTED}"
+        ));
+    }
+    Ok(network.trunc())
 }
 
 pub(super) fn upstream(text: &str) -> Result<UpstreamUrl, String> {
@@ -154,6 +165,12 @@ pub(super) const NAME: &str = "1 to 64 of A-Z a-z 0-9 _ . -";
 pub(super) fn name(text: &str) -> Option<String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     ((1..=64).contains(&text.len()) && text.bytes().all(plain)).then(|| text.to_owned())
+}
+
+/// A token of RFC 9110, section 5.6.2.
+pub(super) fn is_token(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 pub(super) fn filter(text: &str) -> Result<String, String> {

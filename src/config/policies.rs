@@ -20,6 +20,7 @@ use crate::limiter::gcra::Quota;
 use crate::limiter::penalty::Penalty;
 use crate::limiter::policy::{Mode, OnMissing, OnRedisError, Policy, Rules};
 use crate::limiter::route::Route;
+use crate::limiter::subject::{Ipv6Prefix, Part};
 pub use lists::ReadFile;
 pub use source::{Found, Source};
 
@@ -39,6 +40,7 @@ const POLICY_KEYS: &[&str] = &[
     "block_after",
     "block_within",
     "block_for",
+    "ipv6_prefix",
 ];
 
 /// What is in force until a file says otherwise: 100 a minute for each address.
@@ -70,6 +72,21 @@ pub fn parse_with(name: &str, text: &str, read: &mut ReadFile<'_>) -> Result<Rul
         Reader { file: name, read, problems: Vec::new(), rules: HashSet::new(), policies: HashSet::new() };
     let rules = reader.file(table);
     if reader.problems.is_empty() { Ok(rules) } else { Err(Errors(reader.problems)) }
+}
+
+/// What is wrong with these rules where no key is set: no token can be verified, and nobody would be told apart.
+pub fn without_key(name: &str, rules: &Rules) -> Vec<Problem> {
+    let policies = rules.all().iter().flat_map(|rule| rule.policies.iter().map(move |&id| (rule, id)));
+    let problems = policies.filter_map(|(rule, id)| {
+        let policy = rules.policy(id);
+        let claim = policy.by.parts().iter().find(|part| matches!(part, Part::Jwt(_)))?;
+        let place = format!("rule \"{}\", policy \"{}\"", rule.name, policy.name);
+        let message = format!(
+            "{place}: by = \"{claim}\": there is no key to verify tokens with; set jwt.key_file or jwt.jwks_file"
+        );
+        Some(Problem::new(name, message))
+    });
+    problems.collect()
 }
 
 struct Reader<'a, 'r> {
@@ -193,6 +210,15 @@ impl Reader<'_, '_> {
                 [("local", OnRedisError::Local), ("open", OnRedisError::Open), ("deny", OnRedisError::Deny)];
             parse::word(&fields::text(value)?, &words)
         });
+        let ipv6_prefix = self.field(&place, &table, "ipv6_prefix", |value| {
+            let prefix = fields::ipv6_prefix(value)?;
+            let instead = on_missing.unwrap_or(OnMissing::Ip) == OnMissing::Ip;
+            let by_address =
+                by.as_ref().is_none_or(|by| by.parts().contains(&Part::Ip) || (instead && !by.is_everyone()));
+            let message =
+                "this policy counts nobody by address; accepted: with \"ip\" in by, or on_missing = \"ip\"";
+            by_address.then_some(prefix).ok_or_else(|| message.to_owned())
+        });
         let penalty = self.penalty(&place, &table);
         if penalty.is_some() && mode == Some(Mode::Shadow) {
             self.refuse(
@@ -201,7 +227,8 @@ impl Reader<'_, '_> {
             );
         }
         let (quota, calendar) = quota?;
-        let policy = Policy::new(name?, by?, quota);
+        let by = by?.with_ipv6_prefix(ipv6_prefix.unwrap_or(Ipv6Prefix::DEFAULT));
+        let policy = Policy::new(name?, by, quota);
         let policy = match calendar {
             None => policy,
             Some(calendar) => policy.in_windows_of(calendar),

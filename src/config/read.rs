@@ -1,10 +1,13 @@
 //! Gives every merged value its meaning, and holds the values against each other.
 
 mod headers;
+mod jwt;
 mod shared;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+
+use ipnet::IpNet;
 
 use super::Loaded;
 use super::error::Errors;
@@ -29,7 +32,7 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
         server.prefix = SHARED_PREFIX.to_owned();
         taken.show("server.prefix", SHARED_PREFIX, Some("default (admin.addr is main)"));
     }
-    if server.trusted_proxies.iter().any(|network| network.prefix_len() == 0) {
+    if server.trusted_proxies.iter().any(is_everybody) {
         let place = taken.place("server.trusted_proxies");
         warnings.push(format!("{place}: everybody is trusted, so any client can claim any address"));
     }
@@ -53,12 +56,20 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
         files: merged.files,
         policies,
         rules,
+        jwt: jwt::jwt(&mut taken, &mut warnings),
     };
     if !taken.problems.is_empty() {
         return Err(Errors(taken.problems));
     }
     let effective = taken.effective();
     Ok(Loaded { settings, effective, warnings })
+}
+
+/// Whether it is every address of IPv4, perhaps in mapped form, or of IPv6.
+fn is_everybody(network: &IpNet) -> bool {
+    let mapped =
+        |network: &ipnet::Ipv6Net| network.prefix_len() == 96 && network.addr().to_ipv4_mapped().is_some();
+    network.prefix_len() == 0 || matches!(network, IpNet::V6(network) if mapped(network))
 }
 
 fn boolean(taken: &mut Taken, key: &'static str) -> bool {
@@ -174,7 +185,8 @@ fn rules(taken: &mut Taken, sources: &Sources) -> (Policies, Rules) {
     } else {
         sources.config_dir.join("policies.toml")
     };
-    let source = policies::Source::new(path, chosen);
+    let source =
+        policies::Source::new(path, chosen, taken.is_set("jwt.key_file") || taken.is_set("jwt.jwks_file"));
     let (found, seen) = source.read();
     let name = source.path().display().to_string();
     let mut file = None;

@@ -52,6 +52,12 @@ impl Seen {
         text
     }
 
+    /// A note of a file that is read elsewhere, and need not be text.
+    pub(crate) fn note(&mut self, path: &Path) {
+        let bytes = file::bytes(path);
+        self.0.push((path.to_owned(), bytes.ok().map(|bytes| Digest::of(&bytes))));
+    }
+
     /// Every file that was looked for, whether it was there or not.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.0.iter().map(|(path, _)| path.as_path())

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::policies::Source;
 use super::secret::Secret;
 use super::seen::Seen;
+use crate::doors::jwt;
 use crate::limiter::decision::Backend;
 use crate::limiter::policy::Rules;
 use crate::limiter::rollout::Percent;
@@ -42,6 +43,8 @@ pub struct Settings {
     pub files: Seen,
     /// Where the limits come from.
     pub policies: Policies,
+    /// How tokens are verified; `None`: no request has a claim.
+    pub jwt: Option<jwt::Options>,
     /// The limits.
     pub rules: Rules,
 }

@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod guard;
+pub mod jwt_keys;
 pub mod keys;
 pub mod policies;
 pub mod record;

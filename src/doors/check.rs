@@ -15,6 +15,7 @@ use subtle::ConstantTimeEq as _;
 use super::client_ip::TrustedProxies;
 use super::facts;
 use super::judged::Judged;
+use super::jwt::{Lazy, Verifier};
 use super::problem::{Cause, Problem};
 use crate::limiter::decision::{Decision, ShadowDenial};
 use crate::limiter::store::Store;
@@ -91,6 +92,7 @@ pub async fn check<S: Store>(
     body: web::Payload,
     limiter: web::Data<Limiter<S>>,
     callers: web::Data<Callers>,
+    verifier: Option<web::Data<Verifier>>,
 ) -> Result<HttpResponse, Problem> {
     callers.admit(&request)?;
     let body = match body.to_bytes_limited(LONGEST_BODY).await {
@@ -119,7 +121,7 @@ pub async fn check<S: Store>(
             check.await
         }
         (None, Some(attributes)) if question.rule.is_none() => {
-            let facts = Attributes::read(attributes)?;
+            let facts = Attributes::read(attributes, verifier.as_deref().map(|verifier| &**verifier))?;
             limiter.check(&facts, hit).await
         }
         _ => {
@@ -196,20 +198,24 @@ fn is_private(address: IpAddr) -> bool {
 struct Attributes<'a> {
     named: &'a BTreeMap<Cow<'a, str>, Cow<'a, str>>,
     ip: Option<IpAddr>,
+    claims: Lazy<'a>,
 }
 
 impl<'a> Attributes<'a> {
-    fn read(named: &'a BTreeMap<Cow<'a, str>, Cow<'a, str>>) -> Result<Self, Problem> {
+    fn read(
+        named: &'a BTreeMap<Cow<'a, str>, Cow<'a, str>>,
+        verifier: Option<&'a Verifier>,
+    ) -> Result<Self, Problem> {
         for name in named.keys() {
             // A header in another case would be passed over, and its client counted as somebody else.
             let known = matches!(&**name, "method" | "path" | "host" | "ip")
-                || ["query:", "cookie:"].iter().any(|kind| name.starts_with(kind))
+                || ["query:", "cookie:", "jwt:"].iter().any(|kind| name.starts_with(kind))
                 || name
                     .strip_prefix("header:")
                     .is_some_and(|name| !name.contains(|c: char| c.is_ascii_uppercase()));
             if !known {
                 let detail = format!(
-                    "\"{name}\" is no attribute. Accepted: method, path, host, ip, header:NAME (lower case), query:NAME, cookie:NAME."
+                    "\"{name}\" is no attribute. Accepted: method, path, host, ip, header:NAME (lower case), query:NAME, cookie:NAME, jwt:CLAIM."
                 );
                 return Err(Problem::new(Cause::Unprocessable, detail).with_code("unknown_attribute"));
             }
@@ -220,7 +226,7 @@ impl<'a> Attributes<'a> {
                 Problem::new(Cause::Unprocessable, detail).with_code("bad_ip")
             })
         });
-        Ok(Self { named, ip: ip.transpose()? })
+        Ok(Self { named, ip: ip.transpose()?, claims: Lazy::by(verifier) })
     }
 
     fn under(&self, kind: &str, name: &str) -> Option<&str> {
@@ -263,6 +269,14 @@ impl Facts for Attributes<'_> {
         self.under("cookie:", name).map(|value| Cow::Borrowed(value.as_bytes()))
     }
 
+    /// As the caller says, or else as the token does that was handed on.
+    fn claim(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        match self.under("jwt:", name) {
+            Some(value) => Some(Cow::Borrowed(value.as_bytes())).filter(|value| !value.is_empty()),
+            None => self.claims.get(name, self),
+        }
+    }
+
     fn carries(&self, part: &Part) -> bool {
         match part {
             Part::Ip => self.ip.is_some(),
@@ -275,6 +289,7 @@ impl Facts for Attributes<'_> {
                     })
             }
             Part::Cookie(name) => self.under("cookie:", name).is_some(),
+            Part::Jwt(name) => self.claim(name).is_some(),
             Part::Everyone => true,
         }
     }

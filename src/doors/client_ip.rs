@@ -1,9 +1,9 @@
 //! Whose request it is: the peer's address, or the one that trusted proxies vouch for.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use actix_web::http::header::{FORWARDED, HeaderMap, HeaderName};
-use ipnet::IpNet;
+use actix_web::http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
+use ipnet::{IpNet, Ipv4Net};
 
 /// The header in which proxies hand on the client's address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,7 +29,7 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 impl TrustedProxies {
     /// These networks, which hand on the client in `header`.
     pub fn new(networks: Vec<IpNet>, header: ClientIpHeader) -> Self {
-        Self { networks, header }
+        Self { networks: networks.into_iter().map(canonical).collect(), header }
     }
 
     /// Whether this address is one of ours.
@@ -68,103 +68,372 @@ impl TrustedProxies {
     fn behind(&self, peer: IpAddr, headers: &HeaderMap, name: HeaderName) -> IpAddr {
         let mut client = peer;
         let forwarded = name == FORWARDED;
-        let lines: Vec<&str> = headers.get_all(name).map(|line| line.to_str().unwrap_or_default()).collect();
-        for element in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
-            let node = if forwarded { forwarded_for(element) } else { Some(element.trim()) };
-            // An unreadable element ("unknown", "_hidden", garbage) hides who stands behind the last proxy
-            // that could be read: that one answers for it.
-            let Some(address) = node.and_then(address) else { break };
-            client = address;
-            if !self.trusts(client) {
-                break;
+        let lines: Vec<&[u8]> = headers.get_all(name).map(HeaderValue::as_bytes).collect();
+        for line in lines.into_iter().rev() {
+            let mut rest = Some(line);
+            while let Some(list) = rest {
+                let (before, element) =
+                    if forwarded { split_last(list, b',') } else { split_last_plain(list) };
+                rest = before;
+                let node = if forwarded { forwarded_for(element) } else { Some(element) };
+                // An unreadable element ("unknown", "_hidden", garbage) hides who stands behind the last proxy
+                // that could be read: that one answers for it.
+                let Some(address) = node.and_then(address) else { return client };
+                client = address;
+                if !self.trusts(client) {
+                    return client;
+                }
             }
         }
         client
     }
 }
 
-/// The `for` parameter of one element of `Forwarded`.
-fn forwarded_for(element: &str) -> Option<&str> {
-    element.split(';').find_map(|pair| {
-        let (name, value) = pair.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("for").then(|| value.trim().trim_matches('"'))
-    })
+/// A network of IPv4 addresses that is written as one of IPv6 (`::ffff:10.0.0.0/104`), as the network that addresses
+/// are compared with.
+fn canonical(network: IpNet) -> IpNet {
+    let IpNet::V6(v6) = network else { return network };
+    let v4 = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
+    v4.and_then(|(address, bits)| Ipv4Net::new(address, bits).ok()).map_or(network, IpNet::V4)
 }
 
-/// An address, perhaps with a port, brackets or a zone.
-fn address(text: &str) -> Option<IpAddr> {
-    let bare = match text.strip_prefix('[') {
-        Some(rest) => rest.split_once(']')?.0,
+/// What stands before the last comma, if there is one, and what behind it.
+fn split_last_plain(list: &[u8]) -> (Option<&[u8]>, &[u8]) {
+    match list.iter().rposition(|&byte| byte == b',') {
+        Some(at) => (Some(&list[..at]), &list[at + 1..]),
+        None => (None, list),
+    }
+}
+
+/// The same at the last `separator` outside of quotes. Read from the right: what the nearest proxy wrote is well-formed,
+/// whatever quotes a client has left open before it, and whatever a client had it quote (its `host`).
+fn split_last(list: &[u8], separator: u8) -> (Option<&[u8]>, &[u8]) {
+    let mut quoted = false;
+    for (at, &byte) in list.iter().enumerate().rev() {
+        let escaped = || list[..at].iter().rev().take_while(|&&byte| byte == b'\\').count() % 2 == 1;
+        if byte == b'"' && !(quoted && escaped()) {
+            quoted = !quoted;
+        } else if byte == separator && !quoted {
+            return (Some(&list[..at]), &list[at + 1..]);
+        }
+    }
+    (None, list)
+}
+
+/// The `for` parameter of one element of `Forwarded`, when it is there once.
+fn forwarded_for(element: &[u8]) -> Option<&[u8]> {
+    let (mut rest, mut node) = (Some(element), None);
+    while let Some(list) = rest {
+        let (before, pair) = split_last(list, b';');
+        rest = before;
+        let Some(equals) = pair.iter().position(|&byte| byte == b'=') else { continue };
+        if pair[..equals].trim_ascii().eq_ignore_ascii_case(b"for") {
+            let value = pair[equals + 1..].trim_ascii();
+            let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+            if node.replace(bare.unwrap_or(value)).is_some() {
+                return None;
+            }
+        }
+    }
+    node
+}
+
+/// An address, perhaps with a port; IPv6 perhaps in brackets, which a port needs, and with a zone.
+fn address(node: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(node).ok()?.trim();
+    let (host, port, bracketed) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']')?;
+            let port = if rest.is_empty() { None } else { Some(rest.strip_prefix(':')?) };
+            (host, port, true)
+        }
         // One colon is a port, several are IPv6 without one.
-        None if text.matches(':').count() == 1 => text.split_once(':')?.0,
-        None => text,
+        None => match text.split_once(':') {
+            Some((host, port)) if !port.contains(':') => (host, Some(port), false),
+            _ => (text, None, false),
+        },
     };
-    let bare = bare.split_once('%').map_or(bare, |(address, _zone)| address);
-    bare.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+    // RFC 7239, 6: a number, or a name that hides it.
+    let is_port = |port: &str| {
+        let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+        port.starts_with('_') || (digits && port.parse::<u16>().is_ok())
+    };
+    if !port.is_none_or(is_port) {
+        return None;
+    }
+    let v6 = || host.split_once('%').map_or(host, |(address, _zone)| address).parse::<Ipv6Addr>();
+    let address =
+        if bracketed { v6().ok()?.into() } else { host.parse().or_else(|_| v6().map(IpAddr::V6)).ok()? };
+    Some(address.to_canonical())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use actix_web::http::header::HeaderValue;
 
-    fn client(trusted: &[&str], header: ClientIpHeader, peer: &str, lines: &[(&str, &str)]) -> String {
+    const CLIENT: &str = "203.0.113.9";
+    const XFF: &str = "x-forwarded-for";
+    const PROXIES: [&str; 2] = ["10.0.0.1", "10.0.0.2"];
+
+    type Line = (&'static str, Vec<u8>);
+
+    fn client_of(trusted: &[&str], header: ClientIpHeader, peer: &str, lines: &[Line]) -> String {
         let networks = trusted.iter().map(|network| network.parse().unwrap()).collect();
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
-            headers.append(
-                HeaderName::from_bytes(name.as_bytes()).unwrap(),
-                HeaderValue::from_bytes(value.as_bytes()).unwrap(),
-            );
+            headers.append(HeaderName::from_static(name), HeaderValue::from_bytes(value).unwrap());
         }
         TrustedProxies::new(networks, header).client(peer.parse().unwrap(), &headers).to_string()
     }
 
+    fn client(
+        trusted: &[&str],
+        header: ClientIpHeader,
+        peer: &str,
+        lines: &[(&'static str, &str)],
+    ) -> String {
+        let lines: Vec<Line> = lines.iter().map(|(name, value)| (*name, value.as_bytes().to_vec())).collect();
+        client_of(trusted, header, peer, &lines)
+    }
+
+    /// How a proxy hands on the address of its peer.
+    #[derive(Clone, Copy, Debug)]
+    enum Way {
+        Appends(&'static str),
+        AddsALine,
+    }
+
+    /// The lines that arrive when a client's own went through so many proxies, and the address they arrive from.
+    fn through(
+        proxies: usize,
+        header: &'static str,
+        way: Way,
+        from: &str,
+        own: &[Line],
+    ) -> (Vec<Line>, String) {
+        let (mut lines, mut peer) = (own.to_vec(), from.to_owned());
+        for proxy in &PROXIES[..proxies] {
+            let node = match (header, peer.contains(':')) {
+                (XFF, _) => peer.clone(),
+                (_, true) => format!("for=\"[{peer}]:4711\";proto=http"),
+                (_, false) => format!("proto=http;for={peer}"),
+            };
+            let last = lines.iter_mut().rfind(|(name, _)| *name == header);
+            match (way, last) {
+                (Way::Appends(comma), Some((_, line))) => {
+                    line.extend([comma.as_bytes(), node.as_bytes()].concat());
+                }
+                _ => lines.push((header, node.into_bytes())),
+            }
+            peer = (*proxy).to_owned();
+        }
+        (lines, peer)
+    }
+
     #[test]
-    fn a_header_is_believed_only_from_trusted_proxies_and_read_from_the_right() {
-        let auto = ClientIpHeader::Auto;
-        let xff = |value| [("x-forwarded-for", value)];
-        for (trusted, peer, value, wanted) in [
-            (&[][..], "10.0.0.1", "203.0.113.9", "10.0.0.1"),
-            (&["10.0.0.0/8"], "192.0.2.1", "203.0.113.9", "192.0.2.1"),
-            (&["10.0.0.0/8"], "10.0.0.1", "203.0.113.9", "203.0.113.9"),
-            (&["10.0.0.0/8"], "10.0.0.1", "198.51.100.66, 203.0.113.9", "203.0.113.9"),
-            (&["10.0.0.0/8"], "10.0.0.1", "198.51.100.66, 203.0.113.9, 10.0.0.2", "203.0.113.9"),
-            (&["10.0.0.0/8"], "10.0.0.1", "10.0.0.3, 10.0.0.2", "10.0.0.3"),
-            (&["10.0.0.0/8"], "10.0.0.1", "", "10.0.0.1"),
-            (&["10.0.0.0/8"], "10.0.0.1", "unknown", "10.0.0.1"),
-            (&["10.0.0.0/8"], "10.0.0.1", "203.0.113.9, unknown", "10.0.0.1"),
-            (&["10.0.0.0/8"], "10.0.0.1", "203.0.113.9:4711", "203.0.113.9"),
-            (&["10.0.0.0/8"], "10.0.0.1", "[2001:db8::1]:4711", "2001:db8::1"),
-            (&["10.0.0.0/8"], "10.0.0.1", "fe80::1%eth0", "fe80::1"),
-            (&["10.0.0.0/8"], "10.0.0.1", "::ffff:203.0.113.9", "203.0.113.9"),
-            (&["10.0.0.0/8"], "::ffff:10.0.0.1", "203.0.113.9", "203.0.113.9"),
-            (&["2001:db8::/32"], "2001:db8::5", "203.0.113.9", "203.0.113.9"),
-        ] {
-            assert_eq!(client(trusted, auto, peer, &xff(value)), wanted, "{trusted:?} {peer} {value:?}");
+    fn no_header_that_a_client_sends_makes_it_another_behind_none_one_or_two_trusted_proxies() {
+        let claims = [
+            "6.6.6.6",
+            "10.0.0.2",
+            "10.9.9.9",
+            "127.0.0.1",
+            "::1",
+            "::ffff:6.6.6.6",
+            "[2001:db8::6]:80",
+            "6.6.6.6:80",
+            "[6.6.6.6]",
+            "fe80::6%eth0",
+            "",
+            " ",
+            ",",
+            "unknown",
+            "_hidden",
+            "-",
+            "6.6.6.6 ",
+            "6.6.6",
+            "a,b;c=\"",
+            "for=6.6.6.6",
+            "for=\"6.6.6.6",
+            "for=\"[2001:db8::6]\"",
+            "\"",
+            "\\\"",
+            "\"\\",
+            "for=\"a\\",
+            "for=10.0.0.2;by=\"",
+            "\u{fffd}",
+        ];
+        let ways = [Way::Appends(", "), Way::Appends(","), Way::AddsALine];
+        let mut cases = 0;
+        for from in [CLIENT, "2001:db8::9"] {
+            for (header, config) in
+                [(XFF, ClientIpHeader::XForwardedFor), ("forwarded", ClientIpHeader::Forwarded)]
+            {
+                for (way, proxies) in ways.iter().flat_map(|way| [0, 1, 2].map(|proxies| (*way, proxies))) {
+                    // Each claim in each place among others, in one line and in several.
+                    for (claim, other) in claims.iter().flat_map(|one| claims.map(|other| (*one, other))) {
+                        let raw = [claim.as_bytes(), b"\xff"].concat();
+                        for own in [
+                            vec![],
+                            vec![(header, claim.into())],
+                            vec![(header, format!("{claim}, {other}").into_bytes())],
+                            vec![(header, format!("{other},{claim},10.0.0.1").into_bytes())],
+                            vec![(header, claim.into()), (header, other.into())],
+                            vec![(header, raw)],
+                        ] {
+                            let (lines, peer) = through(proxies, header, way, from, &own);
+                            for config in [config, ClientIpHeader::Auto] {
+                                let found = client_of(&["10.0.0.0/29"], config, &peer, &lines);
+                                assert_eq!(found, from, "{way:?}, {proxies} proxies: {own:?}");
+                                cases += 1;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(cases > 100_000, "{cases}");
+    }
+
+    #[test]
+    fn a_proxy_that_nobody_trusts_is_the_client() {
+        for (header, config) in
+            [(XFF, ClientIpHeader::XForwardedFor), ("forwarded", ClientIpHeader::Forwarded)]
+        {
+            let (lines, peer) = through(2, header, Way::Appends(", "), CLIENT, &[]);
+            for (trusted, wanted) in [
+                (&[][..], "10.0.0.2"),
+                (&["10.0.0.1/32"], "10.0.0.2"),
+                (&["10.0.0.2/32"], "10.0.0.1"),
+                (&["10.0.0.1/32", "10.0.0.2/32"], CLIENT),
+            ] {
+                assert_eq!(client_of(trusted, config, &peer, &lines), wanted, "{trusted:?}");
+            }
         }
     }
 
     #[test]
-    fn several_lines_of_the_header_are_one_list() {
-        let lines = [("x-forwarded-for", "198.51.100.66"), ("x-forwarded-for", "203.0.113.9, 10.0.0.2")];
-        assert_eq!(client(&["10.0.0.0/8"], ClientIpHeader::Auto, "10.0.0.1", &lines), "203.0.113.9");
+    fn an_address_is_read_in_every_form_and_nothing_else_is() {
+        let proxy = "10.0.0.1";
+        for (node, wanted) in [
+            ("203.0.113.9", CLIENT),
+            (" 203.0.113.9\t", CLIENT),
+            ("203.0.113.9:4711", CLIENT),
+            ("203.0.113.9:_hidden", CLIENT),
+            ("2001:db8::9", "2001:db8::9"),
+            ("[2001:db8::9]", "2001:db8::9"),
+            ("[2001:db8::9]:4711", "2001:db8::9"),
+            ("2001:0DB8:0:0::9", "2001:db8::9"),
+            ("fe80::9%eth0", "fe80::9"),
+            ("[fe80::9%25eth0]:80", "fe80::9"),
+            ("::ffff:203.0.113.9", CLIENT),
+            ("[::ffff:203.0.113.9]:80", CLIENT),
+            ("::ffff:cb00:7109", CLIENT),
+            // A trusted one with nobody before it is the client itself.
+            ("10.0.0.3", "10.0.0.3"),
+            ("", proxy),
+            ("unknown", proxy),
+            ("_hidden", proxy),
+            ("203.0.113", proxy),
+            ("203.0.113.9.1", proxy),
+            ("203.0.113.009", proxy),
+            ("0xcb.0.113.9", proxy),
+            ("3405803785", proxy),
+            ("203.0.113.9%eth0", proxy),
+            ("203.0.113.9/32", proxy),
+            ("203.0.113.9:", proxy),
+            ("203.0.113.9:http", proxy),
+            ("203.0.113.9:65536", proxy),
+            ("203.0.113.9:+80", proxy),
+            ("[203.0.113.9]:80", proxy),
+            ("[2001:db8::9", proxy),
+            ("2001:db8::9]", proxy),
+            ("[2001:db8::9]80", proxy),
+            ("[2001:db8::9]:", proxy),
+            ("[[2001:db8::9]]", proxy),
+            ("[2001:db8::9] 80", proxy),
+            ("'203.0.113.9'", proxy),
+            ("203.0.113.9 198.51.100.6", proxy),
+        ] {
+            let trusted = &["10.0.0.0/8"];
+            let found = client(trusted, ClientIpHeader::Auto, proxy, &[(XFF, node)]);
+            assert_eq!(found, wanted, "{node:?}");
+            for line in [format!("for=\"{node}\""), format!("proto=https; For = \"{node}\";by=_x")] {
+                let found = client(trusted, ClientIpHeader::Auto, proxy, &[("forwarded", &line)]);
+                assert_eq!(found, wanted, "{line:?}");
+            }
+            // Behind a second proxy, which is then the last one that can be told.
+            let wanted = if wanted == proxy { "10.0.0.2" } else { wanted };
+            let found = client(trusted, ClientIpHeader::Auto, proxy, &[(XFF, &format!("{node}, 10.0.0.2"))]);
+            assert_eq!(found, wanted, "{node:?} and a proxy");
+        }
     }
 
     #[test]
-    fn the_forwarded_header_is_read_when_it_is_the_one_that_proxies_write() {
+    fn what_a_proxy_quotes_of_the_clients_words_is_no_element_and_no_parameter() {
+        let trusted = &["10.0.0.0/8"];
+        for host in
+            ["a,for=6.6.6.6", "a;for=6.6.6.6", "\",for=6.6.6.6", "\\\";for=6.6.6.6", "\\,for=6.6.6.6;a=\""]
+        {
+            let quoted = host.replace('\\', "\\\\").replace('"', "\\\"");
+            for line in [
+                format!("for={CLIENT};host=\"{quoted}\""),
+                format!("host=\"{quoted}\";for={CLIENT}"),
+                format!("for=6.6.6.6, host=\"{quoted}\";for=\"{CLIENT}\";by=10.0.0.1"),
+            ] {
+                let found = client(trusted, ClientIpHeader::Forwarded, "10.0.0.1", &[("forwarded", &line)]);
+                assert_eq!(found, CLIENT, "{line}");
+            }
+        }
+        for unreadable in
+            ["for=6.6.6.6;for=203.0.113.9", "by=203.0.113.9", "for", "203.0.113.9", "for=203.0.113.9\""]
+        {
+            let found = client(trusted, ClientIpHeader::Forwarded, "10.0.0.1", &[("forwarded", unreadable)]);
+            assert_eq!(found, "10.0.0.1", "{unreadable}");
+        }
+    }
+
+    #[test]
+    fn two_headers_that_disagree_are_not_believed_unless_one_is_chosen() {
+        let trusted = &["10.0.0.0/8"];
         let forwarded =
             ("forwarded", r#"for=198.51.100.66, For="[2001:db8::9]:80";proto=https, for=10.0.0.2"#);
-        let spoofed = ("x-forwarded-for", "1.2.3.4");
-        let trusted = &["10.0.0.0/8"];
-        let auto = ClientIpHeader::Auto;
-        assert_eq!(client(trusted, auto, "10.0.0.1", &[forwarded]), "2001:db8::9");
-        assert_eq!(client(trusted, auto, "10.0.0.1", &[forwarded, spoofed]), "10.0.0.1");
-        let agreeing = ("x-forwarded-for", "2001:db8::9");
-        assert_eq!(client(trusted, auto, "10.0.0.1", &[forwarded, agreeing]), "2001:db8::9");
-        let only = ClientIpHeader::Forwarded;
-        assert_eq!(client(trusted, only, "10.0.0.1", &[forwarded, spoofed]), "2001:db8::9");
-        let only = ClientIpHeader::XForwardedFor;
-        assert_eq!(client(trusted, only, "10.0.0.1", &[forwarded]), "10.0.0.1");
+        for (other, auto) in [
+            ("1.2.3.4", "10.0.0.1"),
+            ("", "10.0.0.1"),
+            ("2001:db8::9", "2001:db8::9"),
+            ("1.2.3.4, 2001:db8::9", "2001:db8::9"),
+        ] {
+            let lines = [forwarded, (XFF, other)];
+            assert_eq!(client(trusted, ClientIpHeader::Auto, "10.0.0.1", &lines), auto, "{other:?}");
+            assert_eq!(client(trusted, ClientIpHeader::Forwarded, "10.0.0.1", &lines), "2001:db8::9");
+        }
+        assert_eq!(client(trusted, ClientIpHeader::XForwardedFor, "10.0.0.1", &[forwarded]), "10.0.0.1");
+    }
+
+    #[test]
+    fn a_network_in_mapped_form_is_the_network_of_ipv4() {
+        let behind =
+            |network: &str, peer: &str| client(&[network], ClientIpHeader::Auto, peer, &[(XFF, CLIENT)]);
+        for (network, peer, trusted) in [
+            ("10.0.0.0/8", "10.1.2.3", true),
+            ("10.0.0.0/8", "::ffff:10.1.2.3", true),
+            ("::ffff:10.0.0.0/104", "10.1.2.3", true),
+            ("::ffff:10.0.0.0/104", "::ffff:10.1.2.3", true),
+            ("::ffff:10.0.0.0/104", "11.1.2.3", false),
+            ("::ffff:10.1.2.3/128", "10.1.2.3", true),
+            ("::ffff:10.1.2.3/128", "10.1.2.4", false),
+            ("::ffff:0.0.0.0/96", "192.0.2.1", true),
+            ("::ffff:0:0/96", "2001:db8::1", false),
+            ("2001:db8::/32", "2001:db8::1", true),
+            ("2001:db8::/32", "10.1.2.3", false),
+            ("::/0", "2001:db8::1", true),
+        ] {
+            let wanted = if trusted {
+                CLIENT.to_owned()
+            } else {
+                peer.parse::<IpAddr>().unwrap().to_canonical().to_string()
+            };
+            assert_eq!(behind(network, peer), wanted, "{network}, {peer}");
+        }
     }
 }

@@ -8,12 +8,16 @@ use actix_web::dev::RequestHead;
 use actix_web::http::header::{COOKIE, HOST};
 
 use super::client_ip::TrustedProxies;
+#[cfg(feature = "jwt")]
+use super::jwt::{Lazy, Verifier};
 use crate::limiter::subject::{Facts, Part};
 
 /// What an HTTP request says of itself.
 pub struct HttpFacts<'a> {
     head: &'a RequestHead,
     ip: Option<IpAddr>,
+    #[cfg(feature = "jwt")]
+    claims: Lazy<'a>,
 }
 
 impl<'a> HttpFacts<'a> {
@@ -21,7 +25,18 @@ impl<'a> HttpFacts<'a> {
     pub fn of(request: &'a HttpRequest, proxies: &TrustedProxies) -> Self {
         let head = request.head();
         let ip = head.peer_addr.map(|peer| proxies.client(peer.ip(), &head.headers));
-        Self { head, ip }
+        Self {
+            head,
+            ip,
+            #[cfg(feature = "jwt")]
+            claims: Lazy::default(),
+        }
+    }
+
+    /// With the claims of its token, should anybody ask for one.
+    #[cfg(feature = "jwt")]
+    pub fn verified_by(self, verifier: Option<&'a Verifier>) -> Self {
+        Self { claims: Lazy::by(verifier), ..self }
     }
 }
 
@@ -65,6 +80,11 @@ impl Facts for HttpFacts<'_> {
         found.next().is_none().then_some(value)
     }
 
+    #[cfg(feature = "jwt")]
+    fn claim(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        self.claims.get(name, self)
+    }
+
     fn carries(&self, part: &Part) -> bool {
         let headers = &self.head.headers;
         let cookies = || headers.get_all(COOKIE).flat_map(|line| line.as_bytes().split(|&byte| byte == b';'));
@@ -76,6 +96,7 @@ impl Facts for HttpFacts<'_> {
                 pairs.into_iter().any(|pair| value_of(pair, name, true).is_some())
             }
             Part::Cookie(name) => cookies().any(|pair| value_of(pair.trim_ascii(), name, false).is_some()),
+            Part::Jwt(name) => self.claim(name).is_some(),
             Part::Everyone => true,
         }
     }

@@ -17,6 +17,8 @@ use super::client_ip::TrustedProxies;
 use super::facts::HttpFacts;
 use super::headers::{self, Sets};
 use super::judged::Judged;
+#[cfg(feature = "jwt")]
+use super::jwt::Verifier;
 use super::problem;
 use crate::limiter::decision::Decision;
 use crate::limiter::event::Origin;
@@ -42,6 +44,8 @@ struct Shared<S: Store> {
     limiter: Arc<Limiter<S>>,
     proxies: Arc<TrustedProxies>,
     sets: Sets,
+    #[cfg(feature = "jwt")]
+    verifier: Option<Arc<Verifier>>,
 }
 
 impl<S: Store> RateLimit<S> {
@@ -52,7 +56,25 @@ impl<S: Store> RateLimit<S> {
 
     /// Judges by `limiter`, believes `proxies`, sends `sets`.
     pub fn with(limiter: Arc<Limiter<S>>, proxies: Arc<TrustedProxies>, sets: Sets) -> Self {
-        Self(Rc::new(Shared { limiter, proxies, sets }))
+        Self(Rc::new(Shared {
+            limiter,
+            proxies,
+            sets,
+            #[cfg(feature = "jwt")]
+            verifier: None,
+        }))
+    }
+
+    /// Also knows clients by the claims of tokens that `verifier` believes.
+    #[cfg(feature = "jwt")]
+    pub fn verified_by(self, verifier: Arc<Verifier>) -> Self {
+        let Shared { limiter, proxies, sets, .. } = &*self.0;
+        Self(Rc::new(Shared {
+            limiter: Arc::clone(limiter),
+            proxies: Arc::clone(proxies),
+            sets: *sets,
+            verifier: Some(verifier),
+        }))
     }
 }
 
@@ -102,6 +124,8 @@ where
         let sets = self.shared.sets;
         let check = {
             let facts = HttpFacts::of(request.request(), &self.shared.proxies);
+            #[cfg(feature = "jwt")]
+            let facts = facts.verified_by(self.shared.verifier.as_deref());
             self.shared.limiter.check(&facts, Hit::ONE)
         };
         match check {

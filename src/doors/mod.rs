@@ -16,5 +16,7 @@ pub mod headers;
 #[cfg(feature = "server")]
 pub mod health;
 pub mod judged;
+#[cfg(feature = "jwt")]
+pub mod jwt;
 pub mod middleware;
 pub mod problem;

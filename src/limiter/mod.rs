@@ -14,6 +14,7 @@ pub mod decision;
 pub mod event;
 pub mod forgive;
 pub mod gcra;
+mod identity;
 pub mod memory;
 pub mod passage;
 pub mod penalty;
@@ -26,8 +27,8 @@ pub mod subject;
 mod table;
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
 
 use arc_swap::ArcSwap;
 use smallvec::SmallVec;
@@ -199,10 +200,7 @@ impl<S: Store> Limiter<S> {
                 Some(identity) => identity,
                 None => match policy.on_missing {
                     OnMissing::Skip if policy.by.is_absent(facts) => continue,
-                    // Without an address either (a unix socket), all such requests share one bucket.
-                    OnMissing::Ip | OnMissing::Skip => {
-                        IP.identify(facts).unwrap_or_else(|| IP.identity_of(b"unknown"))
-                    }
+                    OnMissing::Ip | OnMissing::Skip => policy.by.address_instead(facts),
                     OnMissing::Deny if policy.mode == Mode::Shadow => {
                         bill.missing_in_shadow.push((id, policy.quota));
                         continue;
@@ -301,35 +299,7 @@ impl<S: Store> Limiter<S> {
     }
 }
 
-/// What stands in for a subject that is missing.
-static IP: LazyLock<Subject> = LazyLock::new(Subject::ip);
-
 /// The facts of a bare key.
 struct Nothing;
 
-impl Facts for Nothing {
-    fn ip(&self) -> Option<std::net::IpAddr> {
-        None
-    }
-    fn method(&self) -> &str {
-        ""
-    }
-    fn host(&self) -> &str {
-        ""
-    }
-    fn path(&self) -> &str {
-        ""
-    }
-    fn header(&self, _: &str) -> Option<&[u8]> {
-        None
-    }
-    fn query(&self, _: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
-        None
-    }
-    fn cookie(&self, _: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
-        None
-    }
-    fn carries(&self, _: &subject::Part) -> bool {
-        false
-    }
-}
+impl Facts for Nothing {}

@@ -1,6 +1,6 @@
 //! What is limited and how much: rules match requests, policies say by whom and how many.
 //!
-//! The next parts of the policy language (tokens, allow and deny lists, the penalty box, fixed windows) join
+//! The next parts of the policy language (allow and deny lists, the penalty box, fixed windows) join
 //! [`Policy`] and [`Subject`] here.
 
 use super::access::{Access, AccessList};
@@ -225,36 +225,16 @@ impl Rules {
 mod tests {
     use super::*;
     use crate::limiter::clock::SECOND;
-    use crate::limiter::subject::Part;
-    use std::borrow::Cow;
     use std::num::NonZeroU32;
 
     struct At(&'static str);
 
     impl Facts for At {
-        fn ip(&self) -> Option<std::net::IpAddr> {
-            None
-        }
         fn method(&self) -> &str {
             "GET"
         }
-        fn host(&self) -> &str {
-            ""
-        }
         fn path(&self) -> &str {
             self.0
-        }
-        fn header(&self, _: &str) -> Option<&[u8]> {
-            None
-        }
-        fn query(&self, _: &str) -> Option<Cow<'_, [u8]>> {
-            None
-        }
-        fn cookie(&self, _: &str) -> Option<Cow<'_, [u8]>> {
-            None
-        }
-        fn carries(&self, _: &Part) -> bool {
-            false
         }
     }
 

@@ -285,29 +285,11 @@ mod tests {
     struct To<'a>(&'a str);
 
     impl Facts for To<'_> {
-        fn ip(&self) -> Option<std::net::IpAddr> {
-            None
-        }
         fn method(&self) -> &str {
             "GET"
         }
         fn host(&self) -> &str {
             self.0
-        }
-        fn path(&self) -> &str {
-            "/"
-        }
-        fn header(&self, _: &str) -> Option<&[u8]> {
-            None
-        }
-        fn query(&self, _: &str) -> Option<Cow<'_, [u8]>> {
-            None
-        }
-        fn cookie(&self, _: &str) -> Option<Cow<'_, [u8]>> {
-            None
-        }
-        fn carries(&self, _: &super::super::subject::Part) -> bool {
-            false
         }
     }
 

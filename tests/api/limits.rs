@@ -165,3 +165,71 @@ async fn a_forwarded_address_counts_only_from_a_trusted_proxy() {
     assert!(spoof(&[]).await.contains(&429), "a stranger cannot make itself many");
     assert!(!spoof(&[("TRUSTED_PROXIES", "127.0.0.0/8")]).await.contains(&429));
 }
+
+#[tokio::test]
+async fn an_ipv6_client_is_as_large_as_its_policy_says_and_an_ipv4_client_is_one_address() {
+    let policies = r#"
+[[rule]]
+name = "wide"
+match = { path = "/wide/**" }
+  [[rule.policy]]
+  name = "wide"
+  by = "ip"
+  limit = "100/week"
+  ipv6_prefix = 48
+
+[[rule]]
+name = "instead"
+match = { path = "/instead/**" }
+  [[rule.policy]]
+  name = "instead"
+  by = "header:x-api-key"
+  limit = "100/week"
+  ipv6_prefix = 128
+
+[[rule]]
+name = "rest"
+  [[rule.policy]]
+  name = "rest"
+  by = "ip"
+  limit = "100/week"
+"#;
+    let tidegate = Tidegate::start(Some(policies), &[("TRUSTED_PROXIES", "::ffff:127.0.0.0/104")]).await;
+    let left = async |path: &str, client: &str| {
+        let request = tidegate.http.get(tidegate.url(path)).header("x-forwarded-for", client);
+        let left = request.send().await.unwrap().headers()["x-ratelimit-remaining"].clone();
+        left.to_str().unwrap().parse::<u32>().unwrap()
+    };
+    for (path, clients) in [
+        // Each address, and what is left to it when all before it have asked.
+        (
+            "/",
+            [
+                ("2001:db8:1:1::1", 99),
+                ("2001:db8:1:1::2", 98),
+                ("2001:db8:1:2::1", 99),
+                ("2001:db8:2::1", 99),
+            ],
+        ),
+        (
+            "/wide/",
+            [
+                ("2001:db8:1:1::1", 99),
+                ("2001:db8:1:1::2", 98),
+                ("2001:db8:1:2::1", 97),
+                ("2001:db8:2::1", 99),
+            ],
+        ),
+        (
+            "/instead/",
+            [("2001:db8:1:1::1", 99), ("2001:db8:1:1::2", 99), ("2001:db8:1:1::1", 98), ("::1", 99)],
+        ),
+    ] {
+        for (client, wanted) in clients {
+            assert_eq!(left(path, client).await, wanted, "{path} {client}");
+        }
+        for (client, wanted) in [("192.0.2.1", 99), ("::ffff:192.0.2.1", 98), ("192.0.2.2", 99)] {
+            assert_eq!(left(path, client).await, wanted, "{path} {client}");
+        }
+    }
+}

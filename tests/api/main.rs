@@ -16,6 +16,7 @@ mod faults;
 mod fleet;
 mod gateway;
 mod headers;
+mod jwt;
 mod life;
 mod limits;
 mod logs;

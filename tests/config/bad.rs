@@ -28,6 +28,11 @@ fn a_bad_variable_is_named_with_what_was_read_and_what_is_accepted() {
         ("TIDEGATE__SERVER__PREFIX", "/a/../b", &["accepted"]),
         ("TRUSTED_PROXIES", "10.0.0.0/8,10.0.0.0/33", &["\"10.0.0.0/33\"", "fd00::/8"]),
         ("TRUSTED_PROXIES", "localhost", &["\"localhost\""]),
+        ("TRUSTED_PROXIES", "10.0.0.0/", &["\"10.0.0.0/\""]),
+        ("TRUSTED_PROXIES", "fe80::1%eth0", &["\"fe80::1%eth0\""]),
+        ("TRUSTED_PROXIES", "::ffff:10.0.0.0/8", &["\"::ffff:10.0.0.0/8\"", "is 10.0.0.0/8 meant?"]),
+        ("TRUSTED_PROXIES", "192.0.2.1,::ffff:10.0.0.0/95", &["/95 cuts", "10.0.0.0/8 or"]),
+        ("TRUSTED_PROXIES", "::ffff:10.0.0.0/129", &["\"::ffff:10.0.0.0/129\""]),
         ("TIDEGATE__SERVER__CLIENT_IP_HEADER", "x-real-ip", &["\"x-forwarded-for\""]),
         ("ADMIN_ADDR", "8081", &["127.0.0.1:8081", "\"main\""]),
         ("ADMIN_ADDR", "localhost:8081", &["127.0.0.1:8081"]),
@@ -85,6 +90,18 @@ fn a_bad_variable_is_named_with_what_was_read_and_what_is_accepted() {
         ("TIDEGATE__HEADERS__SETS", ",", &["the list is empty"]),
         ("TIDEGATE__HEADERS__IETF", "true", &["no such option", "headers.sets"]),
         ("TIDEGATE__DOORS__TOKEN", "hunter2marker", &["at least 16"]),
+        ("TIDEGATE__JWT__KEY_FILE", "/nowhere/key.pem", &["\"/nowhere/key.pem\"", "no such file", "PEM"]),
+        ("TIDEGATE__JWT__KEY_FILE", "/dev/null", &["the secret has 0 bytes", "at least 32"]),
+        ("TIDEGATE__JWT__KEY_FILE", "/", &["cannot be read"]),
+        ("TIDEGATE__JWT__JWKS_FILE", "/nowhere/jwks.json", &["no such file", "JWK set"]),
+        ("TIDEGATE__JWT__JWKS_FILE", "/dev/null", &["no JWK set"]),
+        ("TIDEGATE__JWT__ALGORITHMS", "RS256,none", &["\"none\"", "HS256", "EdDSA"]),
+        ("TIDEGATE__JWT__ALGORITHMS", "rs256", &["\"rs256\"", "RS256"]),
+        ("TIDEGATE__JWT__LEEWAY_S", "61", &["0 to 60", "seconds"]),
+        ("TIDEGATE__JWT__REQUIRE_EXP", "maybe", &["true or false"]),
+        ("TIDEGATE__JWT__HEADER", "cookie:", &["cookie:NAME"]),
+        ("TIDEGATE__JWT__HEADER", "query:token", &["cookie:NAME"]),
+        ("TIDEGATE__JWT__HEADER", "a b", &["authorization"]),
         ("TIDEGATE__POLICIES__FILE", "/nowhere/policies.toml", &["no such file"]),
         ("TIDEGATE__SERVER__PROT", "1", &["did you mean TIDEGATE__SERVER__PORT?"]),
         ("TIDEGATE__NONSENSE", "hunter2marker", &["no such option", "accepted"]),
@@ -195,6 +212,11 @@ fn two_that_exclude_each_other_are_refused_in_one_line() {
         (("PORT", "1"), ("TIDEGATE__SERVER__PORT", "2"), "TIDEGATE__SERVER__PORT is set"),
         (("ADMIN_TOKEN", token), ("ADMIN_TOKEN_FILE", "/dev/null"), "ADMIN_TOKEN_FILE is set"),
         (("TIDEGATE_SECRET", token), ("TIDEGATE_SECRET_FILE", "/dev/null"), "TIDEGATE_SECRET_FILE is set"),
+        (
+            ("TIDEGATE__JWT__KEY_FILE", "/dev/null"),
+            ("TIDEGATE__JWT__JWKS_FILE", "/dev/null"),
+            "TIDEGATE__JWT__JWKS_FILE is set",
+        ),
     ] {
         let lines = Setup::new().env(one.0, one.1).env(other.0, other.1).lines();
         let [line] = lines.as_slice() else { panic!("{lines:?}") };
@@ -217,6 +239,28 @@ fn a_client_certificate_needs_its_key() {
     assert!(setup.lines()[0].starts_with("REDIS_CLIENT_KEY: ") && setup.lines()[0].contains("a PEM file"));
     let setup = setup.env("REDIS_CLIENT_KEY", &cert).env("REDIS_URL", "rediss://h");
     assert!(setup.loaded().settings.redis.unwrap().client_key.is_some());
+}
+
+#[test]
+fn a_policy_by_a_claim_needs_a_key_and_the_error_names_both_options() {
+    let policies = "[[rule]]\nname='api'\n[[rule.policy]]\nname='p'\nby='ip'\nlimit='1/s'\n\
+                    [[rule.policy]]\nname='per-user'\nby=['ip', 'jwt:sub']\nlimit='1/s'";
+    let setup = Setup::new().file("policies.toml", policies);
+    let lines = setup.lines();
+    let [line] = lines.as_slice() else { panic!("{lines:?}") };
+    assert!(line.starts_with(&setup.path("policies.toml")), "{line}");
+    for words in ["rule \"api\", policy \"per-user\"", "by = \"jwt:sub\"", "jwt.key_file or jwt.jwks_file"] {
+        assert!(line.contains(words), "{line}");
+    }
+    let fixture = |name: &str| format!("{}/tests/fixtures/jwt/{name}", env!("CARGO_MANIFEST_DIR"));
+    let setup = Setup::new().file("policies.toml", policies);
+    let loaded = setup.env("TIDEGATE__JWT__KEY_FILE", &fixture("rsa.pub.pem")).loaded();
+    assert_eq!(loaded.settings.rules.policies().len(), 2);
+    // With a key that is wrong, there is one error and it is about the key.
+    let setup = Setup::new().file("policies.toml", policies);
+    let lines = setup.env("TIDEGATE__JWT__KEY_FILE", &fixture("rsa.pem")).lines();
+    let [line] = lines.as_slice() else { panic!("{lines:?}") };
+    assert!(line.starts_with("TIDEGATE__JWT__KEY_FILE: read ") && line.contains("a private key"), "{line}");
 }
 
 #[test]

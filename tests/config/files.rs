@@ -77,5 +77,5 @@ fn the_commented_examples_of_the_shipped_policies_work() {
         .map(|line| format!("{line}\n"))
         .collect();
     let rules = policies::parse("examples", &active).unwrap_or_else(|errors| panic!("{errors}\n{active}"));
-    assert_eq!((rules.all().len(), rules.policies().len()), (2, 4));
+    assert_eq!((rules.all().len(), rules.policies().len()), (2, 5));
 }

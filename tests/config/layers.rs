@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tidegate::config::{AdminAddr, AppEnv, ClientIpHeader, Headers, LogFormat, XRateLimit, report};
+use tidegate::doors::jwt::{Algorithm, KeyFile, Place};
 use tidegate::limiter::decision::Backend;
 
 use super::{Setup, effective};
@@ -167,6 +168,29 @@ fn values_have_the_meaning_that_their_variable_has() {
 }
 
 #[test]
+fn how_tokens_are_verified_is_read_from_one_section() {
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/jwt/jwks.json");
+    let jwt = Setup::new().env("TIDEGATE__JWT__JWKS_FILE", fixture).loaded().settings.jwt.unwrap();
+    assert_eq!(jwt.keys, KeyFile::Jwks(fixture.into()));
+    assert!(jwt.algorithms.is_empty() && jwt.issuers.is_empty() && jwt.audiences.is_empty());
+    assert_eq!((jwt.leeway, jwt.require_exp), (Duration::from_secs(10), true));
+    assert_eq!(jwt.place, Place::Header("authorization".into()));
+    let text = format!(
+        "[jwt]\njwks_file = \"{fixture}\"\nalgorithms = [\"RS256\", \"EdDSA\"]\nissuer = \"https://a.example\"\n\
+         audience = [\"api\", \"web\"]\nleeway_s = 0\nrequire_exp = false\nheader = \"cookie:Session\""
+    );
+    let jwt = Setup::new().file("development.toml", &text).loaded().settings.jwt.unwrap();
+    assert_eq!(jwt.algorithms, [Algorithm::RS256, Algorithm::EdDSA]);
+    assert_eq!(
+        (jwt.issuers, jwt.audiences),
+        (vec!["https://a.example".into()], vec!["api".into(), "web".into()])
+    );
+    assert_eq!((jwt.leeway, jwt.require_exp), (Duration::ZERO, false));
+    assert_eq!(jwt.place, Place::Cookie("Session".into()));
+    assert!(Setup::new().loaded().settings.jwt.is_none());
+}
+
+#[test]
 fn an_upstream_has_the_port_of_its_scheme() {
     for (url, https, host, port, base, authority) in [
         ("http://h", false, "h", 80, "", "h"),
@@ -236,6 +260,11 @@ fn what_is_allowed_and_unwise_is_warned_of() {
             "REDIS_URL: redis://cache.example:6379 is not",
         ),
         (Setup::new().env("TRUSTED_PROXIES", "0.0.0.0/0"), "TRUSTED_PROXIES: everybody is trusted"),
+        (Setup::new().env("TRUSTED_PROXIES", "::ffff:0.0.0.0/96"), "TRUSTED_PROXIES: everybody is trusted"),
+        (
+            Setup::new().env("TIDEGATE__JWT__ISSUER", "https://issuer.example"),
+            "TIDEGATE__JWT__ISSUER: it has no effect without jwt.key_file or jwt.jwks_file",
+        ),
         (Setup::new().env("TIDEGATE_SERVER_PORT", "tcp://10.0.0.1"), "did you mean TIDEGATE__SERVER__PORT?"),
     ] {
         let warnings = setup.loaded().warnings;

@@ -3,6 +3,7 @@
 use tidegate::config::{Errors, policies};
 use tidegate::limiter::clock::SECOND;
 use tidegate::limiter::policy::{Mode, OnMissing, Rules};
+use tidegate::limiter::subject::{Ipv6Prefix, Part, Subject};
 
 use super::Setup;
 
@@ -29,8 +30,10 @@ fn a_policy_file_becomes_rules() {
           on_redis_error = "local"
           [[rule.policy]]
           name = "per-key-and-ip"
-          by = ["header:x-api-key", "ip", "query:k", "cookie:c"]
+          by = ["header:x-api-key", "ip", "query:k", "cookie:c", "jwt:https://example.com/Tenant"]
           limit = "10/second"
+          on_missing = "deny"
+          ipv6_prefix = 48
         "#,
     )
     .unwrap_or_else(|errors| panic!("{errors}"));
@@ -41,8 +44,12 @@ fn a_policy_file_becomes_rules() {
     assert_eq!(one.by.kind(), "header:x-api-key");
     assert_eq!((one.quota.limit(), one.quota.burst(), one.quota.period()), (100, 20, 60_000_000));
     assert_eq!((one.on_missing, one.mode), (OnMissing::Deny, Mode::Shadow));
-    assert_eq!(two.by.kind(), "header:x-api-key+ip+query:k+cookie:c");
-    assert_eq!((two.quota.burst(), two.on_missing, two.mode), (10, OnMissing::Ip, Mode::Enforce));
+    assert_eq!(two.by.kind(), "header:x-api-key+ip+query:k+cookie:c+jwt:https://example.com/Tenant");
+    assert_eq!((two.quota.burst(), two.on_missing, two.mode), (10, OnMissing::Deny, Mode::Enforce));
+    let parts = two.by.parts().to_vec();
+    assert_eq!(two.by, Subject::new(parts.clone()).with_ipv6_prefix(Ipv6Prefix::new(48).unwrap()));
+    assert_ne!(two.by, Subject::new(parts));
+    assert_eq!(one.by, Subject::new([Part::Header("x-api-key".into())]), "64 unless said otherwise");
 }
 
 #[test]
@@ -109,7 +116,23 @@ fn a_bad_policy_file_names_rule_policy_and_key() {
         (policy("by=[]\nlimit='5/s'"), place, "the list is empty"),
         (policy("by=['ip','everyone']\nlimit='5/s'"), place, "in a list"),
         (policy("by=['header:A','header:a']\nlimit='5/s'"), place, "twice"),
-        (policy("by='jwt:sub'\nlimit='5/s'"), place, "not in this version"),
+        (policy("by='jwt:'\nlimit='5/s'"), place, "\"jwt:CLAIM\""),
+        (policy("by='jwt'\nlimit='5/s'"), place, "\"jwt:CLAIM\""),
+        (policy("by=['jwt:sub','jwt:sub']\nlimit='5/s'"), place, "twice"),
+        (
+            policy("by='ip'\nlimit='5/s'\nipv6_prefix=0"),
+            place,
+            "ipv6_prefix = 0: accepted: a whole number from 1 to 128",
+        ),
+        (policy("by='ip'\nlimit='5/s'\nipv6_prefix=129"), place, "from 1 to 128"),
+        (policy("by='ip'\nlimit='5/s'\nipv6_prefix='/64'"), place, "from 1 to 128"),
+        (
+            policy("by='query:k'\nlimit='5/s'\non_missing='deny'\nipv6_prefix=48"),
+            place,
+            "ipv6_prefix = 48: this policy counts nobody by address; accepted",
+        ),
+        (policy("by='query:k'\nlimit='5/s'\non_missing='skip'\nipv6_prefix=48"), place, "nobody by address"),
+        (policy("by='everyone'\nlimit='5/s'\nipv6_prefix=48"), place, "nobody by address"),
         (policy("by='descriptor:x'\nlimit='5/s'"), place, "not in this version"),
         (policy("by='ip'\nlimit='5/s'\non_missing='allow'"), place, "\"ip\" or \"skip\" or \"deny\""),
         (policy("by='ip'\nlimit='5/s'\nmode='dry'"), place, "\"enforce\" or \"shadow\""),

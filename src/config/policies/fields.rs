@@ -4,14 +4,14 @@ use std::num::NonZeroU32;
 
 use toml::Value;
 
+use crate::config::parse;
 use crate::limiter::calendar::{Calendar, Unit};
 use crate::limiter::clock::{Micros, SECOND};
 use crate::limiter::gcra::LONGEST_TOLERANCE;
-use crate::limiter::subject::{Part, Subject};
+use crate::limiter::subject::{Ipv6Prefix, Part, Subject};
 
 /// What `by` may be.
-pub(super) const SUBJECT: &str =
-    "\"ip\", \"header:NAME\", \"query:NAME\", \"cookie:NAME\", \"everyone\", or a list of the first four";
+pub(super) const SUBJECT: &str = "\"ip\", \"header:NAME\", \"query:NAME\", \"cookie:NAME\", \"jwt:CLAIM\", \"everyone\", or a list of the first five";
 
 /// What `limit` may be.
 pub(super) const LIMIT: &str = "\"N/second\", \"N/minute\", \"N/hour\", \"N/day\", \"N/week\" (or N/s, N/m, N/h, \
@@ -118,6 +118,12 @@ fn number(text: &str) -> Option<u32> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
+/// The size of an IPv6 client.
+pub(super) fn ipv6_prefix(value: &Value) -> Result<Ipv6Prefix, String> {
+    let bits = value.as_integer().and_then(|bits| u8::try_from(bits).ok());
+    bits.and_then(Ipv6Prefix::new).ok_or_else(|| "accepted: a whole number from 1 to 128".to_owned())
+}
+
 /// By whom: one part, or several taken together.
 pub(super) fn subject(value: &Value) -> Result<Subject, String> {
     let names = match value {
@@ -147,19 +153,14 @@ pub(super) fn part(text: &str) -> Result<Part, String> {
         "ip" if text == "ip" => Ok(Part::Ip),
         "everyone" if text == "everyone" => Ok(Part::Everyone),
         // Names of headers are the same in any case; ours are compared in lower case.
-        "header" if is_token(name) => Ok(Part::Header(name.to_ascii_lowercase().into())),
-        "cookie" if is_token(name) => Ok(Part::Cookie(name.into())),
+        "header" if parse::is_token(name) => Ok(Part::Header(name.to_ascii_lowercase().into())),
+        "cookie" if parse::is_token(name) => Ok(Part::Cookie(name.into())),
         "query" if !name.is_empty() => Ok(Part::Query(name.into())),
+        "jwt" if !name.is_empty() => Ok(Part::Jwt(name.into())),
         "header" | "cookie" => Err(format!(
             "\"{kind}:\" wants a name of letters, digits and !#$%&'*+-.^_`|~; accepted: {SUBJECT}"
         )),
-        "jwt" | "descriptor" => Err(format!("\"{kind}:\" is not in this version; accepted: {SUBJECT}")),
+        "descriptor" => Err(format!("\"descriptor:\" is not in this version; accepted: {SUBJECT}")),
         _ => Err(format!("accepted: {SUBJECT}")),
     }
-}
-
-/// A token of RFC 9110, section 5.6.2.
-fn is_token(text: &str) -> bool {
-    !text.is_empty()
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }

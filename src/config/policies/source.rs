@@ -11,6 +11,8 @@ use crate::limiter::policy::Rules;
 pub struct Source {
     path: PathBuf,
     chosen: bool,
+    /// Whether there is a key to verify tokens with.
+    verifies: bool,
 }
 
 /// What stands in the file.
@@ -28,8 +30,8 @@ pub enum Found {
 
 impl Source {
     /// The file at `path`, `chosen` by `policies.file`: then it has to be there.
-    pub(in crate::config) fn new(path: PathBuf, chosen: bool) -> Self {
-        Self { path, chosen }
+    pub(in crate::config) fn new(path: PathBuf, chosen: bool, verifies: bool) -> Self {
+        Self { path, chosen, verifies }
     }
 
     /// The file.
@@ -49,9 +51,15 @@ impl Source {
             Ok(None) => Found::Nothing,
             Err(message) => Found::Unreadable(message),
             Ok(Some(text)) => {
-                match super::parse_with(&self.path.display().to_string(), &text, &mut |path| seen.text(path))
-                {
-                    Ok(rules) => Found::Sound(rules),
+                let name = self.path.display().to_string();
+                let rules = super::parse_with(&name, &text, &mut |path| seen.text(path));
+                let unverified = |rules: &Rules| match self.verifies {
+                    true => Vec::new(),
+                    false => super::without_key(&name, rules),
+                };
+                match rules.map(|rules| (unverified(&rules), rules)) {
+                    Ok((problems, rules)) if problems.is_empty() => Found::Sound(rules),
+                    Ok((problems, _)) => Found::Bad(Errors(problems)),
                     Err(errors) => Found::Bad(errors),
                 }
             }
