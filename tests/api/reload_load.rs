@@ -11,15 +11,15 @@ use crate::support::until;
 use crate::support::upstream::Upstream;
 
 /// Clients that ask without a pause.
-const CLIENTS: usize = 3;
+const CLIENTS: usize = 2;
 const RELOADS: usize = 1_000;
 /// Reloads after which the process has what it needs: threads, buffers, the allocator's arenas.
 const WARM_UP: usize = 250;
 /// Rules that no request meets. They make a copy of the limits worth noticing: one that is kept of each reload after the
-/// warm-up comes to 30 MiB (measured, 41 KiB each).
-const IDLE_RULES: usize = 40;
+/// warm-up comes to 23 MiB (measured, 31 KiB each).
+const IDLE_RULES: usize = 30;
 /// What may come and go between two looks: log lines that wait for their writer, connections, freed memory that the
-/// allocator keeps. Less than half a MiB was seen; keeping one copy in seven would be too much.
+/// allocator keeps. Less than half a MiB was seen; keeping one copy in five would be too much.
 const MARGIN_KIB: u64 = 4 * 1024;
 
 /// A set of limits, by the headers that tell of it.
