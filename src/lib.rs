@@ -22,6 +22,9 @@
 //! facts and lists **policies**; a policy is a subject (by whom) and a quota (so many a period, so many at once). A
 //! request's **charges** are the buckets that it owes.
 //!
+//! Limits change while requests flow: [`control::reload`] reads them again and puts them in force as a whole, and each
+//! decision keeps the rules that it was made by until its last header is written and its line is counted.
+//!
 //! # Seven rooms, one verb each
 //! | room | verb | may import |
 //! |---|---|---|

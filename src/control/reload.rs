@@ -117,7 +117,7 @@ impl Reloader {
     }
 
     /// Reads every source and puts in force what has changed, or nothing when anything is wrong. When it returns, the
-    /// next request is judged by it. It is carried through even if nobody waits for it any more.
+    /// next request is judged by it. Once begun it is carried through, even if nobody waits for it any more.
     pub async fn reload(self: &Arc<Self>, cause: Cause) -> Report {
         let turn = Arc::clone(&self.turn).lock_owned().await;
         let (this, why) = (Arc::clone(self), cause.clone());

@@ -17,6 +17,8 @@ async fn every_route_that_reads_or_changes_wants_the_token_and_metrics_on_loopba
         ("PUT", "/admin/rollout"),
         ("POST", "/admin/rollout/rollback"),
         ("GET", "/admin/status"),
+        ("GET", "/admin/policies"),
+        ("POST", "/admin/reload"),
         ("GET", "/admin/none"),
     ] {
         // A bad body must not be answered before a missing token.

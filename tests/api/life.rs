@@ -36,14 +36,6 @@ async fn a_request_that_outlives_the_grace_period_does_not_hold_the_end() {
     assert!(slow.await.unwrap().is_err());
 }
 
-#[tokio::test]
-async fn sighup_ends_nothing_and_is_told_what_it_does_not_do() {
-    let tidegate = Tidegate::start(None, &[]).await;
-    crate::support::redis_server::signal(tidegate.pid(), "HUP");
-    tidegate.says("SIGHUP: this version reads its configuration at the start only", 1).await;
-    assert_eq!(tidegate.get("/healthz").await.status(), 200);
-}
-
 #[test]
 fn an_address_that_is_taken_is_named_with_its_variable() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

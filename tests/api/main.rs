@@ -21,6 +21,8 @@ mod life;
 mod limits;
 mod logs;
 mod outages;
+mod reload;
+mod reload_load;
 mod rollout;
 mod secrets;
 mod shadow;

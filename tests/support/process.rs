@@ -55,6 +55,15 @@ impl Tidegate {
     }
 
     async fn start_in(directory: TempDir, variables: &[(&str, &str)]) -> Self {
+        Self::start_by(command, directory, variables).await
+    }
+
+    /// Starts in this directory by a command that ends up as the binary.
+    pub async fn start_by(
+        command: impl FnOnce(&Path) -> Command,
+        directory: TempDir,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let mut child = command(directory.path())
             .envs([("PORT", "0"), ("HOST", "127.0.0.1"), ("ADMIN_ADDR", "127.0.0.1:0")])
             .env("ADMIN_TOKEN", ADMIN_TOKEN)
@@ -172,6 +181,24 @@ impl Tidegate {
         })
         .await;
         lines
+    }
+
+    /// Writes `config/policies.toml` as an editor would: beside it first, then over it.
+    pub fn put_policies(&self, text: &str) {
+        let config = self.directory.path().join("config");
+        std::fs::create_dir_all(&config).unwrap();
+        std::fs::write(config.join("policies.toml.new"), text).unwrap();
+        std::fs::rename(config.join("policies.toml.new"), config.join("policies.toml")).unwrap();
+    }
+
+    /// Asks for a reload: the status and the answer.
+    pub async fn reload(&self) -> (u16, Value) {
+        let answer = self.admin("POST", "/admin/reload").send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    pub fn hang_up(&self) {
+        signal(self.child.id(), "HUP");
     }
 
     pub fn terminate(&self) {
