@@ -144,7 +144,7 @@ impl Weather {
             0 => 0,
             most => rand::random::<u64>() % most,
         };
-        if answer % 3 == 0 && number < self.limping_below.load(Ordering::SeqCst) {
+        if answer.is_multiple_of(3) && number < self.limping_below.load(Ordering::SeqCst) {
             late += 1_000;
         }
         Duration::from_millis(late)
