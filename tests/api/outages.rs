@@ -19,7 +19,7 @@ async fn see_through(
     kinds: &[&str],
     harm: impl AsyncFnOnce(&mut World),
     mend: impl AsyncFnOnce(&mut World),
-) -> Vec<Answer> {
+) {
     harm(&mut world).await;
     world.is("open").await;
     let state = || async { world.tidegate.status().await["redis"].clone() };
@@ -48,7 +48,6 @@ async fn see_through(
     );
     // Those that were under way when it began, and some of a warm-up that failed.
     assert!(waited <= 3 * 16, "{waited} of {} requests waited", answers.len());
-    answers
 }
 
 /// A Redis that is not away, whatever is done to it.
