@@ -211,3 +211,16 @@ async fn the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts()
     .await;
     assert!(limiter.store().unwrap().is_in_use());
 }
+
+#[tokio::test]
+async fn an_instance_without_requests_finds_out_by_itself_that_redis_is_away_and_that_it_is_back() {
+    let mut server = RedisServer::start();
+    let limiter = limiter(server.port, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
+    let store = limiter.store().unwrap();
+    server.kill();
+    support::until("it knows", async || !store.is_in_use()).await;
+    let kind = store.state().last_fault.unwrap().kind.as_str();
+    assert!(["lost", "refused"].contains(&kind), "{kind}");
+    server.restart();
+    support::until("it knows again", async || store.is_in_use()).await;
+}

@@ -294,3 +294,20 @@ async fn calls_under_way_are_bounded_and_the_rest_is_decided_at_once() {
     assert_eq!(check(&tidegate, "another").await["backend"], "redis", "the permits are free again");
     assert!(tidegate.metrics().await.contains(r#"tidegate_fallbacks_total{reason="saturated"} 36"#));
 }
+
+#[tokio::test]
+async fn a_user_with_just_the_permissions_that_the_documentation_lists_is_enough() {
+    let redis = RedisServer::start();
+    let documentation = include_str!("../../docs/when-redis-is-away.md");
+    let (_, rest) = documentation.split_once("`ACL SETUSER … ").unwrap();
+    let (permissions, _) = rest.split_once('`').unwrap();
+    let mut words = vec!["ACL", "SETUSER", "tide", "on", ">s3cret"];
+    words.extend(permissions.split_whitespace());
+    let _: () = redis.run(&words);
+    let url = format!("redis://tide:s3cret@127.0.0.1:{}", redis.port);
+    let variables = [("REDIS_URL", url.as_str()), ("REDIS_TIMEOUT_MS", "5000")];
+    let tidegate = Tidegate::start(Some(ONE_KEY), &variables).await;
+    tidegate.connected().await;
+    let _: () = redis.run(&["SCRIPT", "FLUSH"]);
+    assert_eq!(check(&tidegate, "k").await["backend"], "redis");
+}

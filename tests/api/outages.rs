@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::outage::{Answer, BACK, CONNECTED, DEGRADED, REPLACED, TIMEOUT, World};
+use crate::support::outage::{Answer, BACK, CONNECTED, DEGRADED, REPLACED, TIMEOUT, World, waited};
 use crate::support::process::Tidegate;
 use crate::support::redis_server::{RedisServer, ask, free_port};
 use crate::support::until;
@@ -19,7 +19,7 @@ async fn see_through(
     kinds: &[&str],
     harm: impl AsyncFnOnce(&mut World),
     mend: impl AsyncFnOnce(&mut World),
-) -> Vec<Answer> {
+) {
     harm(&mut world).await;
     world.is("open").await;
     let state = || async { world.tidegate.status().await["redis"].clone() };
@@ -35,11 +35,12 @@ async fn see_through(
     let closed_after = mended.elapsed();
     until("the outage is closed", async || world.tidegate.lines_with(BACK) == 1).await;
     let (tidegate, states, answers) = world.account().await;
-    assert!(states.starts_with(&[0, 2]) && states.ends_with(&[2, 1, 0]), "{states:?}");
+    // Closed, open, half-open, closed; more of them only where a warm-up failed.
+    assert!(states.starts_with(&[0, 2]) && states.windows(3).any(|three| three == [2, 1, 0]), "{states:?}");
     tidegate.says(DEGRADED, 1).await;
     tidegate.says(BACK, 1).await;
     tidegate.says(CONNECTED, 2).await;
-    let waited = answers.iter().filter(|answer| answer.took >= TIMEOUT).count();
+    let waited = waited(&tidegate).await;
     eprintln!(
         "{what}: {waited} of {} requests waited out the timeout; decided by Redis {used_after:.1?} after its return, \
          all keys {closed_after:.1?} after; breaker {states:?}",
@@ -47,7 +48,6 @@ async fn see_through(
     );
     // Those that were under way when it began, and some of a warm-up that failed.
     assert!(waited <= 3 * 16, "{waited} of {} requests waited", answers.len());
-    answers
 }
 
 /// A Redis that is not away, whatever is done to it.
@@ -278,7 +278,7 @@ async fn a_frozen_connection_is_replaced_by_a_fresh_one_and_not_waited_for() {
     let after = world.traffic.decided_by_redis(Duration::from_secs(10)).await;
     world.is("closed").await;
     assert!((2..=3).contains(&world.relay.connections()), "{}", world.relay.connections());
-    let (tidegate, states, answers) = world.account().await;
+    let (tidegate, states, _) = world.account().await;
     match states.as_slice() {
         [0] => tidegate.says(REPLACED, 1).await,
         opened => {
@@ -286,7 +286,7 @@ async fn a_frozen_connection_is_replaced_by_a_fresh_one_and_not_waited_for() {
             tidegate.says(DEGRADED, 1).await;
         }
     }
-    let waited = answers.iter().filter(|answer| answer.took >= TIMEOUT).count();
+    let waited = waited(&tidegate).await;
     assert!(waited <= 2 * 16, "{waited} requests waited");
     eprintln!(
         "frozen connection: {waited} requests waited, Redis decides {after:.1?} after, breaker {states:?}"
@@ -296,7 +296,7 @@ async fn a_frozen_connection_is_replaced_by_a_fresh_one_and_not_waited_for() {
 #[tokio::test]
 async fn two_seconds_up_and_two_down_are_one_line_and_admit_no_more_than_the_limit() {
     let world = world().await;
-    for _ in 0..3 {
+    for _ in 0..2 {
         world.relay.refuse();
         tokio::time::sleep(Duration::from_secs(2)).await;
         world.relay.accept();
@@ -345,15 +345,13 @@ async fn six_seconds_without(what: &str, go: fn(&mut RedisServer), come: fn(&mut
     let lines = tidegate.output().lines().count() - lines_before;
     until("it warms up", async || tidegate.status().await["redis"]["state"] != "open").await;
     let used_after = back.elapsed();
-    tidegate.connected().await;
     eprintln!(
         "{what} for 6 s: {in_time} of {} answered within 1 s, P99 {:.1?}, longest {:.1?}, {:.2} log lines a request; \
-         used again {used_after:.1?} after, by all keys {:.1?} after",
+         used again {used_after:.1?} after",
         took.len(),
         took[took.len() * 99 / 100],
         took[took.len() - 1],
-        lines as f64 / took.len() as f64,
-        back.elapsed()
+        lines as f64 / took.len() as f64
     );
     assert_eq!(in_time, took.len());
     assert!(lines <= took.len() + 5, "{lines} lines for {} requests", took.len());
