@@ -18,6 +18,7 @@ use crate::control::guard;
 use crate::control::tokens::Tokens;
 use crate::doors::check::{self, Callers};
 use crate::doors::client_ip::TrustedProxies;
+use crate::doors::costs::Costs;
 use crate::doors::exchange::Exchanges;
 use crate::doors::gateway::Gateway;
 use crate::doors::headers::Sets;
@@ -37,6 +38,7 @@ pub(super) struct Parts {
     pub(super) observer: Arc<dyn Observer>,
     pub(super) proxies: Arc<TrustedProxies>,
     pub(super) sets: Sets,
+    pub(super) costs: Option<Costs>,
     pub(super) gateway: Option<Gateway>,
     pub(super) callers: Callers,
     pub(super) readiness: ReadinessProbe,
@@ -173,6 +175,10 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_m
 /// Judged, then forwarded.
 fn everything_else(parts: &Parts) -> impl actix_web::dev::HttpServiceFactory + use<> {
     let limit = RateLimit::with(Arc::clone(&parts.limiter), Arc::clone(&parts.proxies), parts.sets);
+    let limit = match &parts.costs {
+        Some(costs) => limit.with_costs(costs.clone()),
+        None => limit,
+    };
     let gateway = parts.gateway.as_ref().map(Gateway::with_own_pool);
     web::scope("")
         .default_service(web::to(move |request: HttpRequest, payload: web::Payload| {

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_web::http::header::HeaderName;
+
 use super::StartError;
 use crate::config::{self, AppEnv, ClientIpHeader as Configured, LogFormat, Settings};
 use crate::control::record::{EnvironmentRules, Record, Steering};
 use crate::doors::client_ip::{ClientIpHeader, TrustedProxies};
+use crate::doors::costs::Costs;
 use crate::doors::gateway::Upstream;
 use crate::doors::headers::{Sets, XRateLimit};
 use crate::limiter::clock::Clock;
@@ -89,7 +92,15 @@ pub(super) fn upstream(upstream: &config::Upstream) -> Result<Upstream, StartErr
         timeout: upstream.timeout,
         connect_timeout: upstream.connect_timeout,
         preserve_host: upstream.preserve_host,
+        cost_header: upstream.cost_header.clone(),
     })
+}
+
+/// Whether answers of the upstream tell what requests cost.
+pub(super) fn costs(settings: &Settings, observer: &Arc<dyn Observer>) -> Option<Costs> {
+    let name = settings.upstream.as_ref()?.cost_header.as_ref()?;
+    let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+    Some(Costs::told_in(name, Arc::clone(observer)))
 }
 
 /// Which headers tell clients of their limits.

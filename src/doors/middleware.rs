@@ -14,12 +14,14 @@ use pin_project_lite::pin_project;
 use quanta::Instant;
 
 use super::client_ip::TrustedProxies;
+use super::costs::Costs;
 use super::facts::HttpFacts;
 use super::headers::{self, Sets};
 use super::judged::Judged;
 use super::problem;
 use crate::limiter::decision::Decision;
 use crate::limiter::event::Origin;
+use crate::limiter::settle::Tab;
 use crate::limiter::store::{NoStore, Store};
 use crate::limiter::{Check, Hit, Limiter};
 
@@ -42,6 +44,7 @@ struct Shared<S: Store> {
     limiter: Arc<Limiter<S>>,
     proxies: Arc<TrustedProxies>,
     sets: Sets,
+    costs: Option<Costs>,
 }
 
 impl<S: Store> RateLimit<S> {
@@ -52,7 +55,14 @@ impl<S: Store> RateLimit<S> {
 
     /// Judges by `limiter`, believes `proxies`, sends `sets`.
     pub fn with(limiter: Arc<Limiter<S>>, proxies: Arc<TrustedProxies>, sets: Sets) -> Self {
-        Self(Rc::new(Shared { limiter, proxies, sets }))
+        Self(Rc::new(Shared { limiter, proxies, sets, costs: None }))
+    }
+
+    /// Also settles what the service inside says that its answers cost. Without this nobody is believed.
+    pub fn with_costs(self, costs: Costs) -> Self {
+        let Shared { limiter, proxies, sets, .. } = &*self.0;
+        let (limiter, proxies) = (Arc::clone(limiter), Arc::clone(proxies));
+        Self(Rc::new(Shared { limiter, proxies, sets: *sets, costs: Some(costs) }))
     }
 }
 
@@ -100,12 +110,13 @@ where
     fn call(&self, request: ServiceRequest) -> Self::Future {
         let watch = Watch::over(&request);
         let sets = self.shared.sets;
+        let mut tab = self.shared.costs.as_ref().map(|_| Tab::default());
         let check = {
             let facts = HttpFacts::of(request.request(), &self.shared.proxies);
-            self.shared.limiter.check(&facts, Hit::ONE)
+            self.shared.limiter.check_on(&facts, Hit::ONE, tab.as_mut())
         };
         match check {
-            Check::Decided(Some(decision)) => {
+            Check::Decided(Some(decision)) if tab.is_none() => {
                 let decision = watch.decided(decision);
                 if decision.allowed() {
                     Limited::Passing { answer: self.service.call(request), decision, sets }
@@ -114,7 +125,8 @@ where
                 }
             }
             check => {
-                let asking = ask(check, Rc::clone(&self.service), request, sets, watch);
+                let asking =
+                    ask(check, Rc::clone(&self.shared), Rc::clone(&self.service), request, tab, watch);
                 Limited::Asking { asking: Box::pin(asking) }
             }
         }
@@ -138,23 +150,30 @@ impl Watch {
     }
 }
 
-/// Waits for the shared store, then does as [`RateLimitService::call`] does at once.
-async fn ask<T, B>(
+/// Waits for the shared store, then does as [`RateLimitService::call`] does at once, and settles what is on the tab.
+async fn ask<S, T, B>(
     check: Check,
+    shared: Rc<Shared<S>>,
     service: Rc<T>,
     request: ServiceRequest,
-    sets: Sets,
+    tab: Option<Tab>,
     watch: Watch,
 ) -> Result<ServiceResponse<EitherBody<B, BoxBody>>, Error>
 where
+    S: Store,
     T: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
 {
     let decision = watch.decided(check.await);
     if !decision.allowed() {
-        return Ok(deny(request, &decision, sets));
+        return Ok(deny(request, &decision, shared.sets));
     }
     let mut response = service.call(request).await?.map_into_left_body();
-    headers::write(&decision, sets, response.headers_mut());
+    let settled = shared
+        .costs
+        .as_ref()
+        .zip(tab)
+        .and_then(|(costs, tab)| costs.settle(&shared.limiter, &tab, &decision, response.headers_mut()));
+    headers::write(settled.as_ref().unwrap_or(&decision), shared.sets, response.headers_mut());
     Ok(response)
 }
 

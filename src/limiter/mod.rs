@@ -16,6 +16,7 @@ pub mod passage;
 pub mod policy;
 pub mod rollout;
 pub mod route;
+pub mod settle;
 pub mod store;
 pub mod subject;
 mod table;
@@ -33,6 +34,7 @@ use decision::{Backend, Decision};
 use memory::Memory;
 use policy::{Mode, OnMissing, Policy, PolicyId, Rule, Rules};
 use rollout::{Arm, Percent, Rollout};
+use settle::{OpenTabs, Tab};
 use store::{Fault, FaultKind, NoStore, Readings, SharedCharge, Store};
 use subject::{Facts, Identity, ProcessKey, Subject};
 
@@ -58,6 +60,7 @@ impl Hit {
 pub struct Limiter<S: Store = NoStore> {
     rules: ArcSwap<Rules>,
     memory: Memory,
+    open_tabs: Arc<OpenTabs>,
     process_key: ProcessKey,
     rollout: Arc<Rollout>,
     store: Option<S>,
@@ -82,6 +85,7 @@ impl<S: Store> Limiter<S> {
         Self {
             rules: ArcSwap::from_pointee(rules),
             memory,
+            open_tabs: Arc::default(),
             process_key: ProcessKey::new(seed),
             rollout: Arc::default(),
             store: None,
@@ -106,6 +110,11 @@ impl<S: Store> Limiter<S> {
     /// The facts are read, and what memory decides is decided, before this returns: then it is
     /// [`Check::Decided`] already. The future waits for the shared store only.
     pub fn check(self: &Arc<Self>, facts: &dyn Facts, hit: Hit) -> Check {
+        self.check_on(facts, hit, None)
+    }
+
+    /// The same. What is charged is put on the `tab`, for [`Limiter::settle`].
+    pub fn check_on(self: &Arc<Self>, facts: &dyn Facts, hit: Hit, tab: Option<&mut Tab>) -> Check {
         let rules = self.rules.load_full();
         let Some(rule) = rules.matching(facts) else {
             let revision = self.rollout.in_force().revision;
@@ -113,6 +122,9 @@ impl<S: Store> Limiter<S> {
         };
         let bill = self.bill(&rules, rule, |subject| subject.identify(facts), facts);
         let cost = rule.cost.saturating_mul(hit.cost);
+        if let Some(tab) = tab {
+            tab.open(&bill, cost, &rules, &self.open_tabs, self.clock.now());
+        }
         self.decide(rules, bill, cost, hit)
     }
 
@@ -260,6 +272,7 @@ impl<S: Store> Limiter<S> {
                     cost: charge.cost,
                     enforce: charge.enforce,
                     note,
+                    change: None,
                 })
             })
             .collect();

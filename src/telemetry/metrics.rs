@@ -2,6 +2,7 @@
 //! handle that is looked up by place.
 
 mod policy_decisions;
+mod settlements;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -21,6 +22,7 @@ use crate::limiter::policy::Rules;
 use crate::limiter::rollout::{Arm, InForce};
 use crate::limiter::store::FaultKind;
 use policy_decisions::PolicyDecisions;
+use settlements::Settlements;
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -61,6 +63,7 @@ pub(super) struct Metrics {
     rollbacks: Counter,
     memory_keys: Gauge,
     lines_dropped: Gauge,
+    pub(super) settlements: Settlements,
 }
 
 /// What is read at the moment of a scrape.
@@ -179,6 +182,7 @@ impl Metrics {
             rollbacks: rollbacks.get_or_create_owned(&one("cause", "operator")),
             memory_keys,
             lines_dropped,
+            settlements: Settlements::registered_in(&mut registry),
             registry,
         }
     }

@@ -38,9 +38,10 @@ pub struct Telemetry {
     output: Output,
     metrics: Metrics,
     outages: Outages,
-    /// Keep what an outage of the upstream, or somebody who guesses, writes to a line a second.
+    /// Keep what an outage of the upstream, its bad costs, or somebody who guesses, writes to a line a second.
     upstream: Outages,
     refusals: Outages,
+    costs: Outages,
 }
 
 impl Telemetry {
@@ -51,6 +52,7 @@ impl Telemetry {
             outages: Outages::new(options.warn_interval),
             upstream: Outages::new(Duration::from_secs(1)),
             refusals: Outages::new(Duration::from_secs(1)),
+            costs: Outages::new(Duration::from_secs(1)),
             output,
             options,
         }
@@ -145,6 +147,16 @@ impl Observer for Telemetry {
             Event::UpstreamFailed { detail } => {
                 if let Some(unsaid) = self.upstream.began() {
                     tracing::warn!(target: "tidegate", detail, unsaid, "the upstream failed");
+                }
+            }
+            Event::CostSettled(outcome) => self.metrics.settlements.settled(*outcome),
+            Event::CostMalformed { value } => {
+                self.metrics.settlements.malformed();
+                if let Some(unsaid) = self.costs.began() {
+                    tracing::warn!(
+                        target: "tidegate", value, unsaid,
+                        "the upstream told a cost that is none, and it was passed over; accepted: one whole number"
+                    );
                 }
             }
             Event::AdminRefused { peer } => {

@@ -11,6 +11,7 @@ mod support;
 
 mod admin;
 mod checks;
+mod costs;
 mod faults;
 mod fleet;
 mod gateway;
