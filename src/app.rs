@@ -160,6 +160,7 @@ impl Application {
         let readiness = Arc::clone(&status);
         let parts = Parts {
             limiter: Arc::clone(&limiter),
+            costs: settled::costs(settings, &observer),
             observer,
             sets: settled::sets(settings.headers),
             gateway,

@@ -167,6 +167,7 @@ fn in_redis(history: &History, connection: &mut redis::Connection, subject: u128
                 cost: owed.cost,
                 enforce: owed.enforce,
                 note: 0,
+                change: None,
             })
             .collect();
         let mut command = redis::cmd("EVAL");
@@ -277,6 +278,7 @@ fn a_key_expires_with_its_debt_and_holds_every_digit_of_its_time() {
         cost: 2,
         enforce: true,
         note: 0,
+        change: None,
     }];
     let mut command = redis::cmd("EVAL");
     command.arg(charge::SCRIPT);
@@ -305,6 +307,7 @@ fn a_note_raises_the_count_in_redis_and_a_peek_writes_nothing() {
             cost,
             enforce: true,
             note,
+            change: None,
         }];
         let now: Vec<u64> = redis::cmd("TIME").query(&mut connection).unwrap();
         let sent_at = (now[0] * SECOND + now[1]) - sent_before;
@@ -344,6 +347,7 @@ fn a_debt_of_a_greater_limit_drains_from_the_smaller_one_as_soon_as_it_is_asked_
             cost,
             enforce: true,
             note: 0,
+            change: None,
         }];
         let mut command = redis::cmd("EVAL");
         command.arg(format!("local now = {now}\n{}", charge::BODY));
@@ -368,7 +372,8 @@ fn a_window_in_redis_takes_the_note_of_its_own_window_only_and_expires_at_its_en
     let mut ask = |subject: u8, cost: u32, note: Micros, seen_at: Micros, now: Micros| {
         let span = Some(calendar.span(seen_at, 0));
         let subject = SubjectHash([subject; 16]);
-        let charges = [SharedCharge { policy: "p", subject, quota, span, cost, enforce: true, note }];
+        let charges =
+            [SharedCharge { policy: "p", subject, quota, span, cost, enforce: true, note, change: None }];
         let mut command = redis::cmd("EVAL");
         command.arg(format!("local now = {now}\n{}", charge::BODY));
         charge::arguments(&mut command, "test", &charges, false, 0);
@@ -406,4 +411,72 @@ fn a_window_in_redis_takes_the_note_of_its_own_window_only_and_expires_at_its_en
     // What another algorithm has written under this name means nothing here.
     let _: () = server.run(&["SET", &key(6), &(window.end + 3).to_string()]);
     assert_eq!(ask(6, 1, 0, real, real).0.remaining, 9);
+}
+
+#[test]
+fn a_change_after_the_fact_is_never_denied_and_ends_between_nothing_and_a_full_bucket() {
+    let server = RedisServer::start();
+    let connection = RefCell::new(server.connection());
+    let gcra = Quota::new(NonZeroU32::MIN, SECOND, NonZeroU32::new(10).unwrap()).unwrap();
+    let hourly = Quota::each(NonZeroU32::new(10).unwrap(), Unit::Hour).unwrap();
+    let calendar = Calendar::new(Unit::Hour, "UTC").unwrap();
+    // A change, or a hit of as many units; sent at an instant and judged at another.
+    let ask = |quota: Quota,
+               windowed: bool,
+               change: Result<i64, u32>,
+               note: Micros,
+               (sent, now): (Micros, Micros)| {
+        let span = windowed.then(|| calendar.span(sent, 0));
+        let subject = SubjectHash([u8::from(windowed); 16]);
+        let cost = change.err().unwrap_or(1);
+        let charges = [SharedCharge {
+            policy: "p",
+            subject,
+            quota,
+            span,
+            cost,
+            enforce: true,
+            note,
+            change: change.ok(),
+        }];
+        let mut command = redis::cmd("EVAL");
+        command.arg(format!("local now = {now}\n{}", charge::BODY));
+        charge::arguments(&mut command, "test", &charges, false, sent);
+        let value: redis::Value = command.query(&mut *connection.borrow_mut()).unwrap();
+        charge::answer(&value, &charges).unwrap().readings[0]
+    };
+    let clock: Vec<u64> = server.run(&["TIME"]);
+    let now = clock[0] * SECOND;
+    let units = SECOND as i64;
+    let bucket = |change: Result<i64, u32>, note: Micros| {
+        let reading = ask(gcra, false, change, note, (now, now));
+        assert!(reading.allowed || change.is_err(), "{change:?}");
+        reading.debt / SECOND
+    };
+    assert_eq!(bucket(Err(9), 0), 9);
+    assert_eq!(bucket(Ok(5 * units), 0), 10, "as much as fits");
+    assert_eq!(bucket(Ok(-3 * units), 0), 7);
+    assert_eq!(bucket(Ok(units), 8 * SECOND), 9, "on top of the note");
+    assert_eq!(bucket(Ok(-100 * units), 0), 0);
+    assert!(
+        server.run::<i64>(&["PTTL", &format!("test:p:{{{}}}", "00".repeat(16))]) <= 1,
+        "nothing is left of it"
+    );
+    assert_eq!(bucket(Err(4), 0), 4);
+    let slow = ask(gcra, false, Ok(-2 * units), 0, (now - SECOND / 2, now)).debt;
+    assert_eq!(slow, 2 * SECOND + SECOND / 2, "what drained on the way does not come back");
+
+    let window = calendar.span(now, 0);
+    let counted = |change: Result<i64, u32>, sent: Micros| ask(hourly, true, change, 0, (sent, now)).debt;
+    assert_eq!(counted(Err(6), now), 6);
+    assert_eq!(counted(Ok(9), now), 10);
+    assert_eq!(counted(Ok(-4), now), 6);
+    assert_eq!(
+        counted(Ok(-1), window.start - 1),
+        6,
+        "what was charged in another window does not come back in this one"
+    );
+    assert_eq!(counted(Ok(1), window.start - 1), 7, "what comes late counts now");
+    assert_eq!(counted(Ok(-100), now), 0);
+    assert!(counted(Err(10), now) == 10 && !ask(hourly, true, Err(1), 0, (now, now)).allowed);
 }

@@ -14,14 +14,15 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tidegate::limiter::clock::{Clock, SECOND};
-use tidegate::limiter::decision::Backend;
+use tidegate::limiter::decision::{Backend, Decision};
 use tidegate::limiter::event::Silent;
 use tidegate::limiter::gcra::Quota;
 use tidegate::limiter::memory::Memory;
 use tidegate::limiter::policy::{Mode, Policy, Rules};
 use tidegate::limiter::rollout::{InForce, Percent, Rollout};
 use tidegate::limiter::route::Route;
-use tidegate::limiter::subject::{Part, Subject};
+use tidegate::limiter::settle::{Outcome, Settling, Tab};
+use tidegate::limiter::subject::{Facts, Part, Subject};
 use tidegate::limiter::{Hit, Limiter};
 use tidegate::redis::target::Target;
 use tidegate::redis::{Options, RedisStore};
@@ -223,4 +224,152 @@ async fn an_instance_without_requests_finds_out_by_itself_that_redis_is_away_and
     assert!(["lost", "refused"].contains(&kind), "{kind}");
     server.restart();
     support::until("it knows again", async || store.is_in_use()).await;
+}
+
+/// One client, wherever it is.
+struct Client;
+
+impl Facts for Client {
+    fn ip(&self) -> Option<std::net::IpAddr> {
+        None
+    }
+    fn method(&self) -> &str {
+        "GET"
+    }
+    fn host(&self) -> &str {
+        ""
+    }
+    fn path(&self) -> &str {
+        "/"
+    }
+    fn header(&self, _: &str) -> Option<&[u8]> {
+        Some(b"k")
+    }
+    fn query(&self, _: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
+        None
+    }
+    fn cookie(&self, _: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
+        None
+    }
+    fn carries(&self, _: &Part) -> bool {
+        true
+    }
+}
+
+fn costing(cost: u32, quota: Quota) -> Rules {
+    let mut rules = Rules::none();
+    let by = Subject::new([Part::Header("x-api-key".into())]);
+    rules.add("default", Route::any(), cost, [Policy::new("default", by, quota)]);
+    rules
+}
+
+/// A request that turns out to cost `actual`; how it was settled, if it was admitted and anything was due.
+async fn request(limiter: &Arc<Limiter<RedisStore>>, actual: u32) -> (Decision, Option<Outcome>) {
+    let mut tab = Tab::default();
+    let decision = limiter.check_on(&Client, Hit::ONE, Some(&mut tab)).await;
+    let Some(settlement) = limiter.settle(&tab, &decision, actual, true) else { return (decision, None) };
+    let outcome = match settlement.outcome {
+        Settling::Done(outcome) => outcome,
+        Settling::Asking(asking) => asking.await,
+    };
+    (settlement.decision, Some(outcome))
+}
+
+async fn remaining(limiter: &Arc<Limiter<RedisStore>>) -> u32 {
+    let peek = limiter.check_on(&Client, Hit { cost: 0, peek: true }, None).await;
+    assert_eq!(peek.backend(), Backend::Redis);
+    peek.binding().unwrap().1.reading.remaining
+}
+
+#[tokio::test]
+async fn what_a_request_cost_more_is_charged_in_redis_for_every_instance() {
+    let server = RedisServer::start();
+    let rules = || costing(1, quota(10, 3600, 10));
+    let one = limiter(server.port, rules(), Duration::from_secs(5)).await;
+    let other = limiter(server.port, rules(), Duration::from_secs(5)).await;
+    let (told, outcome) = request(&one, 4).await;
+    assert_eq!((told.binding().unwrap().1.reading.remaining, outcome), (6, Some(Outcome::Redis)));
+    assert_eq!((remaining(&one).await, remaining(&other).await), (6, 6));
+    let (told, outcome) = request(&other, u32::MAX).await;
+    assert_eq!((told.allowed(), outcome), (true, Some(Outcome::Redis)), "the work is done");
+    assert_eq!((remaining(&one).await, remaining(&other).await), (0, 0));
+    let denied = one.check_on(&Client, Hit::ONE, None).await;
+    let wait = denied.retry_after().unwrap();
+    assert!(wait <= 360 * SECOND, "above a full bucket nobody owes: {wait}");
+    let _: String = server.run(&["FLUSHALL"]);
+    assert_eq!(remaining(&other).await, 0, "what Redis forgot, this process still knows");
+}
+
+#[tokio::test]
+async fn what_a_request_cost_less_is_given_back_in_redis() {
+    let server = RedisServer::start();
+    let rules = || costing(4, quota(10, 3600, 10));
+    let one = limiter(server.port, rules(), Duration::from_secs(5)).await;
+    for _ in 0..5 {
+        let (told, outcome) = request(&one, 0).await;
+        assert_eq!((told.binding().unwrap().1.reading.remaining, outcome), (10, Some(Outcome::Redis)));
+        // But for what drains between our asking and its answer.
+        support::until("it was free, and its note does not undo it", async || remaining(&one).await == 10)
+            .await;
+    }
+    assert_eq!(request(&one, 4).await.1, None, "nothing is due");
+    request(&one, 1).await;
+    support::until("three of four are back", async || remaining(&one).await == 5).await;
+    let other = limiter(server.port, rules(), Duration::from_secs(5)).await;
+    assert_eq!(remaining(&other).await, 5);
+}
+
+/// Each request is charged ten of a thousand and turns out to be free; without what comes back the thousand would be
+/// gone after a hundred of them. An answer that left Redis before something came back must not undo it here, nor a
+/// note that left this process before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_back_stays_back_however_requests_overlap() {
+    let server = RedisServer::start();
+    let relay = Relay::to(server.port).await;
+    relay.hold(Duration::from_millis(4));
+    let rules = costing(10, quota(1000, 3600, 1000));
+    let limiter = limiter(relay.address.port(), rules, Duration::from_secs(10)).await;
+    let clients = (0..16).map(|_| {
+        let limiter = Arc::clone(&limiter);
+        tokio::spawn(async move {
+            let mut denied = 0;
+            for _ in 0..40 {
+                let (decision, outcome) = request(&limiter, 0).await;
+                denied += u32::from(!decision.allowed());
+                assert!(!decision.allowed() || outcome == Some(Outcome::Redis));
+            }
+            denied
+        })
+    });
+    let denied: u32 = join_all(clients).await.into_iter().map(Result::unwrap).sum();
+    assert_eq!(denied, 0);
+    let left = remaining(&limiter).await;
+    // A unit drains in 3.6 s. What drains while a request is open does not come back, of sixteen at once of each.
+    assert!(left >= 980, "{left} of 1000 are left");
+}
+
+#[tokio::test]
+async fn a_redis_that_does_not_answer_leaves_a_settlement_to_the_note() {
+    let server = RedisServer::start();
+    let limiter = limiter(server.port, costing(2, quota(10, 3600, 10)), Duration::from_millis(300)).await;
+    let mut tab = Tab::default();
+    let decision = limiter.check_on(&Client, Hit::ONE, Some(&mut tab)).await;
+    assert_eq!(decision.backend(), Backend::Redis);
+    server.freeze();
+    let settlement = limiter.settle(&tab, &decision, 7, true).unwrap();
+    let Settling::Asking(asking) = settlement.outcome else { panic!("Redis is to be asked") };
+    let here = limiter.check_on(&Client, Hit { cost: 0, peek: true }, None).await;
+    assert_eq!(asking.await, Outcome::Noted);
+    let after = limiter.check_on(&Client, Hit { cost: 0, peek: true }, None).await;
+    let left = |decision: &Decision| decision.binding().unwrap().1.reading.remaining;
+    assert!(here.fallback().is_some() && after.fallback().is_some());
+    assert_eq!((left(&here), left(&after)), (8, 3), "memory decides by it");
+    let unasked = limiter.settle(&tab, &decision, 0, false).unwrap();
+    assert!(matches!(unasked.outcome, Settling::Done(Outcome::Noted)));
+    server.thaw();
+    support::until("Redis decides again, and was told by the note", async || {
+        let peek = limiter.check_on(&Client, Hit { cost: 0, peek: true }, None).await;
+        peek.fallback().is_none() && left(&peek) <= 5
+    })
+    .await;
 }

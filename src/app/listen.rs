@@ -20,6 +20,7 @@ use crate::control::reload_api::{self, Reloading};
 use crate::control::tokens::Tokens;
 use crate::doors::check::{self, Callers};
 use crate::doors::client_ip::TrustedProxies;
+use crate::doors::costs::Costs;
 use crate::doors::exchange::Exchanges;
 use crate::doors::gateway::Gateway;
 use crate::doors::headers::Sets;
@@ -42,6 +43,7 @@ pub(super) struct Parts {
     /// Its `reload` takes changed keys over.
     pub(super) verifier: Option<Arc<Verifier>>,
     pub(super) sets: Sets,
+    pub(super) costs: Option<Costs>,
     pub(super) gateway: Option<Gateway>,
     pub(super) callers: Callers,
     pub(super) readiness: ReadinessProbe,
@@ -195,6 +197,10 @@ fn everything_else(parts: &Parts) -> impl actix_web::dev::HttpServiceFactory + u
     let limit = RateLimit::with(Arc::clone(&parts.limiter), Arc::clone(&parts.proxies), parts.sets);
     let limit = match &parts.verifier {
         Some(verifier) => limit.verified_by(Arc::clone(verifier)),
+        None => limit,
+    };
+    let limit = match &parts.costs {
+        Some(costs) => limit.with_costs(costs.clone()),
         None => limit,
     };
     let gateway = parts.gateway.as_ref().map(Gateway::with_own_pool);

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_web::http::header::HeaderName;
+
 use super::StartError;
 use crate::config::{self, AppEnv, ClientIpHeader as Configured, LogFormat, Seen, Settings};
 use crate::control::jwt_keys::JwtKeys;
@@ -12,6 +14,7 @@ use crate::control::reload::{Reloadable, Reloader};
 use crate::control::reload_api::Reloading;
 use crate::control::start_only::StartOnly;
 use crate::doors::client_ip::{ClientIpHeader, TrustedProxies};
+use crate::doors::costs::Costs;
 use crate::doors::gateway::Upstream;
 use crate::doors::headers::{Sets, XRateLimit};
 use crate::doors::jwt::Verifier;
@@ -96,7 +99,15 @@ pub(super) fn upstream(upstream: &config::Upstream) -> Result<Upstream, StartErr
         timeout: upstream.timeout,
         connect_timeout: upstream.connect_timeout,
         preserve_host: upstream.preserve_host,
+        cost_header: upstream.cost_header.clone(),
     })
+}
+
+/// Whether answers of the upstream tell what requests cost.
+pub(super) fn costs(settings: &Settings, observer: &Arc<dyn Observer>) -> Option<Costs> {
+    let name = settings.upstream.as_ref()?.cost_header.as_ref()?;
+    let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+    Some(Costs::told_in(name, Arc::clone(observer)))
 }
 
 /// Which headers tell clients of their limits.

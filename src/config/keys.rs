@@ -42,6 +42,7 @@ pub const KEYS: &[Known] = &[
     plain("upstream.timeout_ms"),
     plain("upstream.connect_timeout_ms"),
     plain("upstream.preserve_host"),
+    plain("upstream.cost_header"),
     secret("redis.url", Some("REDIS_URL")),
     short("redis.tls", "REDIS_TLS"),
     short("redis.ca_cert", "REDIS_CA_CERT"),

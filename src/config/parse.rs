@@ -154,6 +154,13 @@ pub(super) fn upstream(text: &str) -> Result<UpstreamUrl, String> {
     Ok(UpstreamUrl { https, host: host.to_ascii_lowercase(), port, base_path })
 }
 
+/// The name of a header, in lower case.
+pub(super) fn header(text: &str) -> Result<String, String> {
+    let name = hyper::header::HeaderName::from_bytes(text.as_bytes());
+    name.map(|name| name.as_str().to_owned())
+        .map_err(|_| "accepted: the name of a header, such as \"x-ratelimit-cost\"".to_owned())
+}
+
 pub(super) fn namespace(text: &str) -> Result<String, String> {
     name(text).ok_or_else(|| format!("accepted: {NAME}"))
 }

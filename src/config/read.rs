@@ -37,6 +37,10 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
         warnings.push(format!("{place}: everybody is trusted, so any client can claim any address"));
     }
     let upstream = upstream(&mut taken);
+    if upstream.is_none() && taken.is_set("upstream.cost_header") {
+        let place = taken.place("upstream.cost_header");
+        warnings.push(format!("{place}: it has no effect without an upstream. Set UPSTREAM_URL"));
+    }
     let redis = shared::redis(&mut taken, environment, &mut warnings);
     let rollout = shared::rollout(&mut taken);
     let (policies, rules) = rules(&mut taken, sources);
@@ -164,7 +168,8 @@ fn upstream(taken: &mut Taken) -> Option<Upstream> {
     let connect_timeout = taken
         .get("upstream.connect_timeout_ms", Default::default(), |text| parse::milliseconds(text, 1..=60_000));
     let preserve_host = boolean(taken, "upstream.preserve_host");
-    Some(Upstream { url: url?, timeout, connect_timeout, preserve_host })
+    let cost_header = taken.optional("upstream.cost_header", parse::header);
+    Some(Upstream { url: url?, timeout, connect_timeout, preserve_host, cost_header })
 }
 
 fn logging(taken: &mut Taken) -> Logging {

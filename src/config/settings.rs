@@ -129,6 +129,8 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     /// Whether it sees the `Host` that the client asked for.
     pub preserve_host: bool,
+    /// The header of its answers that tells what a request cost, in lower case.
+    pub cost_header: Option<String>,
 }
 
 /// A URL of scheme, host, port and base path, nothing else.

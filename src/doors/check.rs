@@ -56,6 +56,9 @@ pub struct Answer<'a> {
     state: &'static str,
     backend: &'static str,
     fallback: bool,
+    /// What Redis told before was enough to deny: it was not asked.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    cached: bool,
     policy: Option<&'a str>,
     limit: Option<u32>,
     remaining: Option<u32>,
@@ -75,6 +78,7 @@ impl<'a> From<&'a Decision> for Answer<'a> {
             state: decision.state.as_str(),
             backend: decision.backend().as_str(),
             fallback: decision.fallback().is_some(),
+            cached: decision.cached,
             policy: bound
                 .map_or_else(|| decision.ruling().and(decision.policy()), |(policy, _)| Some(&policy.name)),
             limit: bound.map(|(policy, _)| policy.quota.limit()),

@@ -45,7 +45,8 @@ pub(super) fn request(
     let named = named_in_connection(head.headers.get_all("connection").map(|value| value.as_bytes()));
     if let Some(headers) = outgoing.headers_mut() {
         for (name, value) in &head.headers {
-            if stays_here(name.as_str(), &named) || REWRITTEN.contains(&name.as_str()) {
+            let name_of_costs = upstream.cost_header.as_deref() == Some(name.as_str());
+            if stays_here(name.as_str(), &named) || REWRITTEN.contains(&name.as_str()) || name_of_costs {
                 continue;
             }
             if let (Ok(name), Ok(value)) = (
@@ -174,6 +175,7 @@ mod tests {
             timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
             preserve_host: true,
+            cost_header: Some("x-ratelimit-cost".to_owned()),
         }
     }
 

@@ -42,6 +42,9 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     /// Whether the upstream sees the host that the client asked for, rather than its own.
     pub preserve_host: bool,
+    /// The header in which it tells what a request cost, in lower case. A client's own does not reach it: it may hand
+    /// on what it was sent.
+    pub cost_header: Option<String>,
 }
 
 /// The gateway of one worker: its pool of connections is its own, so that none crosses threads.

@@ -14,6 +14,7 @@ use pin_project_lite::pin_project;
 use quanta::Instant;
 
 use super::client_ip::TrustedProxies;
+use super::costs::Costs;
 use super::facts::HttpFacts;
 use super::headers::{self, Sets};
 use super::judged::Judged;
@@ -22,6 +23,7 @@ use super::jwt::Verifier;
 use super::problem;
 use crate::limiter::decision::Decision;
 use crate::limiter::event::Origin;
+use crate::limiter::settle::Tab;
 use crate::limiter::store::{NoStore, Store};
 use crate::limiter::{Check, Hit, Limiter};
 
@@ -46,6 +48,7 @@ struct Shared<S: Store> {
     sets: Sets,
     #[cfg(feature = "jwt")]
     verifier: Option<Arc<Verifier>>,
+    costs: Option<Costs>,
 }
 
 impl<S: Store> RateLimit<S> {
@@ -62,18 +65,33 @@ impl<S: Store> RateLimit<S> {
             sets,
             #[cfg(feature = "jwt")]
             verifier: None,
+            costs: None,
         }))
     }
 
     /// Also knows clients by the claims of tokens that `verifier` believes.
     #[cfg(feature = "jwt")]
     pub fn verified_by(self, verifier: Arc<Verifier>) -> Self {
-        let Shared { limiter, proxies, sets, .. } = &*self.0;
+        let Shared { limiter, proxies, sets, costs, .. } = &*self.0;
         Self(Rc::new(Shared {
             limiter: Arc::clone(limiter),
             proxies: Arc::clone(proxies),
             sets: *sets,
             verifier: Some(verifier),
+            costs: costs.clone(),
+        }))
+    }
+
+    /// Also settles what the service inside says that its answers cost. Without this nobody is believed.
+    pub fn with_costs(self, costs: Costs) -> Self {
+        let shared = &*self.0;
+        Self(Rc::new(Shared {
+            limiter: Arc::clone(&shared.limiter),
+            proxies: Arc::clone(&shared.proxies),
+            sets: shared.sets,
+            #[cfg(feature = "jwt")]
+            verifier: shared.verifier.clone(),
+            costs: Some(costs),
         }))
     }
 }
@@ -122,14 +140,15 @@ where
     fn call(&self, request: ServiceRequest) -> Self::Future {
         let watch = Watch::over(&request);
         let sets = self.shared.sets;
+        let mut tab = self.shared.costs.as_ref().map(|_| Tab::default());
         let check = {
             let facts = HttpFacts::of(request.request(), &self.shared.proxies);
             #[cfg(feature = "jwt")]
             let facts = facts.verified_by(self.shared.verifier.as_deref());
-            self.shared.limiter.check(&facts, Hit::ONE)
+            self.shared.limiter.check_on(&facts, Hit::ONE, tab.as_mut())
         };
         match check {
-            Check::Decided(Some(decision)) => {
+            Check::Decided(Some(decision)) if tab.is_none() => {
                 let decision = watch.decided(decision);
                 if decision.allowed() {
                     Limited::Passing { answer: self.service.call(request), decision, sets }
@@ -138,7 +157,8 @@ where
                 }
             }
             check => {
-                let asking = ask(check, Rc::clone(&self.service), request, sets, watch);
+                let asking =
+                    ask(check, Rc::clone(&self.shared), Rc::clone(&self.service), request, tab, watch);
                 Limited::Asking { asking: Box::pin(asking) }
             }
         }
@@ -162,23 +182,30 @@ impl Watch {
     }
 }
 
-/// Waits for the shared store, then does as [`RateLimitService::call`] does at once.
-async fn ask<T, B>(
+/// Waits for the shared store, then does as [`RateLimitService::call`] does at once, and settles what is on the tab.
+async fn ask<S, T, B>(
     check: Check,
+    shared: Rc<Shared<S>>,
     service: Rc<T>,
     request: ServiceRequest,
-    sets: Sets,
+    tab: Option<Tab>,
     watch: Watch,
 ) -> Result<ServiceResponse<EitherBody<B, BoxBody>>, Error>
 where
+    S: Store,
     T: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
 {
     let decision = watch.decided(check.await);
     if !decision.allowed() {
-        return Ok(deny(request, &decision, sets));
+        return Ok(deny(request, &decision, shared.sets));
     }
     let mut response = service.call(request).await?.map_into_left_body();
-    headers::write(&decision, sets, response.headers_mut());
+    let settled = shared
+        .costs
+        .as_ref()
+        .zip(tab)
+        .and_then(|(costs, tab)| costs.settle(&shared.limiter, &tab, &decision, response.headers_mut()));
+    headers::write(settled.as_ref().unwrap_or(&decision), shared.sets, response.headers_mut());
     Ok(response)
 }
 

@@ -5,6 +5,7 @@
 #[cfg(feature = "server")]
 pub mod check;
 pub mod client_ip;
+pub mod costs;
 #[cfg(feature = "server")]
 pub mod exchange;
 pub mod facts;

@@ -156,6 +156,7 @@ impl<S: Store> Limiter<S> {
                     cost: charge.cost,
                     enforce: charge.enforce,
                     note,
+                    change: None,
                 })
             })
             .collect();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::decision::Decision;
 use super::policy::Rules;
 use super::rollout::InForce;
+use super::settle::Outcome;
 use super::store::{Fault, FaultKind};
 
 /// A happening. Each becomes at most one log line and some metrics, in one place.
@@ -69,6 +70,13 @@ pub enum Event<'a> {
     UpstreamFailed {
         /// What went wrong, without the upstream's address.
         detail: &'a str,
+    },
+    /// An answer told another cost than was charged, and it was settled.
+    CostSettled(Outcome),
+    /// An answer told a cost that is none. It was passed over.
+    CostMalformed {
+        /// What it said, cut short.
+        value: &'a str,
     },
     /// Somebody knocked at the admin listener with a wrong token.
     AdminRefused {

@@ -21,6 +21,7 @@ pub mod penalty;
 pub mod policy;
 pub mod rollout;
 pub mod route;
+pub mod settle;
 pub mod share;
 pub mod store;
 pub mod subject;
@@ -42,6 +43,7 @@ use memory::Memory;
 use penalty::{PenaltyBox, Standing};
 use policy::{Mode, OnMissing, Policy, PolicyId, Rule, Rules};
 use rollout::{Arm, Percent, Rollout};
+use settle::{OpenTabs, Tab};
 use store::{NoStore, Store};
 use subject::{Facts, Identity, ProcessKey, Subject};
 
@@ -68,6 +70,7 @@ pub struct Limiter<S: Store = NoStore> {
     rules: ArcSwap<Rules>,
     memory: Memory,
     penalties: PenaltyBox,
+    open_tabs: Arc<OpenTabs>,
     process_key: ProcessKey,
     rollout: Arc<Rollout>,
     store: Option<S>,
@@ -110,6 +113,7 @@ impl<S: Store> Limiter<S> {
             rules: ArcSwap::from_pointee(rules),
             memory,
             penalties: PenaltyBox::new(),
+            open_tabs: Arc::default(),
             process_key: ProcessKey::new(seed),
             rollout: Arc::default(),
             store: None,
@@ -143,6 +147,11 @@ impl<S: Store> Limiter<S> {
     /// The facts are read, and what memory decides is decided, before this returns: then it is
     /// [`Check::Decided`] already. The future waits for the shared store only.
     pub fn check(self: &Arc<Self>, facts: &dyn Facts, hit: Hit) -> Check {
+        self.check_on(facts, hit, None)
+    }
+
+    /// The same. What is charged is put on the `tab`, for [`Limiter::settle`].
+    pub fn check_on(self: &Arc<Self>, facts: &dyn Facts, hit: Hit, tab: Option<&mut Tab>) -> Check {
         let rules = self.rules.load_full();
         let rule = rules.matching(facts);
         if let Some(access) = rules.listed(rule, |list| list.of(facts)) {
@@ -154,6 +163,9 @@ impl<S: Store> Limiter<S> {
         };
         let bill = self.bill(&rules, rule, |subject| subject.identify(facts), facts);
         let cost = rule.cost.saturating_mul(hit.cost);
+        if let Some(tab) = tab {
+            tab.open(&bill, cost, &rules, &self.open_tabs, self.clock.now());
+        }
         self.decide(rules, bill, cost, hit)
     }
 

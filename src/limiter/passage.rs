@@ -50,7 +50,11 @@ pub(super) struct Voyage {
     /// All that was charged here since the voyage began. It only grows.
     pub(super) charged: Micros,
     /// How much of `charged` rode in a call that was answered: Redis knows of it.
-    confirmed: Micros,
+    pub(super) confirmed: Micros,
+    /// What is on its way back (see [`super::settle`]): Redis is about to forget it, so it rides in no note.
+    pub(super) returning: Micros,
+    /// When something was given back last. What Redis said before is no more.
+    pub(super) returned_at: Micros,
     /// What this process granted, by Redis' word and by its own, in the order of time. Redis can forget (a flush, a
     /// failover) between two calls that are under way; this cannot.
     granted: SmallVec<[(Micros, Micros); 2]>,
@@ -87,6 +91,17 @@ impl Voyage {
         self.add(at, amount);
     }
 
+    /// Takes back a part of what was granted: of the latest first, so that what is said of an earlier moment stays
+    /// rather too strict.
+    pub(super) fn give_back(&mut self, mut amount: Micros) {
+        for (_, granted) in self.granted.iter_mut().rev() {
+            let part = amount.min(*granted);
+            *granted -= part;
+            amount -= part;
+        }
+        self.granted_before = self.granted_before.saturating_sub(amount);
+    }
+
     /// Where it was put; `None` for a charge of nothing.
     fn add(&mut self, at: Micros, amount: Micros) -> Option<usize> {
         if amount == 0 {
@@ -104,7 +119,7 @@ impl Voyage {
     }
 
     /// When the bucket would be full again if only this process had charged it.
-    fn own_full_at(&self) -> Micros {
+    pub(super) fn own_full_at(&self) -> Micros {
         self.granted.iter().fold(self.granted_before, |full_at, &(at, amount)| full_at.max(at) + amount)
     }
 }
@@ -124,7 +139,7 @@ impl Memory {
             // What Redis has not been told of may meet calls that it has not answered: then they ride along,
             // so that its `max` cannot swallow one of the two. Too strict by at most what is in flight.
             let dirty = voyage.charged > voyage.confirmed;
-            let note = told + if dirty { voyage.in_flight } else { 0 };
+            let note = told.saturating_sub(voyage.returning) + if dirty { voyage.in_flight } else { 0 };
             let (charged, era) = (voyage.charged, voyage.era);
             voyage.calls += 1;
             voyage.left += 1;
@@ -189,9 +204,10 @@ impl Passage<'_> {
                 }
                 full_at = full_at.max(voyage.own_full_at());
             }
+            let stale = shard.voyage_mut(charge.key).is_some_and(|voyage| judged_at < voyage.returned_at);
             full_at += shard.arrive(charge.key, *ticket, true);
             let known = shard.entry(charge.key).map_or(0, |entry| entry.full_at);
-            if full_at > known && full_at > past {
+            if full_at > known && full_at > past && !stale {
                 self.memory.set(&mut shard, charge.key, full_at, now);
             }
         }
@@ -291,6 +307,8 @@ impl Shard {
                 in_flight: 0,
                 charged: 0,
                 confirmed: 0,
+                returning: 0,
+                returned_at: 0,
                 granted: SmallVec::new(),
                 granted_before: full_at,
                 remembered_since: 0,

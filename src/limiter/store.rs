@@ -32,6 +32,8 @@ pub struct SharedCharge<'a> {
     /// The debt that this process knows of, drained to the moment of sending; of a calendar window its count. The
     /// store takes the greater of its own and this before it judges, so that a key which moves keeps its debt.
     pub note: Micros,
+    /// After the fact: the debt changes by so much, down to nothing and up to a full bucket, and nothing is judged.
+    pub change: Option<i64>,
 }
 
 /// What the store answered.

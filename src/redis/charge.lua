@@ -5,8 +5,9 @@
 -- ARGV[1]   the server's time as the caller believed it when it sent this, in µs; 0 when it has no idea
 -- ARGV[2]   '1': judge only, write nothing
 -- ARGV[3…]  per bucket: tolerance τ in µs, charge cost × T in µs, the caller's note (a debt in µs), flags: 1 to
---           enforce, 2 for a calendar window. A window counts in units; three instants follow: when the window that the
---           note belongs to began, when it ends, and when the one after it does
+--           enforce, 2 for a calendar window, 4 for a charge after the fact. A window counts in units; three instants
+--           follow: when the window that the note belongs to began, when it ends, and when the one after it does.
+--           After the fact nothing is judged: as much is charged as fits, and where the charge is negative given back
 --
 -- Returns   now, then per bucket: 1 when it had room else 0, its debt afterwards, and from when that debt counts: now,
 --           or the end of the window
@@ -37,10 +38,15 @@ for i = 1, #KEYS do
   local tolerance, note, flags = tonumber(ARGV[at]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   charges[i] = tonumber(ARGV[at + 1])
   at = at + 4
+  local after = flags >= 4
+  if after then flags = flags - 4 end
+  local back = after and charges[i] < 0
   if flags < 2 then
     from[i] = now
     own[i] = math.max(0, (tonumber(stored[i] or '0') or 0) - now)
     note = note - underway
+    -- What drained under way could have drained from an empty bucket.
+    if back then charges[i] = math.min(0, charges[i] + underway) end
   else
     flags = flags - 2
     local start, stop, next = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
@@ -55,8 +61,10 @@ for i = 1, #KEYS do
     -- A neighbour's note says nothing about this window. Clocks that are further apart have no window in common: then it
     -- counts as it is.
     if from[i] ~= stop and (from[i] == start or from[i] == next) then note = 0 end
+    if back and from[i] ~= stop then charges[i] = 0 end
   end
   debts[i] = math.min(tolerance, math.max(own[i], note))
+  if after then charges[i] = math.max(-debts[i], math.min(charges[i], tolerance - debts[i])) end
   fits[i] = debts[i] + charges[i] <= tolerance
   if not fits[i] and flags == 1 then granted = false end
 end
@@ -69,7 +77,8 @@ for i = 1, #KEYS do
     -- A note that is greater is kept even when the hit is denied. So is a debt that was cut to τ (the limit is smaller
     -- than it was, or this server's clock went back): left as it was it would stand at τ, undrained, until then.
     if debt ~= own[i] then
-      local value, lives = string.format('%.0f', now + debt), debt
+      -- Where all was given back: nothing lives for no time at all.
+      local value, lives = string.format('%.0f', now + debt), math.max(1, debt)
       if from[i] > now then value, lives = string.format('w%.0f:%.0f', from[i], debt), from[i] - now end
       redis.call('SET', KEYS[i], value, 'PX', string.format('%.0f', math.ceil(lives / 1000)))
     end

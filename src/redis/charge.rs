@@ -16,6 +16,8 @@ pub const SCRIPT: &str = concat!(include_str!("now.lua"), include_str!("charge.l
 
 /// The flag of a calendar window, whose instants follow.
 const WINDOW: u8 = 2;
+/// The flag of a change after the fact, which is not judged.
+const AFTER: u8 = 4;
 
 /// Completes an EVALSHA or EVAL `command`, which already names the script, with keys and arguments.
 pub fn arguments(
@@ -33,9 +35,13 @@ pub fn arguments(
     for charge in charges {
         command
             .arg(charge.quota.tolerance())
-            .arg(charge.quota.charge(charge.cost))
+            .arg(charge.change.unwrap_or(charge.quota.charge(charge.cost) as i64))
             .arg(charge.note)
-            .arg(u8::from(charge.enforce) + if charge.span.is_some() { WINDOW } else { 0 });
+            .arg(
+                u8::from(charge.enforce)
+                    + if charge.span.is_some() { WINDOW } else { 0 }
+                    + if charge.change.is_some() { AFTER } else { 0 },
+            );
         if let Some(span) = &charge.span {
             command.arg(span.start).arg(span.end).arg(span.next);
         }

@@ -208,6 +208,7 @@ impl Link {
             cost: 1,
             enforce: false,
             note: 0,
+            change: None,
         };
         let now = self.clock.now();
         let answer = self.ask(connection.clone(), &[probe], false, now).await?;

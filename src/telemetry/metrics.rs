@@ -3,6 +3,7 @@
 
 mod budget_resets;
 mod policy_decisions;
+mod settlements;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::limiter::rollout::{Arm, InForce};
 use crate::limiter::store::FaultKind;
 use budget_resets::BudgetResets;
 use policy_decisions::PolicyDecisions;
+use settlements::Settlements;
 
 pub(super) type Labels = Vec<(&'static str, String)>;
 
@@ -73,6 +75,7 @@ pub(super) struct Metrics {
     budget_resets: BudgetResets,
     lines_dropped: Gauge,
     reloads: Reloads,
+    pub(super) settlements: Settlements,
 }
 
 /// What is read at the moment of a scrape.
@@ -212,6 +215,7 @@ impl Metrics {
             budget_resets,
             lines_dropped,
             reloads: Reloads::registered_in(&mut registry),
+            settlements: Settlements::registered_in(&mut registry),
             registry,
         }
     }

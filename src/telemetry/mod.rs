@@ -47,6 +47,7 @@ pub struct Telemetry {
     /// Keep what an outage of the upstream, or somebody who guesses, writes to a line a second.
     upstream: Sparing,
     refusals: Sparing,
+    costs: Sparing,
 }
 
 impl Telemetry {
@@ -58,6 +59,7 @@ impl Telemetry {
             replaced: Sparing::new(options.warn_interval),
             upstream: Sparing::new(Duration::from_secs(1)),
             refusals: Sparing::new(Duration::from_secs(1)),
+            costs: Sparing::new(Duration::from_secs(1)),
             output,
             options,
         }
@@ -189,6 +191,16 @@ impl Observer for Telemetry {
             Event::UpstreamFailed { detail } => {
                 if let Some(unsaid) = self.upstream.say(Instant::now()) {
                     tracing::warn!(target: "tidegate", detail, unsaid, "the upstream failed");
+                }
+            }
+            Event::CostSettled(outcome) => self.metrics.settlements.settled(*outcome),
+            Event::CostMalformed { value } => {
+                self.metrics.settlements.malformed();
+                if let Some(unsaid) = self.costs.say(Instant::now()) {
+                    tracing::warn!(
+                        target: "tidegate", value, unsaid,
+                        "the upstream told a cost that is none, and it was passed over; accepted: one whole number"
+                    );
                 }
             }
             Event::AdminRefused { peer } => {

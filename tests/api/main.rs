@@ -12,6 +12,7 @@ mod support;
 mod access;
 mod admin;
 mod checks;
+mod costs;
 mod faults;
 mod fleet;
 mod gateway;

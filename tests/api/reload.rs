@@ -329,7 +329,7 @@ async fn the_limits_in_force_are_shown_with_every_default_and_an_etag() {
     assert_eq!(tag, "\"compiled-in\"");
     let shown: Value = answer.json().await.unwrap();
     let policy = json!({ "name": "default", "by": ["ip"], "algorithm": "gcra", "limit": "100/minute", "burst": 100,
-                         "on_missing": "ip", "mode": "enforce" });
+                         "on_missing": "ip", "on_redis_error": "local", "mode": "enforce" });
     assert_eq!(shown["rule"], json!([{ "name": "default", "cost": 1, "policy": [policy] }]));
     assert_eq!(show(Some(&tag)).await.status(), 304);
 

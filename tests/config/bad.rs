@@ -63,6 +63,7 @@ fn a_bad_variable_is_named_with_what_was_read_and_what_is_accepted() {
         ("REDIS_URL", "redis://:hunter2marker%@h", &["%25"]),
         ("REDIS_URL", "redis+sentinel://:hunter2marker@h/main", &["not in this version"]),
         ("TIDEGATE__REDIS__URL", "redis://default:hunter2marker", &["\"@HOST\" is missing"]),
+        ("TIDEGATE__UPSTREAM__COST_HEADER", "x cost", &["\"x cost\"", "\"x-ratelimit-cost\""]),
         ("REDIS_TLS", "tls", &["true or false"]),
         ("REDIS_CA_CERT", "/nowhere/ca.pem", &["no such file"]),
         ("REDIS_CA_CERT", "/", &["cannot be read"]),

@@ -265,6 +265,7 @@ fn what_is_allowed_and_unwise_is_warned_of() {
             Setup::new().env("TIDEGATE__JWT__ISSUER", "https://issuer.example"),
             "TIDEGATE__JWT__ISSUER: it has no effect without jwt.key_file or jwt.jwks_file",
         ),
+        (Setup::new().env("TIDEGATE__UPSTREAM__COST_HEADER", "x-cost"), "no effect without an upstream"),
         (Setup::new().env("TIDEGATE_SERVER_PORT", "tcp://10.0.0.1"), "did you mean TIDEGATE__SERVER__PORT?"),
     ] {
         let warnings = setup.loaded().warnings;
@@ -291,4 +292,12 @@ fn the_sets_of_headers_are_a_list_in_any_order_and_case() {
     let none = Setup::new().env("TIDEGATE__HEADERS__SETS", "none").loaded();
     assert_eq!(effective(&none, "headers.shadow").value, "false", "no header is no header");
     assert_eq!(effective(&in_a_file, "headers.sets").value, "draft-03, draft-03");
+}
+
+#[test]
+fn the_upstream_is_believed_about_costs_only_where_its_header_is_named() {
+    let upstream = |setup: Setup| setup.env("UPSTREAM_URL", "http://up").loaded().settings.upstream.unwrap();
+    assert_eq!(upstream(Setup::new()).cost_header, None);
+    let named = Setup::new().env("TIDEGATE__UPSTREAM__COST_HEADER", "X-RateLimit-Cost");
+    assert_eq!(upstream(named).cost_header.as_deref(), Some("x-ratelimit-cost"));
 }

@@ -155,7 +155,7 @@ impl Traffic {
                         sent,
                         took: sent.elapsed(),
                         allowed: answer["allowed"] == true,
-                        by_redis: answer["backend"] == "redis",
+                        by_redis: answer["backend"] == "redis" && answer["cached"] != true,
                         fallback: answer["fallback"] == true,
                     });
                     tokio::time::sleep(Duration::from_millis(20)).await;

@@ -51,6 +51,17 @@ impl Upstream {
                                     .body("as asked\n")
                             }),
                         )
+                        // Each segment is a header of its own.
+                        .route(
+                            "/cost/{costs:.*}",
+                            web::to(async |costs: web::Path<String>| {
+                                let mut answer = HttpResponse::Ok();
+                                for cost in costs.split('/') {
+                                    answer.append_header(("x-ratelimit-cost", cost));
+                                }
+                                answer.body("worth it\n")
+                            }),
+                        )
                         .route(
                             "/drip/{pieces}",
                             web::get().to(async |pieces: web::Path<usize>| {

@@ -1,0 +1,268 @@
+//! After the fact: what a request cost is known only with its answer. Then the difference to what it was charged is
+//! charged as well, or given back.
+//!
+//! What is charged after the fact is not judged, since the work is done: a bucket takes it beyond what was left, but
+//! never more than a full bucket, so that nobody waits longer than one refill. What is given back never exceeds what
+//! the bucket would hold less had the request cost so much from the start. So where a part has drained from a bucket
+//! that would have stood empty, it is not given back: nobody saves up more than a full bucket. Whether it would have is
+//! known but for other requests whose cost is open as well; then it is rather too little that comes back.
+//!
+//! In the shared store the same happens in a call of its own, for which nobody waits. While it is under way, the
+//! passage tells those who are decided here (see [`super::passage`]). Where it fails, this process' note takes it.
+
+mod here;
+mod open;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::Limiter;
+use super::bill::{self, Bill, Charges};
+use super::charge::Charge;
+use super::clock::Micros;
+use super::decision::{Backend, Decision, Verdict, Verdicts};
+use super::gcra::Reading;
+use super::policy::{Policy, PolicyId, Rules};
+use super::share::Share;
+use super::store::{Charged, SharedCharge, Store};
+use super::subject::{Key, SubjectHash};
+use here::{Change, Due};
+pub(super) use open::OpenTabs;
+
+/// What a request was charged: which buckets, how much, and when. Empty until [`Limiter::check_on`] fills it, open
+/// until it is dropped.
+#[derive(Default)]
+pub struct Tab {
+    items: SmallVec<[Item; 2]>,
+    cost: u32,
+    opened_at: Micros,
+    open_tabs: Option<Arc<OpenTabs>>,
+}
+
+#[derive(Clone, Copy)]
+struct Item {
+    policy: PolicyId,
+    key: Key,
+    shared: Option<SubjectHash>,
+    charged: Micros,
+    /// What was charged on other open tabs of the bucket: some of it may be given back yet.
+    open_before: Micros,
+}
+
+impl Tab {
+    pub(super) fn open(
+        &mut self,
+        bill: &Bill,
+        cost: u32,
+        rules: &Rules,
+        open_tabs: &Arc<OpenTabs>,
+        now: Micros,
+    ) {
+        let item = |item: &bill::Item| {
+            let charged = rules.policy(item.policy).quota.charge(cost);
+            let open_before = open_tabs.open(item.key, charged);
+            Item { policy: item.policy, key: item.key, shared: item.shared, charged, open_before }
+        };
+        let items = bill.items.iter().map(item).collect();
+        *self = Self { items, cost, opened_at: now, open_tabs: Some(Arc::clone(open_tabs)) };
+    }
+}
+
+impl Drop for Tab {
+    fn drop(&mut self) {
+        if let Some(open_tabs) = &self.open_tabs {
+            self.items.iter().for_each(|item| open_tabs.close(item.key, item.charged));
+        }
+    }
+}
+
+/// What a settlement came to.
+pub struct Settlement {
+    /// The decision as it would have been had the request cost so much from the start: for telling the client.
+    pub decision: Decision,
+    /// Where it was settled, or is being settled.
+    pub outcome: Settling,
+}
+
+/// A settlement that is done, or under way to the shared store. Nobody needs to wait for it, but it must be polled.
+pub enum Settling {
+    /// Done.
+    Done(Outcome),
+    /// Under way.
+    Asking(Pin<Box<dyn Future<Output = Outcome> + Send>>),
+}
+
+/// Where a difference was settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// In this process, which decides these buckets.
+    Memory,
+    /// In the shared store.
+    Redis,
+    /// In this process' note, because the shared store did not answer or was not to be asked.
+    Noted,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of their declaration.
+    pub const ALL: [Self; 3] = [Self::Memory, Self::Redis, Self::Noted];
+
+    /// The word of the metric.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Redis => "redis",
+            Self::Noted => "noted",
+        }
+    }
+}
+
+impl<S: Store> Limiter<S> {
+    /// Settles that a request, which was admitted and whose charges are on `tab`, cost `actual` units. `None` when
+    /// nothing is due. With `may_ask` unset the shared store is not asked.
+    ///
+    /// A policy in shadow that had no room charged nothing and is due nothing: enforced, it would have let nothing run.
+    pub fn settle(
+        self: &Arc<Self>,
+        tab: &Tab,
+        decision: &Decision,
+        actual: u32,
+        may_ask: bool,
+    ) -> Option<Settlement> {
+        if actual == tab.cost || !decision.allowed() {
+            return None;
+        }
+        let (now, rules) = (self.clock.now(), decision.rules());
+        let mut there: SmallVec<[Due; 2]> = SmallVec::new();
+        let mut outcome = None;
+        let mut verdicts: Verdicts = decision.verdicts().map(|(_, verdict)| *verdict).collect();
+        for verdict in verdicts.iter_mut().filter(|verdict| verdict.reading.allowed) {
+            let Some(item) = tab.items.iter().find(|item| item.policy == verdict.policy) else { continue };
+            let policy = rules.policy(item.policy);
+            let due = self.due(item, policy, verdict, (tab, actual, now));
+            verdict.reading = told(policy, verdict.reading, tab.cost, actual);
+            let Some(due) = due else { continue };
+            if verdict.backend == Backend::Redis && may_ask {
+                there.push(due);
+                continue;
+            }
+            self.memory.take(due, now);
+            let noted = verdict.backend == Backend::Redis;
+            outcome = Some(if noted { Outcome::Noted } else { outcome.unwrap_or(Outcome::Memory) });
+        }
+        let outcome = if there.is_empty() {
+            Settling::Done(outcome?)
+        } else {
+            Settling::Asking(Box::pin(Arc::clone(self).settle_there(Arc::clone(rules), there)))
+        };
+        let decision = Decision::of(Arc::clone(rules), decision.revision, verdicts);
+        Some(Settlement { decision, outcome })
+    }
+
+    /// What one bucket is due, if anything.
+    fn due(
+        &self,
+        item: &Item,
+        policy: &Policy,
+        verdict: &Verdict,
+        (tab, actual, now): (&Tab, u32, Micros),
+    ) -> Option<Due> {
+        let quota = policy.quota;
+        let span = policy.calendar.as_ref().map(|calendar| calendar.span(now, self.clock.behind_the_wall()));
+        let units = actual.abs_diff(tab.cost);
+        let charge = Charge { key: item.key, quota, span, cost: units, share: Share::WHOLE, enforce: false };
+        let amount = charge.amount().min(quota.tolerance());
+        let change = if actual > tab.cost {
+            Change::More(amount)
+        } else if let Some(span) = span {
+            // Of a window that is over nothing is left. The store's clock may have been in another one than ours.
+            let rest = span.end.checked_sub(span.wall(tab.opened_at))?;
+            let began = span.wall(tab.opened_at) >= span.start;
+            let same = rest.abs_diff(verdict.reading.reset_after) < (span.end - span.start) / 2;
+            Change::Less(if began && same { amount } else { 0 }, tab.opened_at)
+        } else {
+            // What would have been owed, had the request cost no more from the start: at least so much. For as long as
+            // that has been drained, the bucket would have stood empty.
+            let owed = verdict.reading.debt.saturating_sub(amount + item.open_before);
+            let owed = owed.max(quota.charge(actual));
+            let idle = now.saturating_sub(tab.opened_at).saturating_sub(owed);
+            Change::Less(amount.saturating_sub(idle), now)
+        };
+        let nothing = matches!(change, Change::More(0) | Change::Less(0, _));
+        (!nothing).then_some(Due { policy: item.policy, shared: item.shared, charge, change })
+    }
+
+    /// Settles in the shared store. The whole request is due more, or all of it less.
+    async fn settle_there(self: Arc<Self>, rules: Arc<Rules>, mut dues: SmallVec<[Due; 2]>) -> Outcome {
+        let now = self.clock.now();
+        dues.iter_mut().for_each(|due| due.age(now));
+        let charges: Charges = dues.iter().map(|due| due.charge).collect();
+        let back = dues.iter().all(|due| matches!(due.change, Change::Less(..)));
+        // What comes back is no charge: its passage only holds the voyage together.
+        let passage = self.memory.depart(&charges, back, now);
+        if back {
+            self.memory.send_back(&dues);
+        }
+        let shared: Option<SmallVec<[SharedCharge<'_>; 2]>> = dues
+            .iter()
+            .zip(passage.notes())
+            .map(|(due, (note, span))| {
+                let (note, change) = match due.change {
+                    Change::More(amount) => (note, amount as i64),
+                    // The note holds what is given back here, and would undo it there.
+                    Change::Less(amount, _) => (0, -(amount as i64)),
+                };
+                Some(SharedCharge {
+                    policy: &rules.policy(due.policy).name,
+                    subject: due.shared?,
+                    quota: due.charge.quota,
+                    span,
+                    cost: due.charge.cost,
+                    enforce: false,
+                    note,
+                    change: Some(change),
+                })
+            })
+            .collect();
+        let charged = match (&self.store, &shared) {
+            (Some(store), Some(shared)) => store.charge(shared, false, now).await.ok(),
+            _ => None,
+        };
+        let complete =
+            |charged: &Charged| charged.readings.len() == dues.len() && charged.from.len() == dues.len();
+        let charged = charged.filter(complete);
+        let now = self.clock.now();
+        if back {
+            self.memory.sent_back(&dues, charged.as_ref(), now);
+        }
+        match charged {
+            Some(charged) => {
+                passage.answered(charged, now);
+                Outcome::Redis
+            }
+            None => {
+                drop(passage);
+                dues.into_iter().for_each(|due| self.memory.take(due, now));
+                Outcome::Noted
+            }
+        }
+    }
+}
+
+/// What a bucket would have said of a request that cost `actual` rather than `cost`.
+fn told(policy: &Policy, reading: Reading, cost: u32, actual: u32) -> Reading {
+    let quota = &policy.quota;
+    let amount = quota.charge(actual.abs_diff(cost));
+    let debt = match actual > cost {
+        true => reading.debt.saturating_add(amount),
+        false => reading.debt.saturating_sub(amount),
+    };
+    let said = quota.reading(debt, actual, true);
+    if policy.calendar.is_some() { said.ending_in(reading.reset_after) } else { said }
+}
+
+#[cfg(test)]
+mod tests;

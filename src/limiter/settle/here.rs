@@ -1,0 +1,115 @@
+//! The difference that a bucket is due, and what becomes of it in this process: in its count, or in the note and the
+//! voyage of a key that the shared store decides.
+
+use crate::limiter::charge::Charge;
+use crate::limiter::clock::Micros;
+use crate::limiter::memory::Memory;
+use crate::limiter::policy::PolicyId;
+use crate::limiter::store::{Charged, Readings};
+use crate::limiter::subject::SubjectHash;
+
+/// The difference that one bucket is due.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Due {
+    pub(super) policy: PolicyId,
+    pub(super) shared: Option<SubjectHash>,
+    pub(super) charge: Charge,
+    pub(super) change: Change,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change {
+    /// So much is charged, as far as it fits.
+    More(Micros),
+    /// So much was to be given back at this instant; of a calendar window, of what was charged at it.
+    Less(Micros, Micros),
+}
+
+impl Due {
+    /// What drains from a bucket on the way could have drained from an empty one: it is not given back.
+    pub(super) fn age(&mut self, now: Micros) {
+        if let (None, Change::Less(amount, then)) = (&self.charge.span, &mut self.change) {
+            *amount = amount.saturating_sub(now.saturating_sub(*then));
+            *then = now;
+        }
+    }
+}
+
+impl Memory {
+    /// Settles one bucket here.
+    pub(super) fn take(&self, mut due: Due, now: Micros) {
+        due.age(now);
+        let Due { charge, change, .. } = due;
+        match change {
+            Change::More(amount) => self.charge_more(&charge, amount, now),
+            Change::Less(amount, _) if charge.span.is_none() => self.charge_less(&charge, amount, now),
+            Change::Less(_, then) => {
+                let readings = Readings::from_elem(charge.quota.reading(0, 0, true), 1);
+                self.refund(&[charge], &readings, then, now);
+            }
+        }
+    }
+
+    /// Charges what fits, unjudged.
+    fn charge_more(&self, charge: &Charge, amount: Micros, now: Micros) {
+        let tolerance = charge.quota.tolerance();
+        let mut shard = self.shard(self.shard_of(charge.key));
+        let full_at = shard.settled(charge, false, now);
+        let from = charge.from(full_at, now);
+        let debt = full_at.saturating_sub(from).min(tolerance);
+        let amount = amount.min(tolerance - debt);
+        if amount == 0 {
+            return;
+        }
+        if let Some(voyage) = shard.voyage_mut(charge.key) {
+            voyage.charge(from, amount);
+        }
+        self.set(&mut shard, charge.key, from + debt + amount, now);
+    }
+
+    fn charge_less(&self, charge: &Charge, amount: Micros, now: Micros) {
+        let mut shard = self.shard(self.shard_of(charge.key));
+        let Some(full_at) = shard.entry(charge.key).map(|entry| entry.full_at) else { return };
+        if full_at > now {
+            self.set(&mut shard, charge.key, full_at.saturating_sub(amount).max(now), now);
+        }
+    }
+
+    /// Something is on its way back to the shared store.
+    pub(super) fn send_back(&self, dues: &[Due]) {
+        for due in dues {
+            let Change::Less(amount, _) = due.change else { continue };
+            let mut shard = self.shard(self.shard_of(due.charge.key));
+            if let Some(voyage) = shard.voyage_mut(due.charge.key) {
+                voyage.returning += amount;
+                voyage.give_back(amount);
+            }
+        }
+    }
+
+    /// It arrived, or it did not. What the shared store says of these buckets then becomes the note, be it less.
+    pub(super) fn sent_back(&self, dues: &[Due], charged: Option<&Charged>, now: Micros) {
+        for (at, due) in dues.iter().enumerate() {
+            let Change::Less(amount, _) = due.change else { continue };
+            let charge = &due.charge;
+            let mut shard = self.shard(self.shard_of(charge.key));
+            let Some(voyage) = shard.voyage_mut(charge.key) else { continue };
+            voyage.returning = voyage.returning.saturating_sub(amount);
+            let Some(charged) = charged.filter(|charged| charged.judged_at >= voyage.returned_at) else {
+                continue;
+            };
+            voyage.returned_at = charged.judged_at;
+            let from = match charge.span {
+                None => charged.judged_at,
+                Some(span) if span.knows(charged.from[at]) => charged.from[at],
+                Some(span) => span.end_at(span.wall(charged.judged_at)),
+            };
+            let unknown_there = voyage.charged - voyage.confirmed;
+            let full_at = (from + charged.readings[at].debt).max(voyage.own_full_at()) + unknown_there;
+            let past = charge.span.map_or(now, |span| span.wall(now));
+            if full_at > past || shard.entry(charge.key).is_some() {
+                self.set(&mut shard, charge.key, full_at, now);
+            }
+        }
+    }
+}
