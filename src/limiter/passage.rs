@@ -265,8 +265,8 @@ impl Memory {
         self.sight.sample(own / interval, (others + interval / 2) / interval);
     }
 
-    /// Whether these charges would be denied by Redis, by what it told last and was charged here since, also when the
-    /// call takes as long as `lag`. Then there is no need to ask. What is in flight does not count: it may be denied.
+    /// Whether these charges would be denied by Redis, by what it told last and was charged here since, also when it
+    /// judges them `lag` from now. Then there is no need to ask. What is in flight does not count: it may be denied.
     pub fn denies(&self, charges: &[Charge], lag: Micros, now: Micros) -> Option<Readings> {
         let mut denied = false;
         let readings = charges.iter().map(|charge| {

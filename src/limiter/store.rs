@@ -63,8 +63,8 @@ pub trait Store: Send + Sync + 'static {
         now: Micros,
     ) -> impl Future<Output = Result<Charged, Fault>> + Send;
 
-    /// The longest that a call took lately, in microseconds; `None` when a call would not be made, so that nobody needs to
-    /// know.
+    /// The shortest that a call took lately, in microseconds: no call made now is judged much before. `None` when none
+    /// would be made.
     fn lag(&self) -> Option<Micros>;
 
     /// Whether it came back a short while ago: then a hit has to pass the share of this instance as well, since what the

@@ -1,10 +1,10 @@
-//! How long calls take at most, as of lately.
+//! How long calls take at least, as of lately.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::limiter::clock::{Micros, SECOND};
 
-/// The longest call of the present five seconds and of those before.
+/// The shortest call of the present five seconds and of those before.
 ///
 /// Not exact between threads: a call that is lost at the border of two windows is followed by others.
 #[derive(Debug, Default)]
@@ -20,19 +20,16 @@ impl Lag {
     /// A call took so long.
     pub(super) fn learn(&self, took: Micros, now: Micros) {
         let window = now / WINDOW;
-        let known = self.window.swap(window, Ordering::Relaxed);
-        if known != window {
-            let last = if known + 1 == window { self.present.load(Ordering::Relaxed) } else { 0 };
-            self.before.store(last, Ordering::Relaxed);
-            self.present.store(took, Ordering::Relaxed);
-        } else if took > self.present.load(Ordering::Relaxed) {
+        if self.window.swap(window, Ordering::Relaxed) != window {
+            self.before.store(self.present.swap(took, Ordering::Relaxed), Ordering::Relaxed);
+        } else if took < self.present.load(Ordering::Relaxed) {
             self.present.store(took, Ordering::Relaxed);
         }
     }
 
-    /// The longest lately, in microseconds. What was learned long ago still counts until something is learned again.
-    pub(super) fn longest(&self) -> Micros {
-        self.present.load(Ordering::Relaxed).max(self.before.load(Ordering::Relaxed))
+    /// The shortest lately, in microseconds; 0 before anything is known.
+    pub(super) fn shortest(&self) -> Micros {
+        self.present.load(Ordering::Relaxed).min(self.before.load(Ordering::Relaxed))
     }
 }
 
@@ -41,17 +38,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_call_counts_for_five_to_ten_seconds() {
+    fn the_shortest_call_of_this_window_and_the_one_before_counts() {
         let lag = Lag::default();
-        assert_eq!(lag.longest(), 0);
+        assert_eq!(lag.shortest(), 0);
         lag.learn(900, 10 * WINDOW);
-        lag.learn(100, 10 * WINDOW + 1);
-        assert_eq!(lag.longest(), 900);
-        lag.learn(200, 11 * WINDOW);
-        assert_eq!(lag.longest(), 900);
-        lag.learn(50, 12 * WINDOW);
-        assert_eq!(lag.longest(), 200);
-        lag.learn(10, 20 * WINDOW);
-        assert_eq!(lag.longest(), 10);
+        lag.learn(300, 11 * WINDOW);
+        assert_eq!(lag.shortest(), 300);
+        lag.learn(500, 12 * WINDOW);
+        lag.learn(400, 12 * WINDOW + 1);
+        assert_eq!(lag.shortest(), 300);
+        lag.learn(700, 13 * WINDOW);
+        assert_eq!(lag.shortest(), 400);
     }
 }

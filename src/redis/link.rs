@@ -182,7 +182,7 @@ impl Store for RedisStore {
 
     fn lag(&self) -> Option<Micros> {
         match self.0.breaker.state() {
-            State::Closed | State::HalfOpen => Some(self.0.lag.longest()),
+            State::Closed | State::HalfOpen => Some(self.0.lag.shortest()),
             State::Open => None,
         }
     }
