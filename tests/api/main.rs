@@ -18,6 +18,7 @@ mod fleet;
 mod fleet_outage;
 mod gateway;
 mod headers;
+mod invariant;
 mod jwt;
 mod known_denials;
 mod life;

@@ -295,8 +295,22 @@ async fn a_frozen_connection_is_replaced_by_a_fresh_one_and_not_waited_for() {
 
 #[tokio::test]
 async fn two_seconds_up_and_two_down_are_one_line_and_admit_no_more_than_the_limit() {
+    flaps(2, 1).await;
+}
+
+mod soak {
+    /// Each up is shorter than what an outage needs to be over, so that Redis hardly decides: that is the damping.
+    #[tokio::test]
+    async fn two_minutes_of_flapping_change_the_deciding_store_of_a_key_fewer_than_twenty_times() {
+        if std::env::var_os("TIDEGATE_SOAK").is_some() {
+            super::flaps(30, 1).await;
+        }
+    }
+}
+
+async fn flaps(times: usize, lines: usize) {
     let world = world().await;
-    for _ in 0..2 {
+    for _ in 0..times {
         world.relay.refuse();
         tokio::time::sleep(Duration::from_secs(2)).await;
         world.relay.accept();
@@ -304,10 +318,17 @@ async fn two_seconds_up_and_two_down_are_one_line_and_admit_no_more_than_the_lim
     }
     world.is("closed").await;
     let (tidegate, states, answers) = world.account().await;
-    tidegate.says(DEGRADED, 1).await;
-    tidegate.says(BACK, 1).await;
+    tidegate.says(DEGRADED, lines).await;
+    tidegate.says(BACK, lines).await;
     let by_redis = answers.iter().filter(|answer| answer.by_redis).count();
-    eprintln!("2 s up, 2 s down: {by_redis} of {} by Redis, breaker {states:?}", answers.len());
+    let mut in_order = answers.clone();
+    in_order.sort_by_key(|answer| answer.sent);
+    let changes = in_order.windows(2).filter(|two| two[0].fallback != two[1].fallback).count();
+    eprintln!(
+        "2 s up, 2 s down, {times} times: {by_redis} of {} by Redis, {changes} changes of the store, breaker {states:?}",
+        answers.len()
+    );
+    assert!(changes < 20, "{changes} changes of the deciding store");
     assert!(states.len() >= 4, "{states:?}");
 }
 
@@ -329,19 +350,27 @@ async fn six_seconds_without(what: &str, go: fn(&mut RedisServer), come: fn(&mut
         let tidegate = Arc::clone(&tidegate);
         requests.push(tokio::spawn(async move {
             let sent = Instant::now();
-            let status = tidegate.get("/").await.status();
-            assert!(!status.is_server_error(), "{status}");
-            sent.elapsed()
+            // Beside each a page that asks no limiter: what it waits for is the machine.
+            let (judged, unjudged) =
+                tokio::join!(async { (tidegate.get("/").await.status(), sent.elapsed()) }, async {
+                    (tidegate.get("/healthz").await.status(), sent.elapsed())
+                });
+            assert!(!judged.0.is_server_error(), "{}", judged.0);
+            (judged.1, unjudged.1)
         }));
     }
     come(&mut redis);
     let back = Instant::now();
-    let mut took = Vec::new();
+    let (mut took, mut beside) = (Vec::new(), Vec::new());
     for request in requests {
-        took.push(request.await.unwrap());
+        let (judged, unjudged) = request.await.unwrap();
+        took.push(judged);
+        beside.push(unjudged);
     }
     took.sort();
-    let in_time = took.iter().filter(|took| **took < Duration::from_secs(1)).count();
+    let within_a_second =
+        |took: &[Duration]| took.iter().filter(|took| **took < Duration::from_secs(1)).count();
+    let (in_time, machine) = (within_a_second(&took), within_a_second(&beside));
     let lines = tidegate.output().lines().count() - lines_before;
     until("it warms up", async || tidegate.status().await["redis"]["state"] != "open").await;
     let used_after = back.elapsed();
@@ -353,7 +382,10 @@ async fn six_seconds_without(what: &str, go: fn(&mut RedisServer), come: fn(&mut
         took[took.len() - 1],
         lines as f64 / took.len() as f64
     );
-    assert_eq!(in_time, took.len());
+    assert!(
+        in_time + took.len() / 100 >= machine,
+        "{in_time} in time, {machine} of those that asked no limiter"
+    );
     assert!(lines <= took.len() + 5, "{lines} lines for {} requests", took.len());
 }
 
