@@ -295,31 +295,39 @@ async fn a_frozen_connection_is_replaced_by_a_fresh_one_and_not_waited_for() {
 
 #[tokio::test]
 async fn two_seconds_up_and_two_down_are_one_line_and_admit_no_more_than_the_limit() {
-    flaps(2, 1).await;
+    let world = world().await;
+    flaps(world, 2).await;
 }
 
 mod soak {
-    /// Each up is shorter than what an outage needs to be over, so that Redis hardly decides: that is the damping.
+    use super::{RedisServer, World};
+
+    /// With the intervals of the default: each up is shorter than a warm-up, and the waits between probes grow.
     #[tokio::test]
     async fn two_minutes_of_flapping_change_the_deciding_store_of_a_key_fewer_than_twenty_times() {
         if std::env::var_os("TIDEGATE_SOAK").is_some() {
-            super::flaps(30, 1).await;
+            let intervals =
+                [("TIDEGATE__REDIS__RECONNECT_INTERVAL_S", "30"), ("TIDEGATE__REDIS__WARM_UP_S", "5")];
+            super::flaps(World::with(RedisServer::start(), &intervals).await, 30).await;
         }
     }
 }
 
-async fn flaps(times: usize, lines: usize) {
-    let world = world().await;
+async fn flaps(world: World, times: usize) {
     for _ in 0..times {
         world.relay.refuse();
         tokio::time::sleep(Duration::from_secs(2)).await;
         world.relay.accept();
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
-    world.is("closed").await;
+    let stopped = Instant::now();
+    while world.tidegate.status().await["redis"]["state"] != "closed" {
+        assert!(stopped.elapsed() < Duration::from_secs(60), "Redis is not in use again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let (tidegate, states, answers) = world.account().await;
-    tidegate.says(DEGRADED, lines).await;
-    tidegate.says(BACK, lines).await;
+    tidegate.says(DEGRADED, 1).await;
+    tidegate.says(BACK, 1).await;
     let by_redis = answers.iter().filter(|answer| answer.by_redis).count();
     let mut in_order = answers.clone();
     in_order.sort_by_key(|answer| answer.sent);
