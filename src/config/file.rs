@@ -8,21 +8,27 @@ use config::{Value, ValueKind};
 use super::error::Problem;
 use super::keys::{self, Known};
 
-/// Nobody writes more by hand; a device or a dump named by mistake is not read to its end.
-const LONGEST: u64 = 1024 * 1024;
+/// Nobody writes more options by hand; a device or a dump named by mistake is not read to its end.
+const LONGEST: u64 = 1;
 
 /// The text of a file; `None` when there is none.
 ///
 /// The error says what is wrong and what is accepted, not which file.
 pub(super) fn text(path: &Path) -> Result<Option<String>, String> {
+    text_up_to(LONGEST, path)
+}
+
+/// The same of a file that may be longer: up to so many MiB.
+pub(super) fn text_up_to(mib: u64, path: &Path) -> Result<Option<String>, String> {
+    let longest = mib * 1024 * 1024;
     let read = || -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        std::fs::File::open(path)?.take(LONGEST + 1).read_to_end(&mut bytes)?;
+        std::fs::File::open(path)?.take(longest + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     match read() {
-        Ok(bytes) if bytes.len() as u64 > LONGEST => {
-            Err("the file is longer than 1 MiB; accepted: a shorter one".to_owned())
+        Ok(bytes) if bytes.len() as u64 > longest => {
+            Err(format!("the file is longer than {mib} MiB; accepted: a shorter one"))
         }
         Ok(bytes) => match String::from_utf8(bytes) {
             Ok(text) => Ok(Some(text)),

@@ -1,6 +1,7 @@
 //! The file of limits: from `config/policies.toml` to [`Rules`], or to everything that is wrong in it.
 
 mod fields;
+mod warnings;
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;
@@ -14,6 +15,11 @@ use crate::limiter::clock::SECOND;
 use crate::limiter::gcra::Quota;
 use crate::limiter::policy::{Mode, OnMissing, Policy, Rules};
 use crate::limiter::route::Route;
+
+pub use warnings::warnings;
+
+/// The longest policy file, in MiB: tens of thousands of rules.
+pub(super) const LONGEST_MIB: u64 = 16;
 
 const RULE_KEYS: &[&str] = &["name", "match", "cost", "policy"];
 const MATCH_KEYS: &[&str] = &["methods", "host", "path"];

@@ -55,6 +55,9 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
         rules: Rules::none(),
     };
     let (policies_file, rules) = rules(&mut taken, sources);
+    if let Some(file) = &policies_file {
+        warnings.extend(policies::warnings(&file.display().to_string(), &rules));
+    }
     if !taken.problems.is_empty() {
         return Err(Errors(taken.problems));
     }
@@ -175,7 +178,7 @@ fn rules(taken: &mut Taken, sources: &Sources) -> (Option<PathBuf>, Rules) {
     } else {
         sources.config_dir.join("policies.toml")
     };
-    match file::text(&path) {
+    match file::text_up_to(policies::LONGEST_MIB, &path) {
         Ok(Some(text)) => {
             let name = path.display().to_string();
             match policies::parse(&name, &text) {

@@ -13,6 +13,7 @@ pub mod passage;
 pub mod policy;
 pub mod rollout;
 pub mod route;
+pub mod rules;
 pub mod store;
 pub mod subject;
 mod table;

@@ -1,11 +1,11 @@
-//! What is limited and how much: rules match requests, policies say by whom and how many.
+//! What is limited and how much: policies say by whom and how many. Which of them a request meets, [`Rules`] say.
 //!
 //! The next parts of the policy language (tokens, allow and deny lists, the penalty box, fixed windows) join
 //! [`Policy`] and [`Subject`] here.
 
 use super::gcra::Quota;
-use super::route::Route;
-use super::subject::{Facts, PolicyTag, Subject};
+pub use super::rules::{Rule, Rules};
+use super::subject::{PolicyTag, Subject};
 
 /// A policy's place among all policies of a [`Rules`].
 pub type PolicyId = usize;
@@ -52,160 +52,5 @@ impl Policy {
     pub fn new(name: impl Into<Box<str>>, by: Subject, quota: Quota) -> Self {
         let name = name.into();
         Self { tag: PolicyTag::of(&name), name, by, quota, on_missing: OnMissing::Ip, mode: Mode::Enforce }
-    }
-}
-
-/// Requests of one kind and the policies that all must admit them.
-#[derive(Clone, Debug)]
-pub struct Rule {
-    /// Unique in the file.
-    pub name: Box<str>,
-    /// Which requests.
-    pub route: Route,
-    /// Units that one such request costs.
-    pub cost: u32,
-    /// Its policies, by place.
-    pub policies: Vec<PolicyId>,
-}
-
-/// Every rule, in order: the first that matches decides.
-#[derive(Clone, Debug, Default)]
-pub struct Rules {
-    rules: Vec<Rule>,
-    policies: Vec<Policy>,
-}
-
-impl Rules {
-    /// No rule: nothing is limited.
-    pub fn none() -> Self {
-        Self::default()
-    }
-
-    /// What is in force until a file says otherwise: one rule `default` for every request, with one policy
-    /// `default`, by address.
-    pub fn by_ip(quota: Quota) -> Self {
-        let mut rules = Self::none();
-        rules.add("default", Route::any(), 1, [Policy::new("default", Subject::ip(), quota)]);
-        rules
-    }
-
-    /// Adds a rule behind those already there.
-    pub fn add(
-        &mut self,
-        name: impl Into<Box<str>>,
-        route: Route,
-        cost: u32,
-        policies: impl IntoIterator<Item = Policy>,
-    ) {
-        let first = self.policies.len();
-        self.policies.extend(policies);
-        self.rules.push(Rule {
-            name: name.into(),
-            route,
-            cost,
-            policies: (first..self.policies.len()).collect(),
-        });
-    }
-
-    /// The first rule that matches.
-    ///
-    /// A path with an encoded slash has two readings. Where they meet different rules, one that limits goes before
-    /// one that does not, then the earlier: no spelling leads around a limit.
-    pub fn matching(&self, facts: &dyn Facts) -> Option<&Rule> {
-        if !self.rules.iter().any(|rule| rule.route.reads_path()) {
-            return self.first(facts, None);
-        }
-        let path = facts.path();
-        let first = self.first(facts, Some(&super::route::normal_path(path)));
-        let Some(other) = super::route::other_reading(path) else { return first };
-        let other = self.first(facts, Some(&other));
-        let place = |rule: &Rule| self.rules.iter().position(|one| std::ptr::eq(one, rule));
-        let rank = |rule: &&Rule| (rule.policies.is_empty(), place(rule));
-        [first, other].into_iter().flatten().min_by_key(rank)
-    }
-
-    fn first(&self, facts: &dyn Facts, path: Option<&str>) -> Option<&Rule> {
-        self.rules.iter().find(|rule| rule.route.matches(facts, path))
-    }
-
-    /// The rule of this name.
-    pub fn named(&self, name: &str) -> Option<&Rule> {
-        self.rules.iter().find(|rule| &*rule.name == name)
-    }
-
-    /// Every rule, in order.
-    pub fn all(&self) -> &[Rule] {
-        &self.rules
-    }
-
-    /// Every policy of every rule.
-    pub fn policies(&self) -> &[Policy] {
-        &self.policies
-    }
-
-    /// The policy at `id`, which comes from this same `Rules`.
-    pub fn policy(&self, id: PolicyId) -> &Policy {
-        &self.policies[id]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::limiter::clock::SECOND;
-    use crate::limiter::subject::Part;
-    use std::borrow::Cow;
-    use std::num::NonZeroU32;
-
-    struct At(&'static str);
-
-    impl Facts for At {
-        fn ip(&self) -> Option<std::net::IpAddr> {
-            None
-        }
-        fn method(&self) -> &str {
-            "GET"
-        }
-        fn host(&self) -> &str {
-            ""
-        }
-        fn path(&self) -> &str {
-            self.0
-        }
-        fn header(&self, _: &str) -> Option<&[u8]> {
-            None
-        }
-        fn query(&self, _: &str) -> Option<Cow<'_, [u8]>> {
-            None
-        }
-        fn cookie(&self, _: &str) -> Option<Cow<'_, [u8]>> {
-            None
-        }
-        fn carries(&self, _: &Part) -> bool {
-            false
-        }
-    }
-
-    #[test]
-    fn no_spelling_of_a_path_leads_around_a_limit() {
-        let path = |pattern| Route::new(&[], None, Some(pattern)).unwrap();
-        let quota = Quota::new(NonZeroU32::MIN, SECOND, NonZeroU32::MIN).unwrap();
-        let limit = |name: &str| [Policy::new(name, Subject::ip(), quota)];
-        let mut rules = Rules::none();
-        rules.add("assets", path("/assets/**"), 1, []);
-        rules.add("item", path("/v1/items/{id}"), 1, limit("item"));
-        rules.add("items", path("/v1/items"), 1, limit("items"));
-        for (path, rule) in [
-            ("/v1/items", Some("items")),
-            ("/v1%2Fitems", Some("items")),
-            ("/v1%2fitems%2F7", Some("item")),
-            ("/v1/items/a%2Fb", Some("item")),
-            ("/assets/..%2fv1/items", Some("items")),
-            ("/assets%2F..%2Fv1%2Fitems", Some("items")),
-            ("/assets/a%2Fb", Some("assets")),
-            ("/other%2Fpath", None),
-        ] {
-            assert_eq!(rules.matching(&At(path)).map(|rule| &*rule.name), rule, "{path}");
-        }
     }
 }

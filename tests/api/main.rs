@@ -18,5 +18,6 @@ mod life;
 mod limits;
 mod logs;
 mod rollout;
+mod rules;
 mod secrets;
 mod tls;
