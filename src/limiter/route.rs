@@ -160,13 +160,16 @@ impl PathPattern {
             } else {
                 let literal = normal_path(segment);
                 if matches!(&*literal, "." | "..") {
-                    return Err(fail("\".\" and \"..\" are resolved before a path is matched, so that none has them"));
+                    return Err(fail(
+                        "\".\" and \"..\" are resolved before a path is matched, so that none has them",
+                    ));
                 }
                 Segment::Literal(literal.into_owned().into())
             });
         }
         // Only a slash at the end leaves an empty segment.
-        let inner = if open { &segments[..] } else { segments.split_last().map_or(&[][..], |(_, inner)| inner) };
+        let inner =
+            if open { &segments[..] } else { segments.split_last().map_or(&[][..], |(_, inner)| inner) };
         if inner.contains(&Segment::Literal("".into())) {
             return Err(fail("\"//\" is joined before a path is matched, so that none has it"));
         }
@@ -237,7 +240,8 @@ fn is_normal(path: &str) -> bool {
 /// The path as a server reads it that takes an encoded slash for a slash, when there is one. Some do (WSGI, Go), some
 /// take it for a part of the segment; which of them the upstream is, is not ours to guess.
 pub(super) fn other_reading(path: &str) -> Option<String> {
-    let is_slash = |&at: &usize| path.as_bytes()[at..].get(1..3).is_some_and(|hex| hex.eq_ignore_ascii_case(b"2f"));
+    let is_slash =
+        |&at: &usize| path.as_bytes()[at..].get(1..3).is_some_and(|hex| hex.eq_ignore_ascii_case(b"2f"));
     let mut slashes = path.match_indices('%').map(|(at, _)| at).filter(is_slash).peekable();
     slashes.peek()?;
     let (mut text, mut from) = (String::with_capacity(path.len()), 0);
@@ -369,8 +373,23 @@ mod tests {
     #[test]
     fn a_malformed_condition_is_refused_with_what_is_accepted() {
         for path in [
-            "v1", "/v1**", "/v1/*/x", "/{", "/{}", "/a{b}", "/v1?x=1", "/**/x", "//", "/a//b", "/a//", "//**",
-            "/a//**", "/a/../b", "/./a", "/a/%2e%2E", "/%2e/**",
+            "v1",
+            "/v1**",
+            "/v1/*/x",
+            "/{",
+            "/{}",
+            "/a{b}",
+            "/v1?x=1",
+            "/**/x",
+            "//",
+            "/a//b",
+            "/a//",
+            "//**",
+            "/a//**",
+            "/a/../b",
+            "/./a",
+            "/a/%2e%2E",
+            "/%2e/**",
         ] {
             let error = Route::new(&[], None, Some(path)).unwrap_err().to_string();
             assert!(error.contains(path) && error.contains("accepted"), "{error}");

@@ -83,7 +83,8 @@ impl Rules {
         let first = self.first(facts, Some(&route::normal_path(path)));
         let Some(other) = route::other_reading(path) else { return self.rules.get(first?) };
         let other = self.first(facts, Some(&other));
-        let rank = |&place: &usize| (self.rules.get(place).is_none_or(|rule| rule.policies.is_empty()), place);
+        let rank =
+            |&place: &usize| (self.rules.get(place).is_none_or(|rule| rule.policies.is_empty()), place);
         self.rules.get([first, other].into_iter().flatten().min_by_key(rank)?)
     }
 
@@ -124,4 +125,5 @@ impl fmt::Debug for Rules {
 }
 
 #[cfg(test)]
+#[path = "rules/tests.rs"]
 mod tests;

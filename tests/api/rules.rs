@@ -11,7 +11,9 @@ fn policies(rules: &[(&str, &str)]) -> String {
         let rule = format!("[[rule]]\nname = \"{name}\"\nmatch = {{ {conditions} }}\n");
         match *name {
             "assets" => rule,
-            _ => rule + &format!("[[rule.policy]]\nname = \"{name}\"\nby = \"ip\"\nlimit = \"1000/second\"\n"),
+            _ => {
+                rule + &format!("[[rule.policy]]\nname = \"{name}\"\nby = \"ip\"\nlimit = \"1000/second\"\n")
+            }
         }
     };
     rules.iter().map(rule).collect()
@@ -82,14 +84,19 @@ async fn no_spelling_of_a_request_leads_past_its_rule() {
         if target.starts_with('/') {
             let attributes = json!({"method": method, "host": host, "path": target});
             let decision = tidegate.check(json!({"attributes": attributes})).await;
-            assert_eq!(decision["policy"].as_str().unwrap_or("none"), policy, "asked: {method} {host} {target}");
+            assert_eq!(
+                decision["policy"].as_str().unwrap_or("none"),
+                policy,
+                "asked: {method} {host} {target}"
+            );
         }
     }
 }
 
 #[tokio::test]
 async fn each_of_thousands_of_rules_is_met_by_its_requests_and_by_its_name() {
-    let rule = |place: usize| (format!("rule-{place}"), format!("path = '/{{tenant}}/things-{place}/{{id}}'"));
+    let rule =
+        |place: usize| (format!("rule-{place}"), format!("path = '/{{tenant}}/things-{place}/{{id}}'"));
     let rules: Vec<(String, String)> = (0..2_000).map(rule).collect();
     let rules: Vec<(&str, &str)> = rules.iter().map(|(name, conditions)| (&**name, &**conditions)).collect();
     let tidegate = Tidegate::start(Some(&policies(&rules)), &[]).await;
@@ -117,7 +124,10 @@ async fn config_check_warns_of_a_rule_out_of_reach_and_exits_0_and_the_start_say
     assert!(said.starts_with(&format!("warning: config/policies.toml: {words}")), "{said}");
     assert!(said.contains("The configuration is sound: 2 rule(s), 2 policy(ies)."), "{said}");
     let said: Value = serde_json::from_str(&check(&["--json"])).unwrap();
-    assert_eq!((said["errors"].as_array().unwrap().len(), said["warnings"].as_array().unwrap().len()), (0, 1));
+    assert_eq!(
+        (said["errors"].as_array().unwrap().len(), said["warnings"].as_array().unwrap().len()),
+        (0, 1)
+    );
 
     let tidegate = Tidegate::start(Some(&text), &[]).await;
     tidegate.says(words, 1).await;

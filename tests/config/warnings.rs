@@ -17,7 +17,9 @@ fn warnings(text: &str) -> Vec<String> {
 
 /// Rules without policies, from their names and conditions.
 fn file(list: &[(&str, &str)]) -> String {
-    list.iter().map(|(name, conditions)| format!("[[rule]]\nname='{name}'\nmatch={{{conditions}}}\n")).collect()
+    list.iter()
+        .map(|(name, conditions)| format!("[[rule]]\nname='{name}'\nmatch={{{conditions}}}\n"))
+        .collect()
 }
 
 #[test]
@@ -60,6 +62,9 @@ fn a_rule_that_some_request_reaches_is_not_warned_of() {
         ("path='/v1/items', methods=['GET']", "path='/v1/items', methods=['GET','HEAD']"),
         ("host='*.example.com'", "host='example.com'"),
         ("host='a.example.com'", "host='*.example.com'"),
+        ("host='x.example.com'", "host='*.example.com'"),
+        ("path='/x'", "path='/{any}'"),
+        ("path='/x/**'", "path='/**'"),
         ("host='a.example', path='/**'", "path='/'"),
         ("path='/a/{x}'", "path='/{x}/a'"),
     ] {
@@ -89,14 +94,19 @@ fn a_rule_for_everything_at_the_top_is_one_warning_however_many_it_hides() {
     let list: Vec<(&str, &str)> = list.iter().map(|(name, conditions)| (&**name, &**conditions)).collect();
     let lines = warnings(&file(&list));
     let [line] = lines.as_slice() else { panic!("{lines:?}") };
-    assert!(line.starts_with("p: rules \"r0\", \"r1\", \"r2\" and 2 more: no request reaches them"), "{line}");
+    assert!(
+        line.starts_with("p: rules \"r0\", \"r1\", \"r2\" and 2 more: no request reaches them"),
+        "{line}"
+    );
     assert!(line.contains("rule \"all\" above matches whatever they would"), "{line}");
 }
 
 #[test]
 fn a_looser_limit_behind_a_tighter_one_of_the_same_subject_is_named() {
     let lines = |tight: &str, loose: &str| {
-        warnings(&format!("[[rule]]\nname='r'\n[[rule.policy]]\nname='t'\n{tight}\n[[rule.policy]]\nname='l'\n{loose}"))
+        warnings(&format!(
+            "[[rule]]\nname='r'\n[[rule.policy]]\nname='t'\n{tight}\n[[rule.policy]]\nname='l'\n{loose}"
+        ))
     };
     let found = lines("by='ip'\nlimit='100/minute'\nburst=20", "by='ip'\nlimit='6000/hour'\nburst=20");
     assert_eq!(
@@ -182,6 +192,9 @@ fn ten_thousand_rules_are_read_and_examined_in_no_time() {
         assert_eq!(policies::warnings("p", &loaded.settings.rules).len(), expected);
         let examined = started.elapsed();
         // A busy machine without optimizations takes some seconds; comparing each rule with each takes minutes.
-        assert!(took < Duration::from_secs(20) && examined < Duration::from_secs(5), "{took:?}, {examined:?}");
+        assert!(
+            took < Duration::from_secs(20) && examined < Duration::from_secs(5),
+            "{took:?}, {examined:?}"
+        );
     }
 }

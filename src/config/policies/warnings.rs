@@ -52,7 +52,8 @@ fn out_of_reach(rules: &Rules, behind: &[usize], places: &[usize]) -> String {
 }
 
 fn listed(rules: &Rules, places: &[usize]) -> String {
-    let name = |&place: &usize| rules.all().get(place).map_or_else(String::new, |rule| format!("\"{}\"", rule.name));
+    let name =
+        |&place: &usize| rules.all().get(place).map_or_else(String::new, |rule| format!("\"{}\"", rule.name));
     let shown: Vec<String> = places.iter().take(MOST_NAMES).map(name).collect();
     match (places.len() - shown.len(), shown.split_last()) {
         (0, Some((last, before))) if !before.is_empty() => format!("{} and {last}", before.join(", ")),

@@ -57,12 +57,12 @@ pub fn idle(rules: &Rules) -> Vec<Idle> {
     let mut found = Vec::new();
     for (place, rule) in rules.rules.iter().enumerate() {
         for &policy in &rule.policies {
-            let hides = |&other: &PolicyId| {
+            let is_in_front = |&other: &PolicyId| {
                 let (tight, loose) = (rules.policy(other), rules.policy(policy));
                 // Of two that are alike the first stays.
                 other != policy && hides(tight, loose) && (other < policy || !hides(loose, tight))
             };
-            if let Some(behind) = rule.policies.iter().copied().find(hides) {
+            if let Some(behind) = rule.policies.iter().copied().find(is_in_front) {
                 found.push(Idle { rule: place, policy, behind });
             }
         }
@@ -74,7 +74,8 @@ pub fn idle(rules: &Rules) -> Vec<Idle> {
 ///
 /// Take what is left in units, `(τ − debt) / T`. It begins no lower in `loose` (the burst is no smaller), both lose the
 /// same units at the same moments, and it grows no slower there, up to no lower a top (`T` is no longer): so it is
-/// never lower. `tight` must deny in earnest: otherwise `loose` would be charged for what `tight` has no room for.
+/// never lower, as long as both counts are kept. `tight` must deny in earnest: otherwise `loose` would be charged for
+/// what `tight` has no room for.
 fn hides(tight: &Policy, loose: &Policy) -> bool {
     let (Some(narrow), Some(wide)) = (token_bucket(tight), token_bucket(loose)) else { return false };
     // Whoever `loose` counts, `tight` counts as the same one, or refuses.
@@ -88,7 +89,8 @@ fn hides(tight: &Policy, loose: &Policy) -> bool {
         && tight.by == loose.by
 }
 
-/// The quota of a policy that counts by it alone. Other ways of counting do not compare like this.
+/// The quota of a policy that counts by it alone. Where there is more to a policy (another way of counting, a denial that
+/// has consequences, an answer of its own while the store is away), two of them do not compare like this.
 fn token_bucket(policy: &Policy) -> Option<&Quota> {
     Some(&policy.quota)
 }
@@ -130,7 +132,8 @@ impl Stranger {
 
     /// The same of a path. For a rule for every path it takes two: "/" is the only one without a first segment.
     fn paths(&self, route: &Route) -> Vec<String> {
-        let (segments, open) = route.path.as_ref().map_or((&[][..], true), |path| (&path.segments, path.open));
+        let (segments, open) =
+            route.path.as_ref().map_or((&[][..], true), |path| (&path.segments, path.open));
         let mut path = String::new();
         for segment in segments {
             path.push('/');

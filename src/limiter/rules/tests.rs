@@ -246,19 +246,8 @@ fn found(rules: &Rules, facts: &Asked) -> Option<usize> {
 }
 
 const METHODS: [&str; 4] = ["GET", "POST", "PUT", "M-X"];
-const HOSTS: [&str; 11] = [
-    "",
-    "com",
-    "a.com",
-    "x.a.com",
-    "x.com",
-    "*.com",
-    "*.a.com",
-    "*.x.a.com",
-    "[::1]",
-    "X.A.com.",
-    "*.A.com",
-];
+const HOSTS: [&str; 11] =
+    ["", "com", "a.com", "x.a.com", "x.com", "*.com", "*.a.com", "*.x.a.com", "[::1]", "X.A.com.", "*.A.com"];
 const SEGMENTS: [&str; 9] = ["a", "b", "x", "{n}", "{n}", "a%2Fb", "%61", "%25", "é"];
 
 prop_compose! {
@@ -345,7 +334,7 @@ proptest! {
 
     #[test]
     fn a_rule_that_is_called_out_of_reach_decides_no_request(
-        rules in some_rules(30), requests in prop::collection::vec(a_request(), 1..60),
+        rules in some_rules(30), requests in prop::collection::vec(a_request(), 1..40),
     ) {
         let out_of_reach = hidden(&rules);
         for request in &requests {
