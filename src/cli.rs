@@ -59,7 +59,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Reads everything as a start would and lists every error; exit 0 when there is none, else 64
+    /// Reads everything as a start would and lists every error and warning; exit 64 when there is an error, else 0
     #[command(after_help = "Example:\n  tidegate config check && systemctl restart tidegate")]
     Check {
         /// Print JSON

@@ -3,6 +3,7 @@
 mod fields;
 mod lists;
 mod source;
+mod warnings;
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;
@@ -23,6 +24,8 @@ use crate::limiter::route::Route;
 use crate::limiter::subject::{Ipv6Prefix, Part};
 pub use lists::ReadFile;
 pub use source::{Found, Source};
+
+pub use warnings::warnings;
 
 const RULE_KEYS: &[&str] = &["name", "match", "cost", "allow", "deny", "allow_files", "deny_files", "policy"];
 const TOP_KEYS: &[&str] = &["allow", "deny", "allow_files", "deny_files", "rule"];

@@ -62,6 +62,9 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
         rules,
         jwt: jwt::jwt(&mut taken, &mut warnings),
     };
+    if let Some(file) = &settings.policies.file {
+        warnings.extend(policies::warnings(&file.display().to_string(), &settings.rules));
+    }
     if !taken.problems.is_empty() {
         return Err(Errors(taken.problems));
     }

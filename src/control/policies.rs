@@ -10,6 +10,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
 use super::reload::{Attempt, Change, Reloadable, rfc3339};
+use crate::config;
 use crate::config::policies::{Found, Source};
 use crate::config::{Digest, Errors, Problem};
 use crate::limiter::Limiter;
@@ -90,6 +91,12 @@ impl Policies {
 impl Reloadable for Policies {
     fn read(self: Arc<Self>) -> Attempt {
         let (found, seen) = self.source.read();
+        let warnings = match &found {
+            Found::Sound(rules) => {
+                config::policies::warnings(&self.source.path().display().to_string(), rules)
+            }
+            _ => Vec::new(),
+        };
         let outcome = match found {
             Found::Sound(rules) => Ok(Arc::clone(&self).change(rules, seen.digest())),
             Found::Nothing if self.in_force.load().origin.file.is_none() => Ok(Change::None),
@@ -98,7 +105,7 @@ impl Reloadable for Policies {
             Found::Unreadable(message) => Err(self.problem(message)),
             Found::Bad(errors) => Err(errors),
         };
-        Attempt { seen, warnings: Vec::new(), outcome }
+        Attempt { seen, warnings, outcome }
     }
 
     fn in_force(&self) -> Option<String> {

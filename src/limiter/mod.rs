@@ -21,6 +21,7 @@ pub mod penalty;
 pub mod policy;
 pub mod rollout;
 pub mod route;
+pub mod rules;
 pub mod settle;
 pub mod share;
 pub mod store;

@@ -7,15 +7,17 @@ use super::subject::Facts;
 /// A rule's conditions. Each is optional; all that are there must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
-    methods: Vec<Box<str>>,
-    host: Option<Host>,
-    path: Option<PathPattern>,
+    /// None: any.
+    pub(super) methods: Vec<Box<str>>,
+    pub(super) host: Option<Host>,
+    pub(super) path: Option<PathPattern>,
     /// The path as it was written, its names included.
     written_path: Option<Box<str>>,
 }
 
+/// Lower case, without a dot at the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Host {
+pub(super) enum Host {
     Exactly(Box<str>),
     /// `*.example.com`: any name below, not `example.com` itself. Kept with its leading dot.
     Below(Box<str>),
@@ -23,14 +25,15 @@ enum Host {
 
 /// A path: literal segments, `{name}` for exactly one, and `/**` at the end for any number, none included.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct PathPattern {
-    segments: Vec<Segment>,
-    open: bool,
+pub(super) struct PathPattern {
+    pub(super) segments: Vec<Segment>,
+    pub(super) open: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Segment {
+pub(super) enum Segment {
     Literal(Box<str>),
+    /// Not an empty one.
     Any,
 }
 
@@ -100,11 +103,6 @@ impl Route {
         self.written_path.as_deref()
     }
 
-    /// Whether matching needs the path.
-    pub(super) fn reads_path(&self) -> bool {
-        self.path.is_some()
-    }
-
     /// Whether this request is meant, whose path in its normal form is `path`. Asks for no fact that it has no
     /// condition on.
     pub(super) fn matches(&self, facts: &dyn Facts, path: Option<&str>) -> bool {
@@ -132,7 +130,7 @@ impl Host {
     }
 
     fn matches(&self, host: &str) -> bool {
-        let host = without_port(host).trim_end_matches('.');
+        let host = bare_host(host);
         match self {
             Self::Exactly(name) => host.eq_ignore_ascii_case(name),
             Self::Below(suffix) => host
@@ -145,12 +143,13 @@ impl Host {
     }
 }
 
-/// `host:port` without the port; `[::1]:80` keeps its brackets.
-fn without_port(host: &str) -> &str {
-    match host.rfind(':') {
+/// `host:port` without the port and a dot at the end; `[::1]:80` keeps its brackets.
+pub(super) fn bare_host(host: &str) -> &str {
+    let name = match host.rfind(':') {
         Some(colon) if !host[colon..].contains(']') => &host[..colon],
         _ => host,
-    }
+    };
+    name.trim_end_matches('.')
 }
 
 impl PathPattern {
@@ -180,8 +179,20 @@ impl PathPattern {
             } else if segment.contains(['?', '#']) {
                 return Err(fail("a query or fragment is no part of a path"));
             } else {
-                Segment::Literal(normal_path(segment).into_owned().into())
+                let literal = normal_path(segment);
+                if matches!(&*literal, "." | "..") {
+                    return Err(fail(
+                        "\".\" and \"..\" are resolved before a path is matched, so that none has them",
+                    ));
+                }
+                Segment::Literal(literal.into_owned().into())
             });
+        }
+        // Only a slash at the end leaves an empty segment.
+        let inner =
+            if open { &segments[..] } else { segments.split_last().map_or(&[][..], |(_, inner)| inner) };
+        if inner.contains(&Segment::Literal("".into())) {
+            return Err(fail("\"//\" is joined before a path is matched, so that none has it"));
         }
         Ok(Self { segments, open })
     }
@@ -206,7 +217,7 @@ impl PathPattern {
 /// or `/v1/%69tems` must not slip past the rule for `/v1/items`. An encoded slash stays encoded: see
 /// [`other_reading`]. The trailing slash stays, letters keep their case.
 pub(super) fn normal_path(path: &str) -> Cow<'_, str> {
-    if !path.contains('%') && !path.contains("//") && !path.contains("/.") {
+    if is_normal(path) {
         return Cow::Borrowed(path);
     }
     let decoded = decode_once(path);
@@ -237,22 +248,29 @@ pub(super) fn normal_path(path: &str) -> Cow<'_, str> {
     Cow::Owned(normal)
 }
 
+/// Nothing encoded, no two slashes in a row, no segment that begins with a dot. In one pass: nearly every path is so.
+fn is_normal(path: &str) -> bool {
+    let mut before = 0;
+    path.bytes().all(|byte| {
+        let normal = byte != b'%' && !(before == b'/' && matches!(byte, b'/' | b'.'));
+        before = byte;
+        normal
+    })
+}
+
 /// The path as a server reads it that takes an encoded slash for a slash, when there is one. Some do (WSGI, Go), some
 /// take it for a part of the segment; which of them the upstream is, is not ours to guess.
 pub(super) fn other_reading(path: &str) -> Option<String> {
-    let lower = path.to_ascii_lowercase();
-    if !lower.contains("%2f") {
-        return None;
+    let is_slash =
+        |&at: &usize| path.as_bytes()[at..].get(1..3).is_some_and(|hex| hex.eq_ignore_ascii_case(b"2f"));
+    let mut slashes = path.match_indices('%').map(|(at, _)| at).filter(is_slash).peekable();
+    slashes.peek()?;
+    let (mut text, mut from) = (String::with_capacity(path.len()), 0);
+    for at in slashes {
+        text.push_str(&path[from..at]);
+        text.push('/');
+        from = at + 3;
     }
-    let slashes = lower.match_indices("%2f").map(|(at, _)| at).fold(
-        (String::with_capacity(path.len()), 0),
-        |(mut text, from), at| {
-            text.push_str(&path[from..at]);
-            text.push('/');
-            (text, at + 3)
-        },
-    );
-    let (mut text, from) = slashes;
     text.push_str(&path[from..]);
     Some(normal_path(&text).into_owned())
 }
@@ -357,7 +375,25 @@ mod tests {
 
     #[test]
     fn a_malformed_condition_is_refused_with_what_is_accepted() {
-        for path in ["v1", "/v1**", "/v1/*/x", "/{", "/{}", "/a{b}", "/v1?x=1", "/**/x"] {
+        for path in [
+            "v1",
+            "/v1**",
+            "/v1/*/x",
+            "/{",
+            "/{}",
+            "/a{b}",
+            "/v1?x=1",
+            "/**/x",
+            "//",
+            "/a//b",
+            "/a//",
+            "//**",
+            "/a//**",
+            "/a/../b",
+            "/./a",
+            "/a/%2e%2E",
+            "/%2e/**",
+        ] {
             let error = Route::new(&[], None, Some(path)).unwrap_err().to_string();
             assert!(error.contains(path) && error.contains("accepted"), "{error}");
         }

@@ -28,6 +28,7 @@ mod outages;
 mod reload;
 mod reload_load;
 mod rollout;
+mod rules;
 mod secrets;
 mod shadow;
 mod tls;

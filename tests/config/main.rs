@@ -10,6 +10,7 @@ mod bad;
 mod files;
 mod layers;
 mod policies;
+mod warnings;
 
 use std::path::Path;
 
