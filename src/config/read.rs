@@ -202,7 +202,7 @@ fn rules(taken: &mut Taken, sources: &Sources) -> (Policies, Rules) {
         policies::Found::Sound(rules) => {
             taken.show("policies.file", name, (!chosen).then_some("default (the file is there)"));
             file = Some(source.path().to_owned());
-            rules
+            *rules
         }
         policies::Found::Nothing if !chosen => policies::compiled_in(),
         policies::Found::Nothing => {

@@ -98,7 +98,7 @@ impl Reloadable for Policies {
             _ => Vec::new(),
         };
         let outcome = match found {
-            Found::Sound(rules) => Ok(Arc::clone(&self).change(rules, seen.digest())),
+            Found::Sound(rules) => Ok(Arc::clone(&self).change(*rules, seen.digest())),
             Found::Nothing if self.in_force.load().origin.file.is_none() => Ok(Change::None),
             // Limits must not fall back to others, or away, because a file was moved.
             Found::Nothing => Err(self.problem("there is no such file any more; accepted: a readable file")),

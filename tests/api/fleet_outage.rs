@@ -10,9 +10,8 @@ use crate::support::process::Tidegate;
 use crate::support::redis_server::RedisServer;
 
 const INSTANCES: usize = 4;
-/// Units a second of each key, and at once.
+/// Units a second of each key.
 const RATE: f64 = 10.0;
-const BURST: f64 = 40.0;
 
 const POLICIES: &str = r#"
 [[rule]]
@@ -143,7 +142,6 @@ async fn keeps_about_one_limit(balancing: Balancing) {
     eprintln!(
         "{balancing:?}: shares {shares:?}; greedy clients got (while away, after): {report:.2?} of the limit"
     );
-    assert!(BURST > RATE);
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ pub enum Found {
     /// Something that makes no sense.
     Bad(Errors),
     /// Limits.
-    Sound(Rules),
+    Sound(Box<Rules>),
 }
 
 impl Source {
@@ -58,7 +58,7 @@ impl Source {
                     false => super::without_key(&name, rules),
                 };
                 match rules.map(|rules| (unverified(&rules), rules)) {
-                    Ok((problems, rules)) if problems.is_empty() => Found::Sound(rules),
+                    Ok((problems, rules)) if problems.is_empty() => Found::Sound(Box::new(rules)),
                     Ok((problems, _)) => Found::Bad(Errors(problems)),
                     Err(errors) => Found::Bad(errors),
                 }

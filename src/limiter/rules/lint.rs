@@ -92,9 +92,8 @@ fn hides(tight: &Policy, loose: &Policy) -> bool {
 /// The quota of a policy that counts by it alone. Where there is more to a policy (another way of counting, a denial that
 /// has consequences, an answer of its own while the store is away), two of them do not compare like this.
 fn token_bucket(policy: &Policy) -> Option<&Quota> {
-    let alone = policy.calendar.is_none()
-        && policy.penalty.is_none()
-        && policy.on_redis_error == OnRedisError::Local;
+    let alone =
+        policy.calendar.is_none() && policy.penalty.is_none() && policy.on_redis_error == OnRedisError::Local;
     alone.then_some(&policy.quota)
 }
 
