@@ -4,6 +4,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp
 use serde_json::{Value, json};
 
 use crate::support::process::Tidegate;
+use crate::support::until;
 use crate::support::upstream::Upstream;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/jwt");
@@ -314,4 +315,28 @@ async fn a_token_stands_in_no_log_no_metric_and_no_answer_and_reaches_the_upstre
         let piece = &piece[piece.len().saturating_sub(12)..];
         assert!(!said.contains(piece), "{piece}");
     }
+}
+
+#[tokio::test]
+async fn keys_that_change_are_taken_over_while_running_and_bad_ones_change_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("key.pem");
+    let put = |name: &str| std::fs::write(&path, fixture(name)).unwrap();
+    put("rsa.pub.pem");
+    let variables = [("TIDEGATE__JWT__KEY_FILE", path.to_str().unwrap())];
+    let tidegate = Tidegate::start(Some(POLICIES), &variables).await;
+    let status = async |algorithm: Algorithm| {
+        ask(&tidegate, "/deny/", &[format!("Bearer {}", token(algorithm, |_| {}))]).await.0
+    };
+    assert_eq!((status(Algorithm::RS256).await, status(Algorithm::ES256).await), (404, 403));
+    put("p256.pub.pem");
+    until("the other key is in use", async || status(Algorithm::ES256).await == 404).await;
+    assert_eq!(status(Algorithm::RS256).await, 403);
+    // A private key has no place on a server that only verifies.
+    put("rsa.pem");
+    let (asked, answer) = tidegate.reload().await;
+    assert_eq!(asked, 422, "{answer}");
+    let errors = answer["errors"].to_string();
+    assert!(errors.contains("key.pem") && !errors.contains("BEGIN"), "{errors}");
+    assert_eq!((status(Algorithm::RS256).await, status(Algorithm::ES256).await), (403, 404));
 }
