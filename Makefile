@@ -1,7 +1,7 @@
 # The only entries to every task. `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test test-deps lint fmt lint-deps clippy bench soak
+.PHONY: help run test test-deps lint fmt lint-deps clippy bench soak fuzz
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,3 +38,13 @@ bench: ## Measure a decision beside governor's, a match among many rules, whole 
 
 soak: ## Run the tests that are too long for every day (those under a module `soak`)
 	TIDEGATE_SOAK=1 cargo nextest run --locked --release -E 'test(/(^|::)soak::/)'
+
+FUZZ_SECONDS ?= 60
+fuzz: ## Feed the parsers with what nobody would write, FUZZ_SECONDS (60) for each target; a finding stays in fuzz/artifacts
+	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	@set -e; cd fuzz; for target in policy_file limits headers jwt redis_url; do \
+		mkdir -p corpus/$$target; \
+		cargo fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -verbosity=0; \
+		echo "$$target: no finding in $(FUZZ_SECONDS) s"; \
+	done
