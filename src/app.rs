@@ -13,6 +13,7 @@ use actix_web::web;
 
 use crate::config::Settings;
 use crate::control::api::Admin;
+use crate::control::fleet::Fleet;
 use crate::control::guard;
 use crate::control::reload::Reloader;
 use crate::control::status::Status;
@@ -88,6 +89,7 @@ pub struct Application {
     servers: Vec<Server>,
     telemetry: Arc<Telemetry>,
     limiter: Arc<Limiter<RedisStore>>,
+    fleet: Arc<Fleet>,
     reloader: Arc<Reloader>,
     /// Whether changes of its files are noticed by themselves.
     watch: bool,
@@ -158,6 +160,7 @@ impl Application {
         let guessing = guard::against_guessing(tokens.clone(), Arc::clone(&proxies))
             .ok_or_else(|| std::io::Error::other("the admin guard's figures make no limit"))?;
         let readiness = Arc::clone(&status);
+        let fleet = Fleet::new(Arc::clone(&limiter));
         let parts = Parts {
             limiter: Arc::clone(&limiter),
             costs: settled::costs(settings, &observer),
@@ -172,7 +175,7 @@ impl Application {
             verifier,
             tokens,
             readiness: Arc::new(move || readiness.readiness()),
-            admin: web::Data::new(Admin { steering, status }),
+            admin: web::Data::new(Admin { steering, status, fleet: Arc::clone(&fleet) }),
             reloading: web::Data::new(reloading),
             guessing,
         };
@@ -186,6 +189,7 @@ impl Application {
             servers,
             telemetry,
             limiter,
+            fleet,
             reloader,
             watch: settings.policies.watch,
             grace: settings.server.grace,
@@ -205,9 +209,10 @@ impl Application {
     /// # Errors
     /// When a listener fails.
     pub async fn run_until_stopped(self) -> std::io::Result<()> {
-        let Self { servers, telemetry, limiter, reloader, watch, grace, .. } = &self;
+        let Self { servers, telemetry, limiter, fleet, reloader, watch, grace, .. } = &self;
         if let Some(store) = limiter.store() {
             tokio::spawn(store.clone().keep_connected());
+            tokio::spawn(Arc::clone(fleet).listen());
         }
         tokio::spawn(sweep(Arc::clone(limiter)));
         tokio::spawn(tell_of_dropped_lines(Arc::clone(telemetry)));

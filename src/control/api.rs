@@ -7,6 +7,7 @@ use actix_web::http::header::{ETAG, HeaderValue, IF_MATCH};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 
+use super::fleet::Fleet;
 use super::guard::Actor;
 use super::record::{Change, Record, RecordView, Refusal, Steering};
 use super::reload_api::Reloading;
@@ -27,6 +28,8 @@ pub struct Admin {
     pub steering: Arc<Steering>,
     /// How things stand.
     pub status: Arc<Status>,
+    /// The other instances.
+    pub fleet: Arc<Fleet>,
 }
 
 #[derive(Serialize)]

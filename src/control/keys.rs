@@ -8,8 +8,10 @@ use serde::Serialize;
 
 use super::api::Admin;
 use crate::doors::problem::{Cause, Problem};
-use crate::limiter::forgive::KeyState;
+use crate::limiter::Limiter;
+use crate::limiter::forgive::{Forgiven, KeyState};
 use crate::limiter::policy::{Rule, Rules};
+use crate::redis::RedisStore;
 
 /// So many rules are asked about a key without being named: each is a call to Redis.
 const RULES_WITHOUT_A_NAME: usize = 100;
@@ -41,7 +43,9 @@ struct ForgivenView {
     policies: Vec<Box<str>>,
     /// How many of them had shut the key out.
     blocks: usize,
-    /// Whether every store where the key has debts knows. `false`: see `redis`.
+    /// How many of the instances that listen have forgiven it as well, this one included.
+    applied: String,
+    /// Whether every store where the key has debts knows, and every instance. `false`: see `applied` and `redis`.
     complete: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     redis: Option<&'static str>,
@@ -149,24 +153,49 @@ pub async fn forgive(request: HttpRequest, admin: web::Data<Admin>) -> Result<Ht
     let key = question.key()?;
     let limiter = Arc::clone(admin.status.limiter());
     let rules = limiter.rules();
-    let mut view = ForgivenView { policies: Vec::new(), blocks: 0, complete: true, redis: None };
+    let mut view = ForgivenView {
+        policies: Vec::new(),
+        blocks: 0,
+        applied: "1/1".to_owned(),
+        complete: true,
+        redis: None,
+    };
     for rule in question.rules(&rules)? {
-        let mut forgiven = limiter.forgive(&rules, rule, key.as_bytes()).await;
+        let mut forgiven = forgive_here(&limiter, &rules, rule, key.as_bytes()).await;
         view.blocks += forgiven.blocks;
-        for _ in 0..AGAIN {
-            if !forgiven.under_way {
-                break;
-            }
-            tokio::time::sleep(PAUSE).await;
-            forgiven = limiter.forgive(&rules, rule, key.as_bytes()).await;
+        let told = admin.fleet.forgive(&rule.name, key).await;
+        view.applied = format!("{}/{}", told.done, told.of);
+        if told.of > 1 {
+            // What the others had under way may have carried the debt to Redis, and from there to here.
+            forgiven.untold =
+                forgive_here(&limiter, &rules, rule, key.as_bytes()).await.untold.or(forgiven.untold);
         }
         view.policies.extend(forgiven.policies);
-        if let Some(fault) = forgiven.untold {
-            view.complete = false;
+        if let Some(fault) = forgiven.untold.or(told.fault) {
             view.redis = Some(fault.as_str());
         }
+        view.complete &= told.everybody() && forgiven.untold.is_none();
     }
     Ok(HttpResponse::Ok().json(view))
+}
+
+/// Forgives a key on this instance and in Redis, until no call that knew of its debts is under way any more.
+pub(super) async fn forgive_here(
+    limiter: &Limiter<RedisStore>,
+    rules: &Rules,
+    rule: &Rule,
+    key: &[u8],
+) -> Forgiven {
+    let first = limiter.forgive(rules, rule, key).await;
+    let mut last = first.clone();
+    for _ in 0..AGAIN {
+        if !last.under_way {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+        last = limiter.forgive(rules, rule, key).await;
+    }
+    Forgiven { blocks: first.blocks, ..last }
 }
 
 fn view(rules: &Rules, state: KeyState) -> PolicyView {

@@ -2,6 +2,7 @@
 //! stand.
 
 pub mod api;
+pub mod fleet;
 pub mod guard;
 pub mod jwt_keys;
 pub mod keys;

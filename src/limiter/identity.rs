@@ -186,12 +186,23 @@ impl fmt::Debug for ProcessKey {
 pub struct FleetKeys {
     bucket_salt: [u8; 16],
     subject_key: [u8; 16],
+    seal: [u8; 16],
 }
 
 impl FleetKeys {
     /// From two independent keys of sixteen bytes.
     pub fn new(bucket_salt: [u8; 16], subject_key: [u8; 16]) -> Self {
-        Self { bucket_salt, subject_key }
+        Self { bucket_salt, subject_key, seal: [0; 16] }
+    }
+
+    /// With a third, for what instances tell each other.
+    pub fn with_seal(self, seal: [u8; 16]) -> Self {
+        Self { seal, ..self }
+    }
+
+    /// The key that instances seal with what they tell each other.
+    pub fn seal(&self) -> &[u8; 16] {
+        &self.seal
     }
 
     /// The subject's hash in the shared store.

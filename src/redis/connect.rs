@@ -25,7 +25,10 @@ const UNACKNOWLEDGED_FOR: Duration = Duration::from_secs(20);
 
 /// Who connects. Asks nothing of the network.
 pub(super) fn open(options: &Options) -> RedisResult<Client> {
-    let info = connection_info(&options.target)?;
+    client(connection_info(&options.target)?, options)
+}
+
+fn client(info: ConnectionInfo, options: &Options) -> RedisResult<Client> {
     if !options.target.tls() {
         return Client::open(info);
     }
@@ -34,6 +37,14 @@ pub(super) fn open(options: &Options) -> RedisResult<Client> {
         .as_ref()
         .map(|(cert, key)| redis::ClientTlsConfig { client_cert: cert.clone(), client_key: key.clone() });
     Client::build_with_tls(info, TlsCertificates { client_tls, root_cert: options.ca_cert.clone() })
+}
+
+/// Who connects to listen: the library logs in, since such a connection takes no other command. Asks nothing of the
+/// network.
+pub(super) fn listener(options: &Options) -> RedisResult<Client> {
+    let mut info = connection_info(&options.target)?;
+    info = info.set_redis_settings(logged_in(&options.target));
+    client(info, options)
 }
 
 /// A fresh connection that the server has let in.
@@ -100,22 +111,28 @@ fn connection_info(target: &Target) -> RedisResult<ConnectionInfo> {
         None => ConnectionAddr::Tcp(host, port),
     };
     // The library's name is worth no command, and its answer would hide what a server says that hangs up at once.
-    let mut settings = RedisConnectionInfo::default().set_skip_set_lib_name();
-    if target.protocol() == Protocol::Resp3 {
-        settings = settings.set_protocol(ProtocolVersion::RESP3).set_db(target.db());
-        if let Some(username) = target.username() {
-            settings = settings.set_username(username);
-        }
-        if let Some(password) = target.password() {
-            settings = settings.set_password(password);
-        }
-    }
+    let settings = match target.protocol() {
+        Protocol::Resp3 => logged_in(target).set_protocol(ProtocolVersion::RESP3),
+        Protocol::Resp2 => RedisConnectionInfo::default().set_skip_set_lib_name(),
+    };
     let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE_AFTER).with_interval(KEEP_ALIVE_EVERY);
     // Small commands, each awaited: Nagle's algorithm would hold them back on a real network.
     let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keep_alive);
     #[cfg(target_os = "linux")]
     let tcp = tcp.set_user_timeout(UNACKNOWLEDGED_FOR);
     Ok(address.into_connection_info()?.set_tcp_settings(tcp).set_redis_settings(settings))
+}
+
+/// With user, password and database for the library to send.
+fn logged_in(target: &Target) -> RedisConnectionInfo {
+    let mut settings = RedisConnectionInfo::default().set_skip_set_lib_name().set_db(target.db());
+    if let Some(username) = target.username() {
+        settings = settings.set_username(username);
+    }
+    if let Some(password) = target.password() {
+        settings = settings.set_password(password);
+    }
+    settings
 }
 
 #[cfg(test)]

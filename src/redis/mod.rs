@@ -4,6 +4,7 @@ mod backoff;
 pub mod charge;
 mod connect;
 mod fault;
+mod fleet;
 mod lag;
 mod link;
 mod offset;

@@ -12,6 +12,7 @@ pub fn derive(secret: &[u8]) -> FleetKeys {
         derived(b"tidegate v1 bucket salt\0", secret),
         derived(b"tidegate v1 subject key\0", secret),
     )
+    .with_seal(derived(b"tidegate v1 fleet seal\0", secret))
 }
 
 fn derived(label: &[u8], secret: &[u8]) -> [u8; 16] {

@@ -128,7 +128,10 @@ async fn who_keeps_hammering_is_shut_out_seen_and_forgiven_in_memory_and_in_redi
 
         let forgiven = tidegate.admin("DELETE", "/admin/keys?key=hammer").send().await.unwrap();
         let forgiven: Value = forgiven.json().await.unwrap();
-        assert_eq!(forgiven, json!({"policies": ["strict"], "blocks": 1, "complete": true}));
+        assert_eq!(
+            forgiven,
+            json!({"policies": ["strict"], "blocks": 1, "applied": "1/1", "complete": true})
+        );
         for wanted in [404, 404, 429] {
             assert_eq!(tidegate.get_as("/", "hammer").await.status(), wanted, "a fresh start");
         }

@@ -2,6 +2,7 @@
 
 use crate::support::process::Tidegate;
 use crate::support::redis_server::RedisServer;
+use crate::support::until;
 
 const POLICIES: &str = r#"
 [[rule]]
@@ -57,4 +58,90 @@ async fn instances_agree_on_the_keys_of_the_canary_without_being_given_a_secret(
         redis_decided += usize::from(one["backend"] == "redis");
     }
     assert!((60..=140).contains(&redis_decided), "{redis_decided} of 200");
+}
+
+#[tokio::test]
+async fn a_key_that_is_forgiven_on_one_instance_is_forgiven_on_all_before_that_is_answered() {
+    let redis = RedisServer::start();
+    let url = redis.url();
+    let policies = POLICIES.replace("100/hour", "1000/hour");
+    let variables =
+        [("REDIS_URL", url.as_str()), ("REDIS_TIMEOUT_MS", "5000"), ("TIDEGATE__LOGGING__REQUESTS", "false")];
+    let mut fleet = Vec::new();
+    for _ in 0..3 {
+        fleet.push(std::sync::Arc::new(Tidegate::start(Some(&policies), &variables).await));
+    }
+    for tidegate in &fleet {
+        tidegate.connected().await;
+    }
+    until("all of them listen", async || {
+        redis.run::<(String, usize)>(&["PUBSUB", "NUMSUB", "tidegate:fleet"]).1 == 3
+    })
+    .await;
+    let ask = || serde_json::json!({"key": "hasty"});
+    for round in 0..3 {
+        let all = serde_json::json!({"key": "hasty", "cost": 1000 - 400 * round.min(1)});
+        fleet[0].check(all).await;
+        for tidegate in &fleet {
+            while tidegate.check(ask()).await["cached"] != true {}
+        }
+        // Nobody stops asking meanwhile.
+        let hammering: Vec<_> = fleet
+            .iter()
+            .cycle()
+            .take(9)
+            .map(|tidegate| {
+                let tidegate = std::sync::Arc::clone(tidegate);
+                tokio::spawn(async move {
+                    for _ in 0..40 {
+                        tidegate.check(serde_json::json!({"key": "hasty"})).await;
+                    }
+                })
+            })
+            .collect();
+        let forgiven = fleet[1].admin("DELETE", "/admin/keys?key=hasty").send().await.unwrap();
+        let forgiven: serde_json::Value = forgiven.json().await.unwrap();
+        assert_eq!(
+            (&forgiven["applied"], &forgiven["complete"]),
+            (&"3/3".into(), &true.into()),
+            "{forgiven}"
+        );
+        for one in hammering {
+            one.await.unwrap();
+        }
+        for tidegate in &fleet {
+            let answer = tidegate.check(ask()).await;
+            let left = answer["remaining"].as_u64().unwrap();
+            assert!(answer["allowed"] == true && left > 1000 - 9 * 40 - 10, "round {round}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_clients_key_is_readable_in_what_instances_tell_each_other() {
+    let redis = RedisServer::start();
+    let url = redis.url();
+    let tidegate = Tidegate::start(Some(POLICIES), &[("REDIS_URL", url.as_str())]).await;
+    tidegate.connected().await;
+    let (told, heard) = std::sync::mpsc::channel();
+    let mut connection = redis.connection();
+    let listener = std::thread::spawn(move || {
+        let mut channel = connection.as_pubsub();
+        channel.subscribe("tidegate:fleet").unwrap();
+        told.send(String::new()).unwrap();
+        told.send(channel.get_message().unwrap().get_payload::<String>().unwrap()).unwrap();
+    });
+    heard.recv().unwrap();
+    let answer = tidegate.admin("DELETE", "/admin/keys?key=ak_live_marker").send().await.unwrap();
+    let answer: serde_json::Value = answer.json().await.unwrap();
+    let message = heard.recv().unwrap();
+    listener.join().unwrap();
+    assert!(message.len() > 40 && message.bytes().all(|byte| byte.is_ascii_hexdigit()), "{message}");
+    // Somebody listens who never answers: that is said.
+    assert_eq!((&answer["applied"], &answer["complete"]), (&"1/2".into(), &false.into()), "{answer}");
+    // What nobody of the fleet has sealed is passed over.
+    for nonsense in ["", "zz", "00", &message, &"0".repeat(200)] {
+        let _: usize = redis.run(&["PUBLISH", "tidegate:fleet", nonsense]);
+    }
+    assert_eq!(tidegate.get("/healthz").await.status(), 200);
 }
