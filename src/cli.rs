@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app::Application;
-use crate::config::{self, Loaded, Sources, report};
+use crate::config::{self, Errors, Loaded, Sources, report};
+use crate::tools::doctor;
 
 /// The arguments or the configuration make no sense (EX_USAGE of sysexits.h).
 const USAGE: u8 = 64;
@@ -55,6 +56,16 @@ enum Command {
     /// The configuration: is it sound, and what is in force
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Walks from the URL to a working limiter and names the cause and the cure of what is wrong; exit 0 healthy, 1
+    /// degraded, 2 unusable
+    #[command(
+        after_help = "Example:\n  REDIS_URL=rediss://default:PASSWORD@cache.example:6379 tidegate doctor\n  tidegate doctor --json | jq -r '.steps[] | select(.outcome == \"failed\") | .cure'"
+    )]
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -87,6 +98,7 @@ pub fn run() -> ExitCode {
     };
     let loaded = config::load(&cli.common.sources());
     match cli.command {
+        Some(Command::Doctor { json }) => examine(&loaded, json),
         None | Some(Command::Serve) => match loaded {
             Ok(loaded) => serve(&loaded),
             Err(errors) => refuse(&report::errors_text(&errors)),
@@ -131,6 +143,26 @@ fn serve(loaded: &Loaded) -> ExitCode {
             ExitCode::from(FAILURE)
         }
     }
+}
+
+fn examine(loaded: &Result<Loaded, Errors>, json: bool) -> ExitCode {
+    let report = match loaded {
+        Err(errors) => doctor::unreadable(errors),
+        Ok(loaded) => {
+            let mut progress = |step: &str| {
+                let _ = writeln!(std::io::stderr(), "doctor: {step} …");
+            };
+            let examination = doctor::examine(&loaded.settings, &mut progress);
+            actix_web::rt::System::new().block_on(examination)
+        }
+    };
+    let text = if json { report.json().to_string() } else { report.text(coloured()) };
+    print(&text, report.verdict() as u8)
+}
+
+/// Colours are for a terminal, and for nobody who has set NO_COLOR (<https://no-color.org>).
+fn coloured() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// What `config check` says of a configuration without errors.

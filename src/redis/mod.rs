@@ -7,9 +7,12 @@ mod fault;
 mod lag;
 mod link;
 mod offset;
+pub mod probe;
 mod secret;
 mod supervisor;
 pub mod target;
+#[cfg(feature = "server")]
+pub mod wire;
 
 pub use link::{LinkState, Options, RedisStore};
 pub use secret::derive;
