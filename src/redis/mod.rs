@@ -9,6 +9,7 @@ mod link;
 mod offset;
 pub mod probe;
 mod secret;
+mod spent;
 mod supervisor;
 pub mod target;
 #[cfg(feature = "server")]
@@ -16,3 +17,4 @@ pub mod wire;
 
 pub use link::{LinkState, Options, RedisStore};
 pub use secret::derive;
+pub use spent::Spending;

@@ -212,6 +212,8 @@ impl Link {
         if self.options.secret_interval.is_none() {
             return Ok(());
         }
+        // A GET, as a rule.
+        self.sent(1);
         let shared = secret::shared(connection, &self.options.namespace, secret.as_deref()).await;
         let shared = shared.map_err(|error| fault::classify(&error))?;
         if secret.as_ref() != Some(&shared) {

@@ -152,3 +152,42 @@ async fn other_figures_for_the_providers_take_the_place_of_those_compiled_in() {
         assert!(ran.stderr.contains(said), "{}", ran.stderr);
     }
 }
+
+#[tokio::test]
+async fn what_is_spent_of_the_plan_is_in_the_status_and_said_once_at_80_percent() {
+    const WARNED: &str = "most of the Redis commands that redis.commands_per_day allows today are spent";
+    let redis = RedisServer::start();
+    let url = redis.url();
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("REDIS_TIMEOUT_MS", "5000"),
+        ("TIDEGATE_SECRET", "0123456789abcdef"),
+        ("TIDEGATE__REDIS__COMMANDS_PER_DAY", "1000"),
+        ("TIDEGATE__REDIS__BILLED_PER_CALL", "5"),
+    ];
+    let tidegate = Tidegate::start(Some(TWO_POLICIES), &variables).await;
+    tidegate.connected().await;
+    let commands = async || tidegate.status().await["redis"]["commands"].clone();
+    let at_start = commands().await;
+    assert_eq!((&at_start["per_day"], &at_start["exhausted_at"]), (&json!(1_000), &Value::Null));
+    // The proof of the connection was a call as well, or two where the script had to be taught.
+    let proof = at_start["today"].as_u64().unwrap();
+    assert!([5, 10].contains(&proof), "{at_start}");
+    for key in 0..150 {
+        tidegate.check(json!({"key": format!("key-{key}")})).await;
+    }
+    assert_eq!(commands().await["today"], proof + 750);
+    tidegate.says(WARNED, 0).await;
+    for key in 150..190 {
+        tidegate.check(json!({"key": format!("key-{key}")})).await;
+    }
+    tidegate.says(WARNED, 1).await;
+    let metrics = tidegate.metrics().await;
+    assert!(metrics.contains("tidegate_redis_commands_total{command=\"evalsha\"} 190"), "{metrics}");
+    // Whatever is spent, the limiter goes on asking: the plan is the provider's to enforce.
+    for key in 190..230 {
+        assert_eq!(tidegate.check(json!({"key": format!("key-{key}")})).await["backend"], "redis");
+    }
+    tidegate.says(WARNED, 1).await;
+    assert!(commands().await["exhausted_at"].is_string());
+}
