@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app::Application;
-use crate::config::{self, Loaded, Sources, report};
+use crate::config::{self, Errors, Loaded, Sources, report};
+use crate::tools::{cost, doctor, providers};
 
 /// The arguments or the configuration make no sense (EX_USAGE of sysexits.h).
 const USAGE: u8 = 64;
@@ -55,6 +56,38 @@ enum Command {
     /// The configuration: is it sound, and what is in force
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Walks from the URL to a working limiter and names the cause and the cure of what is wrong; exit 0 healthy, 1
+    /// degraded, 2 unusable
+    #[command(
+        after_help = "Example:\n  REDIS_URL=rediss://default:PASSWORD@cache.example:6379 tidegate doctor\n  tidegate doctor --json | jq -r '.steps[] | select(.outcome == \"failed\") | .cure'"
+    )]
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// What the configured policies need of a Redis (commands, memory, connections) against each provider's plans
+    #[command(after_help = "Example:\n  tidegate cost --rpm 1000 --percent 10")]
+    Cost(Cost),
+}
+
+#[derive(Args)]
+struct Cost {
+    /// Requests a minute of the whole fleet, 1 to 1000000000
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000_000))]
+    rpm: u32,
+    /// Share of the keys that Redis decides; without it RATE_LIMIT_CANARY_PERCENT
+    #[arg(long, value_name = "PERCENT")]
+    percent: Option<String>,
+    /// Instances that share the Redis; without it redis.fleet_size, or 1
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    instances: Option<u32>,
+    /// The providers' figures instead of config/providers.toml
+    #[arg(long, value_name = "FILE")]
+    providers: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -87,6 +120,11 @@ pub fn run() -> ExitCode {
     };
     let loaded = config::load(&cli.common.sources());
     match cli.command {
+        Some(Command::Doctor { json }) => examine(&loaded, json),
+        Some(Command::Cost(asked)) => match loaded {
+            Ok(loaded) => reckon(&loaded, &asked),
+            Err(errors) => refuse(&report::errors_text(&errors)),
+        },
         None | Some(Command::Serve) => match loaded {
             Ok(loaded) => serve(&loaded),
             Err(errors) => refuse(&report::errors_text(&errors)),
@@ -131,6 +169,45 @@ fn serve(loaded: &Loaded) -> ExitCode {
             ExitCode::from(FAILURE)
         }
     }
+}
+
+fn examine(loaded: &Result<Loaded, Errors>, json: bool) -> ExitCode {
+    let report = match loaded {
+        Err(errors) => doctor::unreadable(errors),
+        Ok(loaded) => {
+            let mut progress = |step: &str| {
+                let _ = writeln!(std::io::stderr(), "doctor: {step} …");
+            };
+            let examination = doctor::examine(&loaded.settings, &mut progress);
+            actix_web::rt::System::new().block_on(examination)
+        }
+    };
+    let text = if json { report.json().to_string() } else { report.text(coloured()) };
+    print(&text, report.verdict() as u8)
+}
+
+fn reckon(loaded: &Loaded, asked: &Cost) -> ExitCode {
+    let percent = match asked.percent.as_deref().map(config::percent).transpose() {
+        Ok(percent) => percent,
+        Err(message) => return refuse(&format!("--percent: {message}")),
+    };
+    let providers = match providers::load(asked.providers.as_deref(), std::path::Path::new("config")) {
+        Ok(providers) => providers,
+        Err(message) => return refuse(&message),
+    };
+    let load = cost::load(&loaded.settings, f64::from(asked.rpm), percent, asked.instances);
+    let needs = cost::needs(&loaded.settings, load);
+    let judged = needs.as_ref().map_or_else(Vec::new, |needs| cost::judge(needs, &providers));
+    let text = match asked.json {
+        true => cost::json(load, needs.as_ref(), &judged, &providers).to_string(),
+        false => cost::text(load, needs.as_ref(), &judged, &providers),
+    };
+    print(&text, 0)
+}
+
+/// Colours are for a terminal, and for nobody who has set NO_COLOR (<https://no-color.org>).
+fn coloured() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// What `config check` says of a configuration without errors.

@@ -34,10 +34,10 @@
 //! | [`telemetry`] | tells | `limiter` |
 //! | [`config`] | reads | `limiter`, `redis::target`, `doors::jwt` |
 //! | [`control`] | steers | `limiter`, `redis`, `config`, `doors` (the admin API is HTTP: it answers in their words) |
+//! | [`tools`] | examines | `limiter`, `redis`, `config` |
 //! | [`app`], [`cli`] | wire | everything |
 //!
-//! `tests/architecture.rs` holds the sources against this table. A room for what a person runs (doctor, load test)
-//! joins them as `tools`.
+//! `tests/architecture.rs` holds the sources against this table.
 //!
 //! # As a library
 //! Without the feature `server` there is the limiter, and [`doors::middleware::RateLimit`] for an actix application
@@ -57,3 +57,5 @@ pub mod limiter;
 pub mod redis;
 #[cfg(feature = "server")]
 pub mod telemetry;
+#[cfg(feature = "server")]
+pub mod tools;

@@ -191,6 +191,6 @@ pub(super) fn store(
         secret_interval: settings.rollout.secret.is_none().then_some(Duration::from_secs(600)),
     };
     RedisStore::new(options, clock, Arc::clone(rollout), Arc::clone(observer))
-        .map(Some)
+        .map(|store| Some(store.with_plan(redis.commands_per_day, redis.billed_per_call)))
         .map_err(StartError::Redis)
 }

@@ -57,6 +57,8 @@ pub const KEYS: &[Known] = &[
     plain("redis.warm_up_s"),
     plain("redis.warn_interval_s"),
     plain("redis.namespace"),
+    plain("redis.commands_per_day"),
+    plain("redis.billed_per_call"),
     short("rollout.backend", "RATE_LIMIT_BACKEND"),
     short("rollout.percent", "RATE_LIMIT_CANARY_PERCENT"),
     short("rollout.pinned", "RATE_LIMIT_CANARY_PIN"),

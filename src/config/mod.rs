@@ -24,6 +24,8 @@ pub use secret::Secret;
 pub use seen::{Digest, Seen};
 pub use settings::*;
 
+use crate::limiter::rollout::Percent;
+
 /// A value in force, as it may be shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Effective {
@@ -44,6 +46,14 @@ pub struct Loaded {
     pub effective: Vec<Effective>,
     /// What is allowed and still worth a word, one line each.
     pub warnings: Vec<String>,
+}
+
+/// A percentage as it is written in settings: 0 to 100, at most two decimals.
+///
+/// # Errors
+/// What was read and what is accepted.
+pub fn percent(text: &str) -> Result<Percent, String> {
+    parse::percent(text).map_err(|message| format!("read {}; {message}", error::quoted(text)))
 }
 
 /// Reads everything and returns what it means.

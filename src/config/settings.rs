@@ -1,7 +1,7 @@
 //! What was configured, in types that cannot be wrong. Parts are handed out one by one; nobody takes the whole.
 
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -188,6 +188,10 @@ pub struct Redis {
     pub warn_interval: Duration,
     /// First part of every key.
     pub namespace: String,
+    /// What the plan allows this instance a day, if somebody says.
+    pub commands_per_day: Option<NonZeroU64>,
+    /// What the provider counts for one script call.
+    pub billed_per_call: u32,
 }
 
 /// Which store decides whom, as the configuration wants it.

@@ -13,7 +13,7 @@ use crate::limiter::breaker::State;
 use crate::limiter::clock::Micros;
 use crate::limiter::rollout::Percent;
 use crate::limiter::{Held, Limiter};
-use crate::redis::{LinkState, RedisStore};
+use crate::redis::{LinkState, RedisStore, Spending};
 
 /// Where `/metrics` comes from.
 pub type Scrape = Box<dyn Fn(Held) -> String + Send + Sync>;
@@ -39,6 +39,19 @@ pub struct RedisView {
     last_error_kind: Option<&'static str>,
     last_error: Option<String>,
     address: Option<String>,
+    /// What is spent of the day's commands; `null` without Redis.
+    commands: Option<CommandsView>,
+}
+
+/// The commands of a day in the admin API's words.
+#[derive(Debug, Serialize)]
+struct CommandsView {
+    /// Sent by this instance since midnight UTC, as the provider counts them (`redis.billed_per_call`).
+    today: u64,
+    /// What `redis.commands_per_day` allows it; `null`: nobody says.
+    per_day: Option<u64>,
+    /// When they are used up at the pace of today; `null`: not today, or it is too early to say.
+    exhausted_at: Option<String>,
 }
 
 /// The memory store in the admin API's words.
@@ -104,9 +117,11 @@ impl Status {
                 last_error_kind: None,
                 last_error: None,
                 address: None,
+                commands: None,
             };
         };
         let LinkState { breaker, since, last_fault, .. } = store.state();
+        let Spending { today, per_day, exhausted_at } = store.spending();
         RedisView {
             configured: true,
             state: breaker.as_str(),
@@ -115,6 +130,7 @@ impl Status {
             last_error_kind: last_fault.as_ref().map(|fault| fault.kind.as_str()),
             last_error: last_fault.map(|fault| fault.detail.into()),
             address: Some(store.target().to_string()),
+            commands: Some(CommandsView { today, per_day, exhausted_at: exhausted_at.map(time) }),
         }
     }
 

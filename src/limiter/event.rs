@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::clock::Micros;
 use super::decision::Decision;
 use super::policy::Rules;
 use super::rollout::InForce;
@@ -39,6 +40,15 @@ pub enum Event<'a> {
     StoreLost(&'a Fault),
     /// An attempt to connect failed.
     StoreUnreachable(&'a Fault),
+    /// Most of what the provider allows a day is spent.
+    StoreAllowanceNearlySpent {
+        /// Commands today.
+        today: u64,
+        /// Commands that are allowed.
+        per_day: u64,
+        /// When they are used up at the pace of today, in microseconds since the epoch; `None`: not today.
+        exhausted_at: Option<Micros>,
+    },
     /// The store is wanted and none is configured.
     StoreNotConfigured,
     /// This is in force from the start.

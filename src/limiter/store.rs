@@ -236,3 +236,25 @@ impl Fault {
         Self { kind, detail: Box::default() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_in_the_list_of_all_at_its_place() {
+        for (place, kind) in FaultKind::ALL.into_iter().enumerate() {
+            // A new kind fails to compile here, and is missed in the list below.
+            let last = match kind {
+                FaultKind::Timeout | FaultKind::Refused | FaultKind::Dns | FaultKind::Tls => false,
+                FaultKind::Auth | FaultKind::Permission | FaultKind::ReadOnly | FaultKind::Oom => false,
+                FaultKind::Loading | FaultKind::MaxClients | FaultKind::Quota | FaultKind::Cluster => false,
+                FaultKind::Lost | FaultKind::Protocol | FaultKind::Other => false,
+                FaultKind::Open | FaultKind::Warming => false,
+                FaultKind::Saturated => true,
+            };
+            assert_eq!(kind as usize, place, "{kind}");
+            assert_eq!(last, place + 1 == FaultKind::ALL.len(), "{kind}");
+        }
+    }
+}

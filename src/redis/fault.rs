@@ -62,7 +62,7 @@ fn of_words(error: &RedisError) -> FaultKind {
         _ if says("OOM ") || says("not allowed when used memory") => FaultKind::Oom,
         _ if says("READONLY") || says("read only replica") => FaultKind::ReadOnly,
         _ if says("NOPERM") || says("can't run this command") || says("ACL failure") => FaultKind::Permission,
-        _ if says("max number of clients") => FaultKind::MaxClients,
+        _ if says("max number of clients") || says("max concurrent connections") => FaultKind::MaxClients,
         _ if says("max requests limit") || says("max daily request limit") => FaultKind::Quota,
         _ => FaultKind::Other,
     }

@@ -1,6 +1,7 @@
 //! The link to Redis: calls under our own deadline, over a connection that the background makes, proves and replaces
 //! (`supervisor.rs`). No request ever waits for a connection.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::charge::{self, Answer, SCRIPT};
 use super::lag::Lag;
 use super::offset::ClockOffset;
+use super::spent::{Spending, Spent};
 use super::target::Target;
 use super::{connect, fault};
 use crate::limiter::breaker::{Breaker, Permit, State, Verdict};
@@ -71,6 +73,7 @@ pub(super) struct Link {
     pub(super) suspected: Notify,
     pub(super) offset: ClockOffset,
     lag: Lag,
+    spent: Spent,
     /// Until when hits have to pass this instance's share as well.
     pub(super) recovered_at: AtomicU64,
     pub(super) clock: Clock,
@@ -116,6 +119,7 @@ impl RedisStore {
             suspected: Notify::new(),
             offset: ClockOffset::default(),
             lag: Lag::default(),
+            spent: Spent::default(),
             recovered_at: AtomicU64::new(0),
             clock,
             rollout,
@@ -123,6 +127,18 @@ impl RedisStore {
             state: Mutex::new(state),
             options,
         })))
+    }
+
+    /// What the provider's plan allows this instance a day, and what it counts for one script call.
+    pub fn with_plan(self, commands_per_day: Option<NonZeroU64>, billed_per_call: u32) -> Self {
+        let per_day = commands_per_day.map_or(0, NonZeroU64::get);
+        self.0.spent.plan(per_day, u64::from(billed_per_call), self.0.clock.now());
+        self
+    }
+
+    /// What is spent of that.
+    pub fn spending(&self) -> Spending {
+        self.0.spent.spending(self.0.clock.now())
     }
 
     /// Connects, and connects again whenever the connection is lost. Runs until it is dropped.
@@ -220,11 +236,13 @@ impl Link {
         now: Micros,
     ) -> Result<Answer, Fault> {
         let sent_at = self.offset.server_time(now);
+        self.spend(self.spent.call(now));
         let mut command = redis::cmd("EVALSHA");
         command.arg(self.script.get_hash());
         charge::arguments(&mut command, &self.options.namespace, charges, peek, sent_at);
         let value = match answered(&mut connection, &command).await {
             Err(error) if charge::is_unknown_script(&error) => {
+                self.spend(self.spent.call(now));
                 let mut command = redis::cmd("EVAL");
                 command.arg(SCRIPT);
                 charge::arguments(&mut command, &self.options.namespace, charges, peek, sent_at);
@@ -234,6 +252,18 @@ impl Link {
         };
         let value = value.map_err(|error| fault::classify(&error))?;
         charge::answer(&value, charges)
+    }
+
+    /// Plain commands of the background were sent.
+    pub(super) fn sent(&self, commands: u64) {
+        self.spend(self.spent.commands(commands, self.clock.now()));
+    }
+
+    fn spend(&self, nearly: Option<Spending>) {
+        if let Some(Spending { today, per_day, exhausted_at }) = nearly {
+            let per_day = per_day.unwrap_or_default();
+            self.observer.observe(&Event::StoreAllowanceNearlySpent { today, per_day, exhausted_at });
+        }
     }
 
     /// A call failed. What that comes to is the supervisor's to tell and to mend.

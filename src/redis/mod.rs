@@ -8,9 +8,14 @@ mod fleet;
 mod lag;
 mod link;
 mod offset;
+pub mod probe;
 mod secret;
+mod spent;
 mod supervisor;
 pub mod target;
+#[cfg(feature = "server")]
+pub mod wire;
 
 pub use link::{LinkState, Options, RedisStore};
 pub use secret::derive;
+pub use spent::Spending;

@@ -11,13 +11,10 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::backoff::Backoff;
 use super::link::Link;
-use super::{connect, fault, secret};
+use super::{connect, fault, probe, secret};
 use crate::limiter::breaker::State;
-use crate::limiter::clock::SECOND;
 use crate::limiter::event::Event;
-use crate::limiter::gcra::Quota;
-use crate::limiter::store::{Fault, FaultKind, SharedCharge};
-use crate::limiter::subject::SubjectHash;
+use crate::limiter::store::{Fault, FaultKind};
 
 /// So many probes in a row must be good before Redis is asked again after an outage,
 const GOOD_PROBES: u32 = 3;
@@ -197,18 +194,8 @@ impl Link {
 
     /// The real script on a reserved key: a PING would prove nothing of permissions, scripts or memory.
     async fn prove(&self, connection: &MultiplexedConnection) -> Result<(), Fault> {
-        let Some(quota) = probe_quota() else {
+        let Some(probe) = probe::charge() else {
             return Err(Fault::new(FaultKind::Other, "the probe's quota is malformed"));
-        };
-        let probe = SharedCharge {
-            policy: "probe",
-            subject: SubjectHash([0; 16]),
-            quota,
-            span: None,
-            cost: 1,
-            enforce: false,
-            note: 0,
-            change: None,
         };
         let now = self.clock.now();
         let answer = self.ask(connection.clone(), &[probe], false, now).await?;
@@ -225,6 +212,8 @@ impl Link {
         if self.options.secret_interval.is_none() {
             return Ok(());
         }
+        // A GET, as a rule.
+        self.sent(1);
         let shared = secret::shared(connection, &self.options.namespace, secret.as_deref()).await;
         let shared = shared.map_err(|error| fault::classify(&error))?;
         if secret.as_ref() != Some(&shared) {
@@ -263,10 +252,4 @@ impl Link {
         self.observer.observe(&Event::StoreFailed(fault.kind));
         self.observer.observe(&Event::StoreUnreachable(fault));
     }
-}
-
-/// Soon forgotten, and wide enough that it is admitted, and so written, beside the probes of a whole fleet.
-fn probe_quota() -> Option<Quota> {
-    let thousand = std::num::NonZeroU32::new(1_000)?;
-    Quota::new(thousand, SECOND, thousand).ok()
 }

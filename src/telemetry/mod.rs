@@ -11,6 +11,7 @@ mod root_span;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 pub use metrics::Scraped;
 pub use output::{Flush, Format, Output};
 pub use request_line::RequestLines;
@@ -166,6 +167,14 @@ impl Observer for Telemetry {
                 self.degraded(fault);
             }
             Event::StoreUnreachable(fault) => self.degraded(fault),
+            Event::StoreAllowanceNearlySpent { today, per_day, exhausted_at } => {
+                let end = exhausted_at.and_then(|at| DateTime::<Utc>::from_timestamp_micros(at as i64));
+                let end = end.map_or("not today".to_owned(), |at| at.format("%H:%M UTC").to_string());
+                tracing::warn!(
+                    target: "tidegate", today, per_day, exhausted_at = end,
+                    "most of the Redis commands that redis.commands_per_day allows today are spent; when they are used up, memory decides"
+                );
+            }
             Event::StoreNotConfigured => self.degraded(&Fault::new(
                 crate::limiter::store::FaultKind::Open,
                 "RATE_LIMIT_BACKEND is redis and REDIS_URL is not set",

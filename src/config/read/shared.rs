@@ -1,6 +1,6 @@
 //! The shared store and who is decided by it.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 
 use super::{boolean, one_of};
 use crate::config::parse;
@@ -47,6 +47,9 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
     let warn_interval =
         taken.get("redis.warn_interval_s", Default::default(), |text| parse::seconds(text, 1..=86_400));
     let namespace = taken.get("redis.namespace", String::new(), parse::namespace);
+    let commands_per_day =
+        taken.get("redis.commands_per_day", 0, |text| parse::whole(text, 0..=1_000_000_000_000));
+    let billed_per_call = taken.get("redis.billed_per_call", 1, |text| parse::whole(text, 1..=100));
     let target = target?;
 
     taken.show("redis.url", shown(&target), None);
@@ -79,6 +82,8 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
         warm_up,
         warn_interval,
         namespace,
+        commands_per_day: NonZeroU64::new(commands_per_day),
+        billed_per_call,
     })
 }
 

@@ -1,0 +1,72 @@
+//! The reckoning by hand.
+
+use super::*;
+use crate::config::{Sources, load as read};
+use crate::tools::providers;
+
+fn settings(env: &[(&str, &str)]) -> Settings {
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    read(&Sources { env, ..Sources::default() }).unwrap().settings
+}
+
+fn plan<'a>(all: &'a [Judgement], name: &str) -> &'a Judgement {
+    all.iter().find(|one| one.plan == name).unwrap()
+}
+
+#[test]
+fn a_hundred_requests_a_minute_do_not_fit_into_10_000_commands_a_day_which_are_6_9_a_minute() {
+    let settings = settings(&[("TIDEGATE_SECRET", "0123456789abcdef")]);
+    let needs = needs(&settings, load(&settings, 100.0, None, None)).unwrap();
+    assert_eq!((needs.calls_a_day, needs.commands_a_day), (144_000.0, 576_000.0));
+    let text = providers::COMPILED_IN.replace("commands_per_month = 500_000", "commands_per_day = 10_000");
+    let judged = judge(&needs, &providers::parse("old", &text).unwrap());
+    let free = plan(&judged, "Free");
+    assert_eq!(free.fits, Some(false));
+    assert_eq!(free.exceeded[0], "commands a day: 576 000 of 10 000");
+    assert_eq!(format!("{:.1}", 10_000.0 / MINUTES_A_DAY), "6.9");
+}
+
+#[test]
+fn the_percentage_and_the_background_count() {
+    let settings = settings(&[]);
+    let tenth = Percent::from_basis_points(1_000);
+    let needs = needs(&settings, load(&settings, 100.0, tenth, Some(3))).unwrap();
+    assert_eq!(needs.calls_a_day, 14_400.0 + 3.0 * 144.0);
+    assert_eq!(needs.connections, 6);
+    let judged = judge(&needs, &providers::parse("in", providers::COMPILED_IN).unwrap());
+    let payg = plan(&judged, "Pay as you go");
+    let billed = 4.0 * 14_400.0 + 432.0;
+    assert_eq!((payg.billed_a_day, payg.usd_a_month), (billed, Some(billed * 31.0 / 100_000.0 * 0.2)));
+    assert_eq!(payg.fits, None, "nobody says how many connections");
+}
+
+#[test]
+fn a_figure_that_is_exceeded_decides_and_one_that_is_unknown_leaves_it_open() {
+    let settings = settings(&[]);
+    let needs = needs(&settings, load(&settings, 20_000.0, None, Some(16))).unwrap();
+    let judged = judge(&needs, &providers::parse("in", providers::COMPILED_IN).unwrap());
+    let free = plan(&judged, "Essentials, free");
+    assert_eq!(free.fits, Some(false));
+    assert_eq!(free.exceeded[0], "commands a second: 1 334 of 100");
+    assert_eq!(free.exceeded[1], "connections: 32 of 30");
+    assert_eq!(plan(&judged, "Essentials, 250 MB").usd_a_month, None);
+}
+
+#[test]
+fn a_quiet_rule_beside_a_heavy_one_is_not_what_is_reckoned() {
+    let text = "
+[[rule]]
+name = \"one\"
+match = { path = \"/one\" }
+policy = [{ name = \"a\", by = \"ip\", limit = \"100/minute\" }]
+[[rule]]
+name = \"two\"
+policy = [{ name = \"b\", by = \"ip\", limit = \"100/minute\" }, { name = \"c\", by = \"ip\", limit = \"1000/day\", algorithm = \"fixed_window\" }]
+";
+    let mut settings = settings(&[]);
+    settings.rules = crate::config::policies::parse("p", text).unwrap();
+    let needs = needs(&settings, load(&settings, 60.0, None, None)).unwrap();
+    assert_eq!((&*needs.rule, needs.commands_a_decision), ("two", 5));
+    // Each request another client: one hit of 0.6 s, and one that a whole day remembers.
+    assert_eq!(needs.keys, 1.0 + 86_400.0);
+}

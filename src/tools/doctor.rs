@@ -1,0 +1,155 @@
+//! `tidegate doctor`: from the URL to a working limiter, step by step. The first step that fails is named with its cause and
+//! its cure; nothing behind it is guessed at.
+//!
+//! It needs no command that a managed service forbids, prints no secret, and changes nothing but the probe's one
+//! reserved key.
+
+mod cure;
+mod info;
+mod inside;
+mod report;
+mod way_in;
+
+use std::time::{Duration, Instant};
+
+pub use cure::LEAST_PERMISSIONS;
+pub use report::{Latency, Outcome, Report, STEPS, Step, Verdict};
+
+use crate::config::{Errors, Redis, Settings};
+use crate::limiter::decision::Backend;
+use crate::limiter::store::{Fault, FaultKind};
+use inside::Inside;
+use way_in::way_in;
+
+/// Told of each step as it begins.
+pub type Progress<'a> = &'a mut dyn FnMut(&str);
+
+/// Examines the Redis of these settings. Asks the network, for at most some seconds a step.
+pub async fn examine(settings: &Settings, progress: Progress<'_>) -> Report {
+    let mut report = Report { in_force: in_force(settings), ..Report::default() };
+    let Some(redis) = &settings.redis else {
+        if settings.rollout.backend == Backend::Redis {
+            report.add(Step {
+                name: "configuration",
+                outcome: Outcome::Warning,
+                found: "RATE_LIMIT_BACKEND is redis and REDIS_URL is not set".into(),
+                cure: Some("set REDIS_URL, or RATE_LIMIT_BACKEND=memory".into()),
+                kind: None,
+                took: Duration::ZERO,
+            });
+        }
+        return report;
+    };
+    report.target = Some(redis.target.to_string());
+    report.secrets.extend(redis.target.password().map(str::to_owned));
+    let mut examination =
+        Examination { redis, report, progress, step: "configuration", began: Instant::now() };
+    // A step that fails has said so itself.
+    if let Ok(wire) = way_in(&mut examination).await {
+        let _ = Inside { examination: &mut examination, wire }.look().await;
+    }
+    let mut report = examination.report;
+    report.skip_the_rest();
+    report
+}
+
+/// The report on settings that can't even be read.
+pub fn unreadable(errors: &Errors) -> Report {
+    let mut report = Report { in_force: "The configuration can't be read.".into(), ..Report::default() };
+    let problems: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+    report.add(Step {
+        name: "configuration",
+        outcome: Outcome::Failed,
+        found: problems.join("; "),
+        cure: Some("`tidegate config check` lists them one by one".into()),
+        kind: None,
+        took: Duration::ZERO,
+    });
+    report.skip_the_rest();
+    report
+}
+
+/// Who decides, and why, as a start would have it.
+fn in_force(settings: &Settings) -> String {
+    let rollout = &settings.rollout;
+    match &settings.redis {
+        None => "In force: every key is decided in memory, because REDIS_URL is not set. Each instance counts for \
+                 itself."
+            .into(),
+        Some(_) if rollout.backend == Backend::Memory => {
+            "In force: every key is decided in memory, because RATE_LIMIT_BACKEND is memory. Redis is examined all \
+             the same."
+                .into()
+        }
+        Some(_) => format!("In force: {} % of the keys are to be decided by Redis.", rollout.percent),
+    }
+}
+
+/// An examination under way. Steps are begun and ended in the order of [`STEPS`].
+struct Examination<'a> {
+    redis: &'a Redis,
+    report: Report,
+    progress: Progress<'a>,
+    step: &'static str,
+    began: Instant,
+}
+
+/// A step failed, and has been written down.
+struct Stop;
+
+impl Examination<'_> {
+    fn begin(&mut self, step: &'static str) {
+        self.step = step;
+        self.began = Instant::now();
+        (self.progress)(step);
+    }
+
+    fn end(&mut self, outcome: Outcome, found: impl Into<String>, cure: Option<String>) {
+        let took = self.began.elapsed();
+        self.report.add(Step { name: self.step, outcome, found: found.into(), cure, kind: None, took });
+    }
+
+    fn good(&mut self, found: impl Into<String>) {
+        self.end(Outcome::Good, found, None);
+    }
+
+    fn warn(&mut self, found: impl Into<String>, cure: impl Into<String>) {
+        self.end(Outcome::Warning, found, Some(cure.into()));
+    }
+
+    fn skip(&mut self, found: impl Into<String>) {
+        self.end(Outcome::Skipped, found, None);
+        if let Some(step) = self.report.steps.last_mut() {
+            step.took = Duration::ZERO;
+        }
+    }
+
+    fn not_allowed(&mut self, why: &str) {
+        self.end(Outcome::NotAllowed, format!("not allowed here, skipped ({why})"), None);
+    }
+
+    /// The step failed: its kind's cure, or a better one.
+    fn fail(&mut self, fault: &Fault, better: Option<String>) -> Stop {
+        let cure = better.unwrap_or_else(|| cure::cure(fault, &self.redis.namespace));
+        self.end(Outcome::Failed, &*fault.detail, Some(cure));
+        if let Some(step) = self.report.steps.last_mut() {
+            step.kind = Some(fault.kind);
+        }
+        Stop
+    }
+
+    /// With TLS 1.3 a server refuses our certificate only after the handshake: that is the failure of an earlier step.
+    fn fail_at_tls(&mut self, fault: &Fault) -> Stop {
+        self.report.steps.retain(|step| !matches!(step.name, "tls" | "auth" | "session"));
+        self.step = "tls";
+        self.fail(fault, None)
+    }
+
+    fn failed(&mut self, fault: &Fault) -> Stop {
+        if fault.kind == FaultKind::Tls && matches!(self.step, "auth" | "session") {
+            self.fail_at_tls(fault)
+        } else {
+            self.fail(fault, None)
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! Inside: permissions, the real script, and whether the server is one that counters can live in.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::info::{Info, bytes};
+use super::report::spell;
+use super::{Examination, LEAST_PERMISSIONS, Latency, Stop};
+use crate::limiter::clock::Micros;
+use crate::limiter::store::{Fault, FaultKind};
+use crate::redis::probe;
+use crate::redis::wire::{Reply, Wire};
+
+/// Calls that the latency is judged by: enough that the 95th percentile is not the slowest one,
+const CALLS: usize = 50;
+/// and no longer than this in all.
+const MEASURE_FOR: Duration = Duration::from_secs(3);
+/// Clocks further apart than this deserve a look; no decision depends on it.
+const SKEW: Duration = Duration::from_secs(1);
+/// Memory in use, percent, from which it is time to act.
+const NEARLY_FULL: u64 = 80;
+/// The longest REDIS_TIMEOUT_MS that is accepted.
+const LONGEST_TIMEOUT: u128 = 10_000;
+
+pub(super) struct Inside<'d, 'a> {
+    pub(super) examination: &'d mut Examination<'a>,
+    pub(super) wire: Wire,
+}
+
+impl Inside<'_, '_> {
+    pub(super) async fn look(&mut self) -> Result<(), Stop> {
+        self.permissions().await?;
+        self.script().await?;
+        let info = self.role().await?;
+        self.eviction(info.as_ref()).await?;
+        self.memory(info.as_ref());
+        self.clock().await?;
+        self.latency().await?;
+        self.plan();
+        Ok(())
+    }
+
+    /// Each command that is needed, by itself, on the reserved key.
+    async fn permissions(&mut self) -> Result<(), Stop> {
+        self.examination.begin("permissions");
+        let key = probe::key(&self.examination.redis.namespace);
+        let no_script = "0".repeat(40);
+        let commands: [&[&str]; 6] = [
+            &["EVALSHA", &no_script, "1", &key],
+            &["EVAL", "return 1", "1", &key],
+            &["GET", &key],
+            &["SET", &key, "0", "PX", "1000"],
+            &["MGET", &key],
+            &["TIME"],
+        ];
+        let (mut missing, mut said) = (Vec::new(), None);
+        for command in commands {
+            match self.wire.ask(command).await {
+                Err(fault) if fault.kind == FaultKind::Permission => {
+                    missing.push(format!("+{}", command[0].to_ascii_lowercase()));
+                    said.get_or_insert(fault.detail);
+                }
+                Err(fault) if matches!(fault.kind, FaultKind::Lost | FaultKind::Timeout) => {
+                    return Err(self.examination.failed(&fault));
+                }
+                // Whatever else is wrong is wrong with more than the permission: the script will say it.
+                _ => {}
+            }
+        }
+        match said {
+            None => {
+                self.examination.good(format!("{LEAST_PERMISSIONS} on {key}"));
+                Ok(())
+            }
+            Some(said) => {
+                let fault =
+                    Fault::new(FaultKind::Permission, format!("missing: {} ({said})", missing.join(" ")));
+                Err(self.examination.failed(&fault))
+            }
+        }
+    }
+
+    /// What decides in production, on the key that the background proves connections on.
+    async fn script(&mut self) -> Result<(), Stop> {
+        self.examination.begin("script");
+        let namespace = self.examination.redis.namespace.clone();
+        let ran = match self.wire.run_script(&namespace, now()).await {
+            Ok(ran) => ran,
+            Err(fault) => return Err(self.examination.failed(&fault)),
+        };
+        // Some services isolate every script with one lock unless it says this; real Redis refuses the word.
+        let locking = "#!lua flags=allow-key-locking\nreturn 1";
+        let locks_keys = match self.wire.ask(&["EVAL", locking, "0"]).await {
+            Ok(_) => true,
+            Err(fault) if matches!(fault.kind, FaultKind::Lost | FaultKind::Timeout) => {
+                return Err(self.examination.failed(&fault));
+            }
+            Err(_) => false,
+        };
+        self.examination.report.key_locking = Some(locks_keys);
+        let taught = if ran.taught { "it was not known yet, and is now" } else { "it was known already" };
+        let locks = match locks_keys {
+            true => {
+                "; this server can lock by key (allow-key-locking), of which this version makes no use: its scripts run one at a time"
+            }
+            false => "",
+        };
+        self.examination.good(format!("it judges as it should; {taught}{locks}"));
+        Ok(())
+    }
+
+    async fn role(&mut self) -> Result<Option<Info>, Stop> {
+        self.examination.begin("role");
+        let info = match self.wire.ask(&["INFO"]).await {
+            Ok(Reply::Text(text)) => Info(text),
+            Ok(_) => return Ok(self.without_info("INFO answers in another form")),
+            Err(fault) if matches!(fault.kind, FaultKind::Lost | FaultKind::Timeout) => {
+                return Err(self.examination.failed(&fault));
+            }
+            Err(fault) => return Ok(self.without_info(&format!("INFO: {}", fault.kind))),
+        };
+        let version = info.field("redis_version").unwrap_or("of unknown version").to_owned();
+        if info.field("cluster_enabled") == Some("1") {
+            let words =
+                format!("Redis {version} with cluster_enabled:1: keys of other slots would be refused");
+            return Err(self.examination.failed(&Fault::new(FaultKind::Cluster, words)));
+        }
+        match info.field("role") {
+            Some("master") | None => self.examination.good(format!("Redis {version}, a primary, no cluster")),
+            Some(role) => self.examination.warn(
+                format!(
+                    "Redis {version}, a {role} that takes writes: what it counts is lost when it synchronises"
+                ),
+                "point REDIS_URL at the primary's endpoint",
+            ),
+        }
+        Ok(Some(info))
+    }
+
+    fn without_info(&mut self, why: &str) -> Option<Info> {
+        self.examination.not_allowed(why);
+        None
+    }
+
+    async fn eviction(&mut self, info: Option<&Info>) -> Result<(), Stop> {
+        self.examination.begin("eviction");
+        let mut policy = info.and_then(|info| info.field("maxmemory_policy")).map(str::to_owned);
+        if policy.is_none() {
+            match self.wire.ask(&["CONFIG", "GET", "maxmemory-policy"]).await {
+                Ok(Reply::Text(text)) => policy = Some(text),
+                Err(fault) if matches!(fault.kind, FaultKind::Lost | FaultKind::Timeout) => {
+                    return Err(self.examination.failed(&fault));
+                }
+                _ => {}
+            }
+        }
+        match policy.as_deref() {
+            None => self.examination.not_allowed("neither INFO nor CONFIG GET tells the policy"),
+            Some("noeviction") => self.examination.good(
+                "noeviction: no counter is deleted; when memory is full Redis refuses to count and memory decides here",
+            ),
+            Some(policy) if policy.starts_with("allkeys-") => self.examination.warn(
+                format!("{policy}: when memory is full it deletes counters, and the fleet's secret with them: limits start anew"),
+                "use noeviction or volatile-ttl, or set TIDEGATE_SECRET and see that memory never fills",
+            ),
+            Some(policy) => self.examination.good(format!(
+                "{policy}: the fleet's secret stays; when memory is full it deletes counters, since each has an expiry"
+            )),
+        }
+        Ok(())
+    }
+
+    fn memory(&mut self, info: Option<&Info>) {
+        self.examination.begin("memory");
+        let figure = |name| info.and_then(|info| info.number(name));
+        let (used, most) = (figure("used_memory"), figure("maxmemory"));
+        let (Some(used), Some(most)) = (used, most) else {
+            return self.examination.not_allowed("INFO does not tell it");
+        };
+        if most == 0 {
+            return self.examination.good(format!("{} in use, no limit of Redis' own", bytes(used)));
+        }
+        let share = used.saturating_mul(100) / most;
+        let found = format!("{} of {} in use, {share} %", bytes(used), bytes(most));
+        if share >= NEARLY_FULL {
+            self.examination.warn(found, "give it memory; `tidegate cost` tells how much the policies need");
+        } else {
+            self.examination.good(found);
+        }
+    }
+
+    async fn clock(&mut self) -> Result<(), Stop> {
+        self.examination.begin("clock");
+        let namespace = self.examination.redis.namespace.clone();
+        let sent = now();
+        let ran = match self.wire.run_script(&namespace, sent).await {
+            Ok(ran) => ran,
+            Err(fault) => return Err(self.examination.failed(&fault)),
+        };
+        let here = sent + ran.took.as_micros() as u64 / 2;
+        let skew = Duration::from_micros(here.abs_diff(ran.server_time));
+        let side = if ran.server_time > here { "ahead of" } else { "behind" };
+        let found = format!("the server's clock is {} {side} this one", spell(skew));
+        if skew > SKEW {
+            self.examination.warn(
+                format!("{found}; limits go by the server's, log lines by this one"),
+                "let NTP set both clocks",
+            );
+        } else {
+            self.examination.good(found);
+        }
+        Ok(())
+    }
+
+    async fn latency(&mut self) -> Result<(), Stop> {
+        self.examination.begin("latency");
+        let namespace = self.examination.redis.namespace.clone();
+        let (began, mut took) = (Instant::now(), Vec::with_capacity(CALLS));
+        while took.len() < CALLS && began.elapsed() < MEASURE_FOR {
+            match self.wire.run_script(&namespace, now()).await {
+                Ok(ran) => took.push(ran.took),
+                Err(fault) => return Err(self.examination.failed(&fault)),
+            }
+        }
+        took.sort_unstable();
+        let latency = Latency {
+            calls: took.len(),
+            p50: percentile(&took, 50),
+            p95: percentile(&took, 95),
+            p99: percentile(&took, 99),
+        };
+        self.examination.report.latency = Some(latency);
+        let Latency { calls, p50, p95, p99 } = latency;
+        let found = format!("{calls} calls: P50 {}, P95 {}, P99 {}", spell(p50), spell(p95), spell(p99));
+        let most = self.examination.redis.timeout;
+        match advice(p95, most) {
+            None => self.examination.good(format!("{found}; REDIS_TIMEOUT_MS is {}", most.as_millis())),
+            Some(advice) => self.examination.warn(found, advice),
+        }
+        Ok(())
+    }
+
+    fn plan(&mut self) {
+        self.examination.begin("plan");
+        let redis = self.examination.redis;
+        let Some(limit) = redis.commands_per_day else {
+            return self.examination.skip(
+                "redis.commands_per_day is not set; `tidegate cost` tells what the policies need against each plan",
+            );
+        };
+        let limit = limit.get();
+        let a_minute = limit as f64 / 1_440.0 / f64::from(redis.billed_per_call);
+        self.examination.good(format!(
+            "{limit} commands a day, {} a decision: {a_minute:.1} decisions a minute around the clock",
+            redis.billed_per_call
+        ));
+    }
+}
+
+/// What to say of a 95th percentile that requests would not wait for.
+fn advice(p95: Duration, timeout: Duration) -> Option<String> {
+    if p95 <= timeout {
+        return None;
+    }
+    // Twice the percentile, in steps of 50 ms: 62 makes 150.
+    let measured = p95.as_micros().div_ceil(1_000);
+    let better = (measured * 2).div_ceil(50) * 50;
+    let timeout = timeout.as_millis();
+    Some(match better {
+        _ if better <= LONGEST_TIMEOUT => {
+            format!("measured {measured} ms, REDIS_TIMEOUT_MS is {timeout}: set {better}")
+        }
+        _ => format!(
+            "measured {measured} ms, REDIS_TIMEOUT_MS is {timeout}: no request can wait for that; use a Redis that is nearer"
+        ),
+    })
+}
+
+/// By the nearest rank; 0 of nothing.
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or_default()
+}
+
+fn now() -> Micros {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as Micros
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_measured_latency_above_the_timeout_is_said_with_what_to_set() {
+        let said = advice(ms(62), ms(50)).unwrap();
+        assert_eq!(said, "measured 62 ms, REDIS_TIMEOUT_MS is 50: set 150");
+        assert_eq!(advice(ms(50), ms(50)), None);
+        assert!(advice(ms(6_000), ms(50)).unwrap().contains("nearer"));
+    }
+
+    #[test]
+    fn percentiles_are_by_the_nearest_rank() {
+        let hundred: Vec<Duration> = (1..=100).map(ms).collect();
+        assert_eq!([50, 95, 99].map(|percent| percentile(&hundred, percent)), [ms(50), ms(95), ms(99)]);
+        assert_eq!((percentile(&[ms(7)], 99), percentile(&[], 50)), (ms(7), ms(0)));
+    }
+}

@@ -1,0 +1,193 @@
+//! The cost, and the figures that it reckons with, counted on a real server.
+
+use serde_json::{Value, json};
+
+use crate::run::{tidegate, tidegate_in};
+use crate::support::process::Tidegate;
+use crate::support::redis_server::RedisServer;
+
+/// Two policies of one subject: what one decision of a canary costs is one call.
+const TWO_POLICIES: &str = r#"
+[[rule]]
+name = "default"
+  [[rule.policy]]
+  name = "minute"
+  by = "header:x-api-key"
+  limit = "100/minute"
+  [[rule.policy]]
+  name = "a-day-with-a-longer-name"
+  by = "header:x-api-key"
+  limit = "1000/day"
+"#;
+
+fn stat(redis: &RedisServer, command: &str) -> u64 {
+    let stats: String = redis.run(&["INFO", "commandstats"]);
+    let name = format!("cmdstat_{command}:calls=");
+    let calls = stats.lines().find_map(|line| line.strip_prefix(&name));
+    calls.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+}
+
+fn figure(redis: &RedisServer, section: &str, name: &str) -> f64 {
+    let info: String = redis.run(&["INFO", section]);
+    let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    value.unwrap().trim().parse().unwrap()
+}
+
+async fn needs(policies: &str, arguments: &[&str]) -> Value {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("config")).unwrap();
+    std::fs::write(directory.path().join("config/policies.toml"), policies).unwrap();
+    let ran = tidegate_in(directory.path(), &[&["cost", "--json"], arguments].concat(), &[]).await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    ran.json()["needs"].clone()
+}
+
+#[tokio::test]
+async fn a_decision_costs_the_commands_the_bytes_and_the_memory_that_the_cost_command_says() {
+    const DECISIONS: u64 = 2_000;
+    let redis = RedisServer::start();
+    let url = redis.url();
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("REDIS_TIMEOUT_MS", "5000"),
+        // The background has no business of its own then.
+        ("TIDEGATE_SECRET", "0123456789abcdef"),
+    ];
+    let tidegate = Tidegate::start(Some(TWO_POLICIES), &variables).await;
+    tidegate.connected().await;
+    let _: String = redis.run(&["CONFIG", "RESETSTAT"]);
+    let memory = figure(&redis, "memory", "used_memory");
+    let (sent, told) =
+        (figure(&redis, "stats", "total_net_input_bytes"), figure(&redis, "stats", "total_net_output_bytes"));
+    for key in 0..DECISIONS {
+        let answer = tidegate.check(json!({"key": format!("key-{key}")})).await;
+        assert_eq!(answer["backend"], "redis");
+    }
+    let wire = figure(&redis, "stats", "total_net_input_bytes") - sent
+        + figure(&redis, "stats", "total_net_output_bytes")
+        - told;
+    let counted = ["evalsha", "eval", "time", "mget", "set"].map(|command| stat(&redis, command));
+    assert_eq!(counted, [DECISIONS, 0, DECISIONS, DECISIONS, 2 * DECISIONS]);
+    let said = needs(TWO_POLICIES, &["--rpm", "100"]).await;
+    assert_eq!(said["calls_a_decision"], 1);
+    let commands = counted.iter().sum::<u64>() / DECISIONS;
+    assert_eq!(said["commands_a_decision"], commands, "those inside the script included");
+    // No more than was said, and not half of it. INFO's own answers are among the bytes: a few thousand.
+    let calls_a_month = 144_000.0 * 31.0;
+    let bytes_a_call = said["bandwidth_bytes_a_month"].as_f64().unwrap() / calls_a_month;
+    let measured = (wire - 20_000.0) / DECISIONS as f64;
+    eprintln!("bytes a call: said {bytes_a_call:.0}, measured {measured:.0}");
+    assert!((bytes_a_call / 2.0..=bytes_a_call).contains(&measured), "{measured} of {bytes_a_call}");
+
+    // Only the buckets of the day still live, or all of them.
+    let keys: u64 = redis.run(&["DBSIZE"]);
+    let bytes_a_key = (figure(&redis, "memory", "used_memory") - memory) / keys as f64;
+    let said = needs(&TWO_POLICIES.replace("100/minute", "100/day"), &["--rpm", "10000"]).await;
+    let said = said["memory_bytes"].as_f64().unwrap() / said["keys"].as_f64().unwrap();
+    eprintln!("bytes a key: said {said:.0}, measured {bytes_a_key:.0} of {keys} keys");
+    assert!((said / 3.0..=said).contains(&bytes_a_key), "{bytes_a_key} of {said}");
+}
+
+#[tokio::test]
+async fn a_denied_request_that_this_process_knows_of_costs_no_command() {
+    let redis = RedisServer::start();
+    let url = redis.url();
+    let variables =
+        [("REDIS_URL", url.as_str()), ("REDIS_TIMEOUT_MS", "5000"), ("TIDEGATE_SECRET", "0123456789abcdef")];
+    let policies = TWO_POLICIES.replace("100/minute", "1/hour");
+    let tidegate = Tidegate::start(Some(&policies), &variables).await;
+    tidegate.connected().await;
+    let _: String = redis.run(&["CONFIG", "RESETSTAT"]);
+    for _ in 0..50 {
+        tidegate.check(json!({"key": "an attacker"})).await;
+    }
+    assert_eq!(stat(&redis, "evalsha"), 1);
+}
+
+#[tokio::test]
+async fn the_cost_is_shown_for_each_plan_with_the_date_of_its_figures() {
+    let ran = tidegate(&["cost", "--rpm", "100"], &[]).await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for words in [
+        "100 requests a minute, 100 % of the keys in Redis, 1 instance(s)",
+        "144 144  calls a day",
+        "576 144  commands a day",
+        "❌ Upstash: Free",
+        "commands a month: 17 860 464 of 500 000",
+        "Upstash: Pay as you go",
+        "$35.72 a month",
+        "Redis Cloud: Essentials, free",
+        "Amazon ElastiCache: cache.t3.micro, one node",
+        "The providers' figures are of 20",
+    ] {
+        assert!(ran.stdout.contains(words), "{words:?} is missing:\n{}", ran.stdout);
+    }
+    let ran = tidegate(&["cost", "--json", "--rpm", "60", "--percent", "10", "--instances", "4"], &[]).await;
+    let said = ran.json();
+    assert_eq!(said["load"], json!({"rpm": 60.0, "percent": 10.0, "instances": 4}));
+    assert_eq!(said["needs"]["calls_a_day"], 8_640.0 + 4.0 * 144.0);
+    assert!(said["plans"].as_array().unwrap().len() >= 7);
+}
+
+#[tokio::test]
+async fn other_figures_for_the_providers_take_the_place_of_those_compiled_in() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("config")).unwrap();
+    let own = "as_of = \"2027-01-01\"\n[[provider]]\nname = \"Ours\"\nbills_inside_scripts = false\n\
+               [[provider.plan]]\nname = \"Tiny\"\ncommands_per_day = 10\nmemory_mb = 1\nconnections = 9\n\
+               bandwidth_gb_month = \"unlimited\"\n";
+    std::fs::write(directory.path().join("config/providers.toml"), own).unwrap();
+    let ran = tidegate_in(directory.path(), &["cost"], &[]).await;
+    assert!(ran.stdout.contains("❌ Ours: Tiny") && !ran.stdout.contains("Upstash"), "{}", ran.stdout);
+    std::fs::write(directory.path().join("other.toml"), own.replace("= 10", "= \"unlimited\"")).unwrap();
+    let ran = tidegate_in(directory.path(), &["cost", "--providers", "other.toml"], &[]).await;
+    assert!(ran.stdout.contains("✅ Ours: Tiny"), "{}", ran.stdout);
+    for (arguments, said) in [
+        (&["cost", "--providers", "gone.toml"][..], "gone.toml: can't be read"),
+        (&["cost", "--percent", "101"], "--percent: read \"101\""),
+        (&["cost", "--rpm", "0"], "--rpm"),
+    ] {
+        let ran = tidegate_in(directory.path(), arguments, &[]).await;
+        assert_eq!(ran.code, 64, "{}", ran.stderr);
+        assert!(ran.stderr.contains(said), "{}", ran.stderr);
+    }
+}
+
+#[tokio::test]
+async fn what_is_spent_of_the_plan_is_in_the_status_and_said_once_at_80_percent() {
+    const WARNED: &str = "most of the Redis commands that redis.commands_per_day allows today are spent";
+    let redis = RedisServer::start();
+    let url = redis.url();
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("REDIS_TIMEOUT_MS", "5000"),
+        ("TIDEGATE_SECRET", "0123456789abcdef"),
+        ("TIDEGATE__REDIS__COMMANDS_PER_DAY", "1000"),
+        ("TIDEGATE__REDIS__BILLED_PER_CALL", "5"),
+    ];
+    let tidegate = Tidegate::start(Some(TWO_POLICIES), &variables).await;
+    tidegate.connected().await;
+    let commands = async || tidegate.status().await["redis"]["commands"].clone();
+    let at_start = commands().await;
+    assert_eq!((&at_start["per_day"], &at_start["exhausted_at"]), (&json!(1_000), &Value::Null));
+    // The proof of the connection was a call as well, or two where the script had to be taught.
+    let proof = at_start["today"].as_u64().unwrap();
+    assert!([5, 10].contains(&proof), "{at_start}");
+    for key in 0..150 {
+        tidegate.check(json!({"key": format!("key-{key}")})).await;
+    }
+    assert_eq!(commands().await["today"], proof + 750);
+    tidegate.says(WARNED, 0).await;
+    for key in 150..190 {
+        tidegate.check(json!({"key": format!("key-{key}")})).await;
+    }
+    tidegate.says(WARNED, 1).await;
+    let metrics = tidegate.metrics().await;
+    assert!(metrics.contains("tidegate_redis_commands_total{command=\"evalsha\"} 190"), "{metrics}");
+    // Whatever is spent, the limiter goes on asking: the plan is the provider's to enforce.
+    for key in 190..230 {
+        assert_eq!(tidegate.check(json!({"key": format!("key-{key}")})).await["backend"], "redis");
+    }
+    tidegate.says(WARNED, 1).await;
+    assert!(commands().await["exhausted_at"].is_string());
+}
