@@ -275,7 +275,7 @@ impl<S: Store> Limiter<S> {
     pub fn held(&self) -> Held {
         Held {
             keys: self.memory.len(),
-            blocked: self.blocked().len(),
+            blocked: self.penalties.count(self.clock.now()),
             evicted: self.memory.evicted_in_debt(),
             decided_unknown: self.memory.decided_unknown(),
             forgiven: self.forgiven.load(Ordering::Relaxed),

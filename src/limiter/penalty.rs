@@ -129,6 +129,17 @@ impl PenaltyBox {
         offender.is_some_and(|offender| offender.until > now)
     }
 
+    /// How many are shut out.
+    pub(super) fn count(&self, now: Micros) -> usize {
+        if self.held.load(Ordering::Relaxed) == 0 {
+            return 0;
+        }
+        let of = |shard: &Mutex<HashMap<Key, Offender>>| {
+            shard.lock().values().filter(|offender| offender.until > now).count()
+        };
+        self.shards.iter().map(of).sum()
+    }
+
     /// Everybody who is shut out.
     pub(super) fn blocked(&self, now: Micros) -> Vec<Blocked> {
         let mut all = Vec::new();
@@ -230,6 +241,6 @@ mod tests {
         }
         let all = held.held.load(Ordering::Relaxed);
         assert!(all <= SHARDS * HELD_BY_A_SHARD, "{all}");
-        assert_eq!(held.blocked(NOW).len(), 1);
+        assert_eq!((held.blocked(NOW).len(), held.count(NOW)), (1, 1));
     }
 }
