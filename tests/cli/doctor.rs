@@ -318,3 +318,17 @@ async fn a_clock_that_is_off_is_a_warning() {
     assert_eq!(step["outcome"], "warning", "{}", ran.stdout);
     assert!(step["found"].as_str().unwrap().contains("behind"), "{step:#}");
 }
+
+/// The line that the tests use is the line that people copy.
+#[test]
+fn every_page_has_the_permissions_that_the_tests_use() {
+    assert_eq!(tidegate::tools::doctor::LEAST_PERMISSIONS, LEAST);
+    for (page, text) in [
+        ("when-redis-is-away.md", include_str!("../../docs/when-redis-is-away.md")),
+        ("upstash.md", include_str!("../../docs/providers/upstash.md")),
+        ("redis-cloud.md", include_str!("../../docs/providers/redis-cloud.md")),
+        ("elasticache.md", include_str!("../../docs/providers/elasticache.md")),
+    ] {
+        assert!(text.contains(LEAST) && text.contains("~tidegate:*"), "{page}");
+    }
+}
