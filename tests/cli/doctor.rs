@@ -332,3 +332,19 @@ fn every_page_has_the_permissions_that_the_tests_use() {
         assert!(text.contains(LEAST) && text.contains("~tidegate:*"), "{page}");
     }
 }
+
+#[tokio::test]
+async fn the_newer_protocol_and_a_unix_socket_are_examined_as_well() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("redis.sock").display().to_string();
+    let redis = RedisServer::start_with(&["--unixsocket", &socket]);
+    let generous = [("REDIS_TIMEOUT_MS", "5000")];
+    for url in [format!("{}?protocol=resp3", redis.url()), format!("unix://{socket}?db=3")] {
+        let ran = doctor(&url, &generous).await;
+        assert_eq!(ran.code, 0, "{url}: {}", ran.stdout);
+        assert_eq!(ran.step("eviction")["outcome"], "ok");
+        assert_eq!(ran.step("role")["outcome"], "ok");
+    }
+    let gone = doctor(&format!("unix://{socket}.gone"), &[]).await;
+    assert_eq!((gone.code, &gone.failed()["step"]), (2, &json!("tcp")), "{}", gone.stdout);
+}
