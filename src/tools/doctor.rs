@@ -41,7 +41,6 @@ pub async fn examine(settings: &Settings, progress: Progress<'_>) -> Report {
         return report;
     };
     report.target = Some(redis.target.to_string());
-    report.secrets.extend(redis.target.password().map(str::to_owned));
     let mut examination =
         Examination { redis, report, progress, step: "configuration", began: Instant::now() };
     // A step that fails has said so itself.
@@ -131,7 +130,14 @@ impl Examination<'_> {
     /// The step failed: its kind's cure, or a better one.
     fn fail(&mut self, fault: &Fault, better: Option<String>) -> Stop {
         let cure = better.unwrap_or_else(|| cure::cure(fault, &self.redis.namespace));
-        self.end(Outcome::Failed, &*fault.detail, Some(cure));
+        // No server is known to repeat the password. One that does is not quoted, and no word is cut out of what it
+        // says either: the gap would tell.
+        let quotes = self.redis.target.password().is_some_and(|password| fault.detail.contains(password));
+        let found = match quotes && !matches!(self.step, "configuration" | "dns" | "tcp" | "tls") {
+            true => "the server refuses; what it says is not shown here",
+            false => &*fault.detail,
+        };
+        self.end(Outcome::Failed, found, Some(cure));
         if let Some(step) = self.report.steps.last_mut() {
             step.kind = Some(fault.kind);
         }

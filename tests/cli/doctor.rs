@@ -176,7 +176,7 @@ async fn passwords_wrong_missing_and_unwanted_are_told_apart_and_never_shown() {
 async fn a_server_that_repeats_the_password_is_not_quoted() {
     let address = that_says("-ERR 'hunter2-word' is not the password\r\n").await;
     let ran = doctor(&format!("redis://:hunter2-word@{address}"), &[]).await;
-    failed(&ran, "auth", "auth", "'[redacted]' is not the password", "user and password");
+    failed(&ran, "auth", "auth", "not shown here", "user and password");
     assert!(!ran.stdout.contains("hunter2"));
 }
 
@@ -317,4 +317,52 @@ async fn a_clock_that_is_off_is_a_warning() {
     let step = ran.step("clock");
     assert_eq!(step["outcome"], "warning", "{}", ran.stdout);
     assert!(step["found"].as_str().unwrap().contains("behind"), "{step:#}");
+}
+
+/// The line that the tests use is the line that people copy.
+#[test]
+fn every_page_has_the_permissions_that_the_tests_use() {
+    assert_eq!(tidegate::tools::doctor::LEAST_PERMISSIONS, LEAST);
+    for (page, text) in [
+        ("when-redis-is-away.md", include_str!("../../docs/when-redis-is-away.md")),
+        ("upstash.md", include_str!("../../docs/providers/upstash.md")),
+        ("redis-cloud.md", include_str!("../../docs/providers/redis-cloud.md")),
+        ("elasticache.md", include_str!("../../docs/providers/elasticache.md")),
+    ] {
+        assert!(text.contains(LEAST) && text.contains("~tidegate:*"), "{page}");
+    }
+}
+
+#[tokio::test]
+async fn the_newer_protocol_and_a_unix_socket_are_examined_as_well() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("redis.sock").display().to_string();
+    let redis = RedisServer::start_with(&["--unixsocket", &socket]);
+    let generous = [("REDIS_TIMEOUT_MS", "5000")];
+    for url in [format!("{}?protocol=resp3", redis.url()), format!("unix://{socket}?db=3")] {
+        let ran = doctor(&url, &generous).await;
+        assert_eq!(ran.code, 0, "{url}: {}", ran.stdout);
+        assert_eq!(ran.step("eviction")["outcome"], "ok");
+        assert_eq!(ran.step("role")["outcome"], "ok");
+    }
+    let gone = doctor(&format!("unix://{socket}.gone"), &[]).await;
+    assert_eq!((gone.code, &gone.failed()["step"]), (2, &json!("tcp")), "{}", gone.stdout);
+}
+
+#[tokio::test]
+async fn colours_are_for_a_terminal_and_not_with_no_color() {
+    // `script` gives a command a terminal; Debian has it everywhere.
+    let in_a_terminal = |no_color: &'static str| async move {
+        let line = format!("{} doctor", env!("CARGO_BIN_EXE_tidegate"));
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = std::process::Command::new("script");
+        command.args(["-qec", &line, "/dev/null"]).env("NO_COLOR", no_color).current_dir(directory.path());
+        let redis = RedisServer::start();
+        command.env("REDIS_URL", redis.url());
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (with, without) = (in_a_terminal("").await, in_a_terminal("1").await);
+    assert!(with.contains("\u{1b}[32mscript"), "{with}");
+    assert!(without.contains("✅ script") && !without.contains("\u{1b}[32m"), "{without}");
 }

@@ -8,11 +8,10 @@ use serde_json::json;
 use tidegate::limiter::store::FaultKind;
 
 use crate::run::doctor;
-use crate::servers::{Shown, TlsRedis, that_says};
+use crate::servers::{Shown, TlsRedis, that_hangs_up, that_says};
 use crate::support::outage::DEGRADED;
 use crate::support::process::Tidegate;
 use crate::support::redis_server::{RedisServer, ask, free_port};
-use crate::support::relay::Relay;
 use crate::support::until;
 
 /// A Redis with something the matter.
@@ -93,10 +92,8 @@ async fn row(kind: FaultKind) -> Row {
             Broken::at(redis.url(), "script", redis)
         }
         FaultKind::Lost => {
-            let redis = RedisServer::start();
-            let relay = Relay::to(redis.port).await;
-            relay.refuse();
-            Broken::at(format!("redis://{}", relay.address), "auth", (redis, relay))
+            // A relay that resets may do so before the connection counts as made.
+            Broken::at(format!("redis://{}", that_hangs_up().await), "auth", ())
         }
         FaultKind::Protocol => {
             let said = "HTTP/1.1 400 Bad Request\r\n\r\n";

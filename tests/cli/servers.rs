@@ -106,3 +106,17 @@ pub(crate) async fn that_says(answer: &'static str) -> SocketAddr {
     });
     address
 }
+
+/// A listener that hears the first word and hangs up.
+pub(crate) async fn that_hangs_up() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let _ = client.read(&mut [0; 4096]).await;
+            });
+        }
+    });
+    address
+}

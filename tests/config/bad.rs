@@ -74,6 +74,8 @@ fn a_bad_variable_is_named_with_what_was_read_and_what_is_accepted() {
         ("TIDEGATE__REDIS__RECONNECT_INTERVAL_S", "0", &["1 to 3600"]),
         ("TIDEGATE__REDIS__WARN_INTERVAL_S", "0", &["1 to 86400"]),
         ("TIDEGATE__REDIS__NAMESPACE", "a:b", &["A-Z a-z 0-9"]),
+        ("TIDEGATE__REDIS__COMMANDS_PER_DAY", "-1", &["0 to 1000000000000"]),
+        ("TIDEGATE__REDIS__BILLED_PER_CALL", "0", &["1 to 100"]),
         ("RATE_LIMIT_BACKEND", "valkey", &["\"memory\" or \"redis\""]),
         ("RATE_LIMIT_CANARY_PERCENT", "101", &["0 to 100"]),
         ("RATE_LIMIT_CANARY_PERCENT", "0.001", &["two decimals"]),

@@ -16,6 +16,9 @@ pub(super) fn cure(fault: &Fault, namespace: &str) -> String {
         FaultKind::Tls if says("expired") => "renew the server's certificate; if it is good, look at this machine's clock".into(),
         FaultKind::Tls if says("not valid for name") || says("NotValidForName") => "use in REDIS_URL a host name that the certificate holds".into(),
         FaultKind::Tls if says("CertificateRequired") || says("certificate required") => "Redis wants our certificate: set REDIS_CLIENT_CERT and REDIS_CLIENT_KEY".into(),
+        FaultKind::Tls if says("fatal alert") => {
+            "the server refused us: if it wants our certificate, set REDIS_CLIENT_CERT and REDIS_CLIENT_KEY; its log says more".into()
+        }
         FaultKind::Tls if says("ertificate") => "look at REDIS_CA_CERT, REDIS_CLIENT_CERT and REDIS_CLIENT_KEY, and at the server's own certificate".into(),
         FaultKind::Tls => "the handshake failed: does the port speak TLS? Use redis:// for a plain port and rediss:// for a TLS port".into(),
         FaultKind::Auth if says("NOAUTH") => "Redis wants a password: redis://USER:PASSWORD@HOST, or redis://:PASSWORD@HOST where there are no users".into(),
