@@ -6,10 +6,13 @@ mod connect;
 mod fault;
 mod lag;
 mod link;
+mod login;
 mod offset;
 mod secret;
 mod supervisor;
 pub mod target;
+mod tend;
 
 pub use link::{LinkState, Options, RedisStore};
+pub use login::{BadLogin, Login, LoginFiles, Logins};
 pub use secret::derive;

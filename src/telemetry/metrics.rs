@@ -21,7 +21,7 @@ use super::reloads::Reloads;
 use crate::limiter::Held;
 use crate::limiter::breaker;
 use crate::limiter::decision::{Backend, Decision, State};
-use crate::limiter::event::{Exchange, Origin, Reload};
+use crate::limiter::event::{Exchange, Origin, Reload, Replaced};
 use crate::limiter::policy::Rules;
 use crate::limiter::rollout::{Arm, InForce};
 use crate::limiter::store::FaultKind;
@@ -33,6 +33,7 @@ pub(super) type Labels = Vec<(&'static str, String)>;
 const BACKENDS: [Backend; 2] = [Backend::Memory, Backend::Redis];
 const STATES: [State; 3] = [State::Allow, State::Throttle, State::Block];
 const ARMS: [Arm; 2] = [Arm::Canary, Arm::Control];
+const REPLACED: [Replaced; 3] = [Replaced::Slow, Replaced::Lost { calls: 0 }, Replaced::Login];
 const ORIGINS: [Origin; 3] = [Origin::Limiter, Origin::Gateway, Origin::Upstream];
 /// 401 and 403 stand apart: a rise of either on one arm is a sign of its own.
 const CLASSES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "401", "403"];
@@ -65,6 +66,8 @@ pub(super) struct Metrics {
     breaker: Gauge,
     connection_in_use: Gauge,
     connecting: Gauge,
+    redis_in_flight: Gauge,
+    replaced: [Counter; 3],
     percent: Gauge<f64, AtomicU64>,
     revision: Gauge,
     rollbacks: Counter,
@@ -80,6 +83,8 @@ pub(super) struct Metrics {
 pub struct Scraped {
     /// What the limiter holds and has lost.
     pub held: Held,
+    /// Calls to Redis under way.
+    pub redis_in_flight: u32,
     /// Log lines dropped since the start.
     pub lines_dropped: u64,
 }
@@ -167,6 +172,20 @@ impl Metrics {
             breaker.set(breaker::State::Open as i64);
             registry.register("redis_connections", "Connections to Redis", connections.clone());
         }
+        let redis_in_flight = Gauge::default();
+        let replaced = Family::<Labels, Counter>::default();
+        if redis {
+            registry.register(
+                "redis_in_flight",
+                "Calls to Redis under way, of at most redis.max_in_flight",
+                redis_in_flight.clone(),
+            );
+            registry.register(
+                "redis_connections_replaced",
+                "Connections to Redis that a fresh one took the place of without an outage, by cause",
+                replaced.clone(),
+            );
+        }
         let percent = Gauge::<f64, AtomicU64>::default();
         registry.register("rollout_percent", "Share of the keys that Redis is to decide", percent.clone());
         let revision = Gauge::default();
@@ -204,6 +223,8 @@ impl Metrics {
             breaker,
             connection_in_use: connections.get_or_create_owned(&one("state", "in_use")),
             connecting: connections.get_or_create_owned(&one("state", "connecting")),
+            redis_in_flight,
+            replaced: REPLACED.map(|why| replaced.get_or_create_owned(&one("cause", why.as_str()))),
             percent,
             revision,
             rollbacks: rollbacks.get_or_create_owned(&one("cause", "operator")),
@@ -269,6 +290,20 @@ impl Metrics {
         self.redis_up.set(i64::from(breaker == breaker::State::Closed));
     }
 
+    /// Notes that there is no connection until there is a fresh one.
+    pub(super) fn store_disconnected(&self) {
+        self.connection_in_use.set(0);
+    }
+
+    /// Counts a connection that another took the place of.
+    pub(super) fn store_replaced(&self, why: Replaced) {
+        self.connection_in_use.set(1);
+        let place = REPLACED.iter().position(|one| one.as_str() == why.as_str());
+        if let Some(counter) = place.and_then(|place| self.replaced.get(place)) {
+            counter.inc();
+        }
+    }
+
     /// Notes whether a connection is being made.
     pub(super) fn store_connecting(&self, connecting: bool) {
         self.connecting.set(i64::from(connecting));
@@ -292,6 +327,7 @@ impl Metrics {
         self.memory_keys.set(keys as i64);
         self.blocked_keys.set(blocked as i64);
         self.budget_resets.set([1, evicted, decided_unknown, forgiven]);
+        self.redis_in_flight.set(i64::from(scraped.redis_in_flight));
         self.lines_dropped.set(scraped.lines_dropped as i64);
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string does not fail.

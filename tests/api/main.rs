@@ -19,6 +19,8 @@ mod headers;
 mod jwt;
 mod life;
 mod limits;
+mod links;
+mod logins;
 mod logs;
 mod outages;
 mod reload;

@@ -238,7 +238,7 @@ fn a_client_certificate_needs_its_key() {
     let setup = setup.env("REDIS_CLIENT_KEY", &note);
     assert!(setup.lines()[0].starts_with("REDIS_CLIENT_KEY: ") && setup.lines()[0].contains("a PEM file"));
     let setup = setup.env("REDIS_CLIENT_KEY", &cert).env("REDIS_URL", "rediss://h");
-    assert!(setup.loaded().settings.redis.unwrap().client_key.is_some());
+    assert!(setup.loaded().settings.redis.unwrap().files.client_key.is_some());
 }
 
 #[test]

@@ -142,7 +142,7 @@ pub struct Answer {
 }
 
 impl Traffic {
-    fn start(tidegate: &Arc<Tidegate>, clients: usize) -> Self {
+    pub fn start(tidegate: &Arc<Tidegate>, clients: usize) -> Self {
         let (log, stop) = (Arc::<std::sync::Mutex<Vec<Answer>>>::default(), Arc::<AtomicBool>::default());
         let clients = (0..clients).map(|_| {
             let (tidegate, log, stop) = (Arc::clone(tidegate), Arc::clone(&log), Arc::clone(&stop));
@@ -186,7 +186,7 @@ impl Traffic {
 
     /// All answers; what was admitted is at most what one limiter admits that never lost anything: the burst and what
     /// the time refilled, to the last request. No slack.
-    async fn stop(self) -> Vec<Answer> {
+    pub async fn stop(self) -> Vec<Answer> {
         self.stop.store(true, Ordering::SeqCst);
         for client in self.clients {
             client.await.unwrap();
