@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::fault;
@@ -27,8 +27,6 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 /// What was sent and not even acknowledged for so long never will be.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_FOR: Duration = Duration::from_secs(20);
-/// A proxy that neither answers HELLO nor refuses it has this long.
-const HELLO_WITHIN: Duration = Duration::from_secs(1);
 
 /// A connection that the server has let in. Calls share it; it is closed when the last of them drops it.
 pub(super) struct Connection {
@@ -46,6 +44,27 @@ impl Connection {
     /// By which to call.
     pub(super) fn calls(&self) -> MultiplexedConnection {
         self.calls.clone()
+    }
+
+    /// Asks for the later protocol. A server that knows none goes on as it was.
+    ///
+    /// # Errors
+    /// When the connection does not survive the question, or is none to use anyway.
+    pub(super) async fn hello(&self) -> Result<Protocol, Fault> {
+        match cmd("HELLO").arg(3).query_async(&mut self.calls()).await {
+            Ok(Value::Map(_)) => Ok(Protocol::Resp3),
+            // A proxy that swallows it: this is the answer to something else.
+            Ok(_) => Err(Fault::new(FaultKind::Protocol, "the answer to HELLO is none")),
+            Err(error) => match fault::classify(&error) {
+                Fault { kind: FaultKind::Other | FaultKind::Permission, .. } => Ok(Protocol::Resp2),
+                fault => Err(fault),
+            },
+        }
+    }
+
+    /// This was agreed on.
+    pub(super) fn speaks(&mut self, protocol: Protocol) {
+        self.protocol = protocol;
     }
 
     /// Which version of the protocol was agreed on.
@@ -99,34 +118,8 @@ impl Drop for Connection {
     }
 }
 
-/// A fresh connection that the server has let in.
+/// A fresh connection that the server has let in, by the protocol that every server speaks.
 pub(super) async fn connect(target: &Target, login: &Login) -> Result<Connection, Fault> {
-    let mut connection = enter(target, login).await?;
-    let wanted = target.protocol();
-    if wanted == Protocol::Resp2 {
-        return Ok(connection);
-    }
-    // After AUTH, which every server knows: what refuses this goes on as it was.
-    let mut hello = cmd("HELLO");
-    let answer = hello.arg(3).query_async::<Value>(&mut connection.calls);
-    match timeout(HELLO_WITHIN, answer).await {
-        Ok(Ok(Value::Map(_))) => connection.protocol = Protocol::Resp3,
-        Ok(Err(error)) if wanted == Protocol::Resp3 => return Err(fault::classify(&error)),
-        Ok(Ok(_)) | Err(_) if wanted == Protocol::Resp3 => {
-            let words = "no RESP3: HELLO was not answered; accepted without: protocol=resp2, or none";
-            return Err(Fault::new(FaultKind::Protocol, words));
-        }
-        Ok(Ok(_)) => {}
-        // Some proxies hang up on a command that they do not know, or swallow it.
-        Ok(Err(error)) if error.is_connection_dropped() => return enter(target, login).await,
-        Err(_) => return enter(target, login).await,
-        Ok(Err(_)) => {}
-    }
-    Ok(connection)
-}
-
-/// By the protocol that every server speaks.
-async fn enter(target: &Target, login: &Login) -> Result<Connection, Fault> {
     let mut connection = open(target, login).await?;
     authenticate(&mut connection.calls, login).await?;
     if target.db() != 0 {

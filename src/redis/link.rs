@@ -2,7 +2,7 @@
 //! (`supervisor.rs`). No request ever waits for a connection.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -65,6 +65,8 @@ pub(super) struct Link {
     /// The connection in use; the supervisor alone puts it there and takes it away. Whether it is asked is the
     /// breaker's to say.
     pub(super) connection: ArcSwapOption<Connection>,
+    /// It was found that what is before Redis does not survive HELLO.
+    pub(super) without_hello: AtomicBool,
     pub(super) breaker: Breaker,
     /// What opened the breaker, left here by the call that did for the supervisor to find.
     pub(super) opened_by: Mutex<Option<Fault>>,
@@ -140,6 +142,7 @@ impl RedisStore {
             login: Mutex::default(),
             script: redis::Script::new(SCRIPT),
             connection: ArcSwapOption::empty(),
+            without_hello: AtomicBool::new(false),
             breaker: Breaker::new(options.max_in_flight),
             opened_by: Mutex::new(None),
             opened: Notify::new(),

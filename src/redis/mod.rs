@@ -4,6 +4,7 @@ mod backoff;
 pub mod charge;
 mod connect;
 mod fault;
+mod fresh;
 mod lag;
 mod link;
 mod login;

@@ -9,15 +9,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::backoff::Backoff;
 use super::connect::Connection;
+use super::fresh::{in_time, is_about_login};
 use super::link::Link;
-use super::login::Login;
-use super::{connect, fault, secret};
 use crate::limiter::breaker::State;
-use crate::limiter::clock::SECOND;
 use crate::limiter::event::Event;
-use crate::limiter::gcra::Quota;
-use crate::limiter::store::{Fault, FaultKind, SharedCharge};
-use crate::limiter::subject::SubjectHash;
+use crate::limiter::store::{Fault, FaultKind};
 
 /// So many probes in a row must be good before Redis is asked again after an outage,
 const GOOD_PROBES: u32 = 3;
@@ -163,90 +159,6 @@ impl Link {
         }
     }
 
-    /// A connection that was just made and has proven itself by what a decision needs: the secret, the real script. With
-    /// the login that the files hold now; where Redis does not let that in, with the last that it did: while a password
-    /// is changed in two places one of them is first.
-    pub(super) async fn fresh(
-        &self,
-        secret: &mut Option<String>,
-        within: Duration,
-    ) -> Result<Connection, Fault> {
-        let made = async {
-            let newest = self.newest_login().await;
-            let fault = match self.make(&newest, secret).await {
-                Ok(connection) => return Ok(connection),
-                Err(fault) => fault,
-            };
-            let proven = self.login.lock().proven.clone();
-            let proven = proven.filter(|proven| is_about_login(fault.kind) && !proven.is_same(&newest));
-            let Some(proven) = proven else { return Err(fault) };
-            match self.make(&proven, secret).await {
-                Ok(connection) => {
-                    self.complain(&newest, &fault);
-                    Ok(connection)
-                }
-                Err(_) => Err(fault),
-            }
-        };
-        self.connecting(within, made).await
-    }
-
-    /// A connection with just this login.
-    pub(super) async fn fresh_with(
-        &self,
-        login: &Arc<Login>,
-        secret: &mut Option<String>,
-    ) -> Result<Connection, Fault> {
-        self.connecting(self.options.connect_timeout, self.make(login, secret)).await
-    }
-
-    async fn connecting<T>(
-        &self,
-        within: Duration,
-        making: impl Future<Output = Result<T, Fault>>,
-    ) -> Result<T, Fault> {
-        self.observer.observe(&Event::StoreConnecting(true));
-        let made = in_time(within, making).await;
-        self.observer.observe(&Event::StoreConnecting(false));
-        made
-    }
-
-    async fn make(&self, login: &Arc<Login>, secret: &mut Option<String>) -> Result<Connection, Fault> {
-        let connection = connect::connect(&self.options.target, login).await?;
-        self.agree(&connection, secret).await?;
-        self.prove(&connection).await?;
-        let mut state = self.login.lock();
-        state.proven = Some(Arc::clone(login));
-        state.refused.take_if(|refused| refused.is_same(login));
-        Ok(connection)
-    }
-
-    /// What the files hold now. One that is of no use is said once, and what it held before stays.
-    pub(super) async fn newest_login(&self) -> Arc<Login> {
-        let (newest, bad) = self.logins.newest().await;
-        let mut state = self.login.lock();
-        if let Some(bad) = bad.as_ref().filter(|bad| state.bad.as_ref() != Some(bad)) {
-            self.observer.observe(&Event::StoreLoginUnreadable { detail: &bad.to_string() });
-        }
-        state.bad = bad;
-        newest
-    }
-
-    /// Redis does not let this login in. Said once.
-    pub(super) fn complain(&self, login: &Arc<Login>, fault: &Fault) {
-        let mut state = self.login.lock();
-        if !state.refused.as_ref().is_some_and(|refused| refused.is_same(login)) {
-            state.refused = Some(Arc::clone(login));
-            self.observer.observe(&Event::StoreLoginRefused(fault));
-        }
-    }
-
-    /// Whether the login that is wanted is another than the one that was let in last.
-    pub(super) fn has_other_login(&self) -> bool {
-        let wanted = self.logins.wanted();
-        self.login.lock().proven.as_ref().is_none_or(|proven| !proven.is_same(&wanted))
-    }
-
     /// Opens the breaker, unless a call has, which then has the word.
     pub(super) async fn trip(&self, fault: Fault) -> Fault {
         if self.breaker.trip() { fault } else { self.opened().await }
@@ -256,46 +168,6 @@ impl Link {
     pub(super) fn put_to_use(&self, connection: &Arc<Connection>) {
         self.connection.store(Some(Arc::clone(connection)));
         self.state.lock().protocol = Some(connection.protocol());
-    }
-
-    /// The real script on a reserved key: a PING would prove nothing of permissions, scripts or memory.
-    async fn prove(&self, connection: &Connection) -> Result<(), Fault> {
-        let Some(quota) = probe_quota() else {
-            return Err(Fault::new(FaultKind::Other, "the probe's quota is malformed"));
-        };
-        let probe = SharedCharge {
-            policy: "probe",
-            subject: SubjectHash([0; 16]),
-            quota,
-            span: None,
-            cost: 1,
-            enforce: false,
-            note: 0,
-        };
-        let (now, started) = (self.clock.now(), Instant::now());
-        let answer = self.ask(connection.calls(), &[probe], false, now).await?;
-        self.offset.learn(answer.now, now, self.clock.now());
-        self.state.lock().probe_took = Some(started.elapsed());
-        Ok(())
-    }
-
-    /// Takes the secret that is in Redis, or puts ours there.
-    pub(super) async fn agree(
-        &self,
-        connection: &Connection,
-        secret: &mut Option<String>,
-    ) -> Result<(), Fault> {
-        if self.options.secret_interval.is_none() {
-            return Ok(());
-        }
-        let mut calls = connection.calls();
-        let shared = secret::shared(&mut calls, &self.options.namespace, secret.as_deref()).await;
-        let shared = shared.map_err(|error| fault::classify(&error))?;
-        if secret.as_ref() != Some(&shared) {
-            self.rollout.learn_keys(secret::derive(shared.as_bytes()));
-            *secret = Some(shared);
-        }
-        Ok(())
     }
 
     fn came_to(&self, breaker: State) {
@@ -324,29 +196,7 @@ impl Link {
     }
 }
 
-/// No step in the background takes longer than this.
-pub(super) async fn in_time<T>(
-    most: Duration,
-    step: impl Future<Output = Result<T, Fault>>,
-) -> Result<T, Fault> {
-    timeout(most, step).await.unwrap_or_else(|_| {
-        let words = format!("no working connection within {} ms", most.as_millis());
-        Err(Fault::new(FaultKind::Timeout, words))
-    })
-}
-
 /// What became of a connection that nobody else explains.
 pub(super) fn closed() -> Fault {
     Fault::new(FaultKind::Lost, "the other side has closed the connection")
-}
-
-/// Whether another login may help.
-fn is_about_login(kind: FaultKind) -> bool {
-    matches!(kind, FaultKind::Auth | FaultKind::Permission | FaultKind::Tls)
-}
-
-/// Soon forgotten, and wide enough that it is admitted, and so written, beside the probes of a whole fleet.
-fn probe_quota() -> Option<Quota> {
-    let thousand = std::num::NonZeroU32::new(1_000)?;
-    Quota::new(thousand, SECOND, thousand).ok()
 }

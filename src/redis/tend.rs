@@ -9,8 +9,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::backoff::Backoff;
 use super::connect::Connection;
+use super::fresh::in_time;
 use super::link::{LASTING, Link};
-use super::supervisor::{closed, in_time};
+use super::supervisor::closed;
 use crate::limiter::event::{Event, Replaced};
 use crate::limiter::store::{Fault, FaultKind};
 
@@ -57,6 +58,7 @@ impl Link {
                 Occasion::Over => {
                     idle_ends = if connection.was_used() { 0 } else { idle_ends + 1 };
                     self.observer.observe(&Event::StoreDisconnected);
+                    self.state.lock().protocol = None;
                     if connection.age() < LASTING {
                         return self.trip(closed()).await;
                     }

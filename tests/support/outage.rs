@@ -202,6 +202,46 @@ impl Traffic {
     }
 }
 
+/// Requests that never stop, each for a key of its own: none of them can be decided but by asking.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<(usize, usize)>>,
+}
+
+impl Load {
+    pub fn start(tidegate: &Arc<Tidegate>, clients: usize) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let clients = (0..clients).map(|client| {
+            let (tidegate, stop) = (Arc::clone(tidegate), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let (mut requests, mut fallbacks) = (0, 0);
+                while !stop.load(Ordering::SeqCst) {
+                    let key = format!("key {requests} of {client}");
+                    let answer: Value = tidegate.check(json!({"key": key})).await;
+                    requests += 1;
+                    fallbacks += usize::from(answer["fallback"] == true);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                (requests, fallbacks)
+            })
+        });
+        let clients = clients.collect();
+        Self { stop, clients }
+    }
+
+    /// How many there were, and how many of them were decided without Redis.
+    pub async fn stop(self) -> (usize, usize) {
+        self.stop.store(true, Ordering::SeqCst);
+        let (mut requests, mut fallbacks) = (0, 0);
+        for client in self.clients {
+            let (of_one, without) = client.await.unwrap();
+            requests += of_one;
+            fallbacks += without;
+        }
+        (requests, fallbacks)
+    }
+}
+
 /// Writes down each change of the gauge.
 async fn watch_breaker(tidegate: Arc<Tidegate>, states: Arc<std::sync::Mutex<Vec<u8>>>) {
     loop {

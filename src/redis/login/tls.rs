@@ -47,9 +47,10 @@ fn believing(roots: RootCertStore) -> Result<ConfigBuilder<ClientConfig, WantsCl
 fn authorities(path: &Path, pem: &[u8]) -> Result<RootCertStore, BadLogin> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path, pem)? {
-        roots
-            .add(certificate)
-            .map_err(|error| bad(path, format!("{error}; accepted: certificates of authorities, as PEM")))?;
+        // What the library says here is meant of a server's certificate.
+        let added = roots.add(certificate);
+        added
+            .map_err(|_| bad(path, "a certificate cannot be read; accepted: those of authorities, as PEM"))?;
     }
     Ok(roots)
 }
