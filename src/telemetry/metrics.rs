@@ -3,6 +3,7 @@
 
 mod budget_resets;
 mod policy_decisions;
+mod redis_link;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,21 +20,20 @@ use prometheus_client::registry::Registry;
 use super::by_rules::ByRules;
 use super::reloads::Reloads;
 use crate::limiter::Held;
-use crate::limiter::breaker;
 use crate::limiter::decision::{Backend, Decision, State};
-use crate::limiter::event::{Exchange, Origin, Reload, Replaced};
+use crate::limiter::event::{Exchange, Origin, Reload};
 use crate::limiter::policy::Rules;
 use crate::limiter::rollout::{Arm, InForce};
 use crate::limiter::store::FaultKind;
 use budget_resets::BudgetResets;
 use policy_decisions::PolicyDecisions;
+use redis_link::RedisLink;
 
 pub(super) type Labels = Vec<(&'static str, String)>;
 
 const BACKENDS: [Backend; 2] = [Backend::Memory, Backend::Redis];
 const STATES: [State; 3] = [State::Allow, State::Throttle, State::Block];
 const ARMS: [Arm; 2] = [Arm::Canary, Arm::Control];
-const REPLACED: [Replaced; 3] = [Replaced::Slow, Replaced::Lost { calls: 0 }, Replaced::Login];
 const ORIGINS: [Origin; 3] = [Origin::Limiter, Origin::Gateway, Origin::Upstream];
 /// 401 and 403 stand apart: a rise of either on one arm is a sign of its own.
 const CLASSES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "401", "403"];
@@ -62,12 +62,7 @@ pub(super) struct Metrics {
     commands: Counter,
     errors: Vec<Counter>,
     fallbacks: Vec<Counter>,
-    redis_up: Gauge,
-    breaker: Gauge,
-    connection_in_use: Gauge,
-    connecting: Gauge,
-    redis_in_flight: Gauge,
-    replaced: [Counter; 3],
+    link: RedisLink,
     percent: Gauge<f64, AtomicU64>,
     revision: Gauge,
     rollbacks: Counter,
@@ -156,36 +151,7 @@ impl Metrics {
         let up = Family::<Labels, Gauge>::default();
         registry.register("backend_up", "Whether a backend can decide", up.clone());
         up.get_or_create_owned(&one("backend", "memory")).set(1);
-        let redis_up = match redis {
-            true => up.get_or_create_owned(&one("backend", "redis")),
-            false => Gauge::default(),
-        };
-        let breaker = Gauge::default();
-        let connections = Family::<Labels, Gauge>::default();
-        // Without a store there is no breaker: an alert on an open one would be false.
-        if redis {
-            registry.register(
-                "breaker_state",
-                "Whether Redis is asked: 0 closed (it is), 1 half-open (for some keys), 2 open (it is not)",
-                breaker.clone(),
-            );
-            breaker.set(breaker::State::Open as i64);
-            registry.register("redis_connections", "Connections to Redis", connections.clone());
-        }
-        let redis_in_flight = Gauge::default();
-        let replaced = Family::<Labels, Counter>::default();
-        if redis {
-            registry.register(
-                "redis_in_flight",
-                "Calls to Redis under way, of at most redis.max_in_flight",
-                redis_in_flight.clone(),
-            );
-            registry.register(
-                "redis_connections_replaced",
-                "Connections to Redis that a fresh one took the place of without an outage, by cause",
-                replaced.clone(),
-            );
-        }
+        let link = RedisLink::registered_in(&mut registry, &up, redis);
         let percent = Gauge::<f64, AtomicU64>::default();
         registry.register("rollout_percent", "Share of the keys that Redis is to decide", percent.clone());
         let revision = Gauge::default();
@@ -219,12 +185,7 @@ impl Metrics {
             commands: commands.get_or_create_owned(&one("command", "evalsha")),
             errors: per_kind(&errors, "kind", FaultKind::is_of_the_store),
             fallbacks: per_kind(&fallbacks, "reason", |_| true),
-            redis_up,
-            breaker,
-            connection_in_use: connections.get_or_create_owned(&one("state", "in_use")),
-            connecting: connections.get_or_create_owned(&one("state", "connecting")),
-            redis_in_flight,
-            replaced: REPLACED.map(|why| replaced.get_or_create_owned(&one("cause", why.as_str()))),
+            link,
             percent,
             revision,
             rollbacks: rollbacks.get_or_create_owned(&one("cause", "operator")),
@@ -283,30 +244,9 @@ impl Metrics {
         }
     }
 
-    /// Notes whether Redis is asked.
-    pub(super) fn store_is(&self, breaker: breaker::State) {
-        self.breaker.set(breaker as i64);
-        self.connection_in_use.set(i64::from(breaker != breaker::State::Open));
-        self.redis_up.set(i64::from(breaker == breaker::State::Closed));
-    }
-
-    /// Notes that there is no connection until there is a fresh one.
-    pub(super) fn store_disconnected(&self) {
-        self.connection_in_use.set(0);
-    }
-
-    /// Counts a connection that another took the place of.
-    pub(super) fn store_replaced(&self, why: Replaced) {
-        self.connection_in_use.set(1);
-        let place = REPLACED.iter().position(|one| one.as_str() == why.as_str());
-        if let Some(counter) = place.and_then(|place| self.replaced.get(place)) {
-            counter.inc();
-        }
-    }
-
-    /// Notes whether a connection is being made.
-    pub(super) fn store_connecting(&self, connecting: bool) {
-        self.connecting.set(i64::from(connecting));
+    /// What is known of the link to Redis.
+    pub(super) fn link(&self) -> &RedisLink {
+        &self.link
     }
 
     /// Notes what is in force.
@@ -327,7 +267,7 @@ impl Metrics {
         self.memory_keys.set(keys as i64);
         self.blocked_keys.set(blocked as i64);
         self.budget_resets.set([1, evicted, decided_unknown, forgiven]);
-        self.redis_in_flight.set(i64::from(scraped.redis_in_flight));
+        self.link.in_flight(scraped.redis_in_flight);
         self.lines_dropped.set(scraped.lines_dropped as i64);
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string does not fail.

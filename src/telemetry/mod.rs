@@ -138,9 +138,9 @@ impl Observer for Telemetry {
             }
             Event::StoreAnswered { took } => self.metrics.store_answered(*took),
             Event::StoreFailed(kind) => self.metrics.store_failed(*kind),
-            Event::StoreConnecting(connecting) => self.metrics.store_connecting(*connecting),
+            Event::StoreConnecting(connecting) => self.metrics.link().connecting(*connecting),
             Event::StoreWarming { lasts } => {
-                self.metrics.store_is(breaker::State::HalfOpen);
+                self.metrics.link().is(breaker::State::HalfOpen);
                 if self.outages.warming() {
                     let seconds = lasts.as_secs_f64();
                     tracing::info!(
@@ -150,12 +150,12 @@ impl Observer for Telemetry {
                 }
             }
             Event::StoreConnected => {
-                self.metrics.store_is(breaker::State::Closed);
+                self.metrics.link().is(breaker::State::Closed);
                 self.connected();
             }
-            Event::StoreDisconnected => self.metrics.store_disconnected(),
+            Event::StoreDisconnected => self.metrics.link().disconnected(),
             Event::StoreReplaced(why) => {
-                self.metrics.store_replaced(*why);
+                self.metrics.link().replaced(*why);
                 self.links.replaced(*why);
             }
             Event::StoreRefusedCall(fault) => self.links.refused_call(fault, Instant::now()),
@@ -166,7 +166,7 @@ impl Observer for Telemetry {
                 "a file of the login to Redis is of no use now; what it held before stays in use"
             ),
             Event::StoreLost(fault) => {
-                self.metrics.store_is(breaker::State::Open);
+                self.metrics.link().is(breaker::State::Open);
                 self.links.away();
                 self.degraded(fault);
             }
