@@ -28,8 +28,7 @@ use crate::limiter::decision::Backend;
 use crate::limiter::event::{Event, Observer};
 use crate::limiter::memory::Memory;
 use crate::limiter::rollout::Rollout;
-use crate::limiter::store::Fault;
-use crate::redis::{self, RedisStore};
+use crate::redis::{self, BadLogin, RedisStore};
 use crate::telemetry::{Flush, Output, Telemetry};
 use background::{reload_on_hangup, signalled, sweep, tell_of_dropped_lines};
 use listen::Parts;
@@ -47,19 +46,9 @@ pub enum StartError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// A file that settings name can't be read.
-    #[error("{variable}: can't read {path}: {source}")]
-    File {
-        /// The variable that names it.
-        variable: &'static str,
-        /// The file.
-        path: String,
-        /// What the system says.
-        source: std::io::Error,
-    },
     /// The link to Redis can't even be tried.
-    #[error("REDIS_URL, REDIS_CA_CERT, REDIS_CLIENT_CERT, REDIS_CLIENT_KEY: {0}")]
-    Redis(Fault),
+    #[error("the login to Redis: {0}")]
+    Redis(BadLogin),
     /// Logs can't be written.
     #[error("{0}")]
     Logs(String),
@@ -144,7 +133,10 @@ impl Application {
         telemetry.say(&format!("in force: {}", reloading.policies.in_force().in_words()));
 
         let scrape = Arc::clone(&telemetry);
-        let status = Arc::new(Status::new(Arc::clone(&limiter), Box::new(move |held| scrape.scrape(held))));
+        let status = Arc::new(Status::new(
+            Arc::clone(&limiter),
+            Box::new(move |held, in_flight| scrape.scrape(held, in_flight)),
+        ));
         let proxies = Arc::new(settled::proxies(settings));
         let gateway = match &settings.upstream {
             None => None,

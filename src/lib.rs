@@ -32,7 +32,7 @@
 //! | [`redis`] | shares | `limiter` |
 //! | [`doors`] | translates | `limiter` |
 //! | [`telemetry`] | tells | `limiter` |
-//! | [`config`] | reads | `limiter`, `redis::target`, `doors::jwt` |
+//! | [`config`] | reads | `limiter`, `redis::target`, `redis::LoginFiles`, `doors::jwt` |
 //! | [`control`] | steers | `limiter`, `redis`, `config`, `doors` (the admin API is HTTP: it answers in their words) |
 //! | [`tools`] | examines | `limiter`, `redis`, `config` |
 //! | [`app`], [`cli`] | wire | everything |

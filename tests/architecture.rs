@@ -21,7 +21,7 @@ const ROOMS: [(&str, &[&str]); 7] = [
     ("doors", &["limiter"]),
     ("telemetry", &["limiter"]),
     // What a key file must be like is known where it is read.
-    ("config", &["limiter", "redis::target", "doors::jwt"]),
+    ("config", &["limiter", "redis::target", "redis::LoginFiles", "doors::jwt"]),
     // The admin API is HTTP as well: it answers in the doors' words.
     ("control", &["limiter", "redis", "config", "doors"]),
     ("tools", &["limiter", "redis", "config"]),

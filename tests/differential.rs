@@ -142,7 +142,7 @@ struct InRedis {
 
 impl InRedis {
     fn on(server: &RedisServer) -> Self {
-        Self { connection: RefCell::new(server.connection()), histories: Cell::new(0) }
+        Self { connection: RefCell::new(server.connection_of_user()), histories: Cell::new(0) }
     }
 
     fn answers(&self, history: &History) -> Vec<Vec<Reading>> {
@@ -191,8 +191,16 @@ fn in_redis(history: &History, connection: &mut redis::Connection, subject: u128
 
 #[test]
 fn memory_and_redis_agree_on_every_history_at_any_instant_up_to_the_year_2200() {
-    let server = RedisServer::start();
-    let redis = InRedis::on(&server);
+    memory_and_redis_agree_on(&RedisServer::start());
+}
+
+#[test]
+fn memory_and_redis_agree_over_tls_as_an_acl_user_as_well() {
+    memory_and_redis_agree_on(&RedisServer::secure());
+}
+
+fn memory_and_redis_agree_on(server: &RedisServer) {
+    let redis = InRedis::on(server);
     let mut runner = TestRunner::new(Config { cases: 400, failure_persistence: None, ..Config::default() });
     runner
         .run(&history(), |history| {
@@ -234,8 +242,16 @@ fn memory_and_governor_agree_wherever_governor_can_express_the_case() {
 
 #[test]
 fn a_denied_request_is_admitted_exactly_when_it_was_told_to_come_back_in_memory_and_in_redis() {
-    let server = RedisServer::start();
-    let redis = InRedis::on(&server);
+    a_denied_request_is_admitted_exactly_when_it_was_told_by(&RedisServer::start());
+}
+
+#[test]
+fn a_denied_request_is_admitted_exactly_when_it_was_told_to_come_back_over_tls_as_well() {
+    a_denied_request_is_admitted_exactly_when_it_was_told_by(&RedisServer::secure());
+}
+
+fn a_denied_request_is_admitted_exactly_when_it_was_told_by(server: &RedisServer) {
+    let redis = InRedis::on(server);
     let mut runner = TestRunner::new(Config { cases: 150, failure_persistence: None, ..Config::default() });
     runner
         .run(&history(), |mut history| {

@@ -1,4 +1,5 @@
-//! The shared store through the same straight line that requests take: `Limiter::check_key` on a real Redis.
+//! The shared store through the same straight line that requests take: `Limiter::check_key` on a real Redis, in the clear
+//! and over TLS with an authority of our own as a user who may do what is needed and no more.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use percent_encoding::NON_ALPHANUMERIC;
 use tidegate::limiter::clock::{Clock, SECOND};
 use tidegate::limiter::decision::{Backend, Decision};
 use tidegate::limiter::event::Silent;
@@ -34,20 +36,49 @@ fn quota(limit: u32, seconds: u64, burst: u32) -> Quota {
     Quota::new(NonZeroU32::new(limit).unwrap(), seconds * SECOND, NonZeroU32::new(burst).unwrap()).unwrap()
 }
 
-/// A limiter at 100 percent on the Redis at this port, once it is connected.
-async fn limiter(port: u16, rules: Rules, timeout: Duration) -> Arc<Limiter<RedisStore>> {
-    let options = Options {
-        target: Target::parse(&format!("redis://127.0.0.1:{port}")).unwrap(),
-        ca_cert: None,
-        client_identity: None,
-        timeout,
-        connect_timeout: Duration::from_secs(5),
-        reconnect_interval: Duration::from_secs(1),
-        warm_up: Duration::from_secs(1),
-        max_in_flight: 20_000,
-        namespace: "tidegate".into(),
-        secret_interval: Some(Duration::from_millis(200)),
+/// Each test on each kind of server.
+macro_rules! in_the_clear_and_over_tls {
+    ($($test:ident),* $(,)?) => {
+        mod in_the_clear {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test(super::RedisServer::start()).await;
+            })*
+        }
+        mod over_tls_as_an_acl_user {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test(super::RedisServer::secure()).await;
+            })*
+        }
     };
+}
+
+in_the_clear_and_over_tls!(
+    exactly_the_burst_of_ten_thousand_simultaneous_requests_passes_in_redis,
+    all_policies_of_a_subject_are_charged_in_one_call_or_none_of_them,
+    one_to_four_policies_of_a_subject_cost_one_evalsha_a_decision,
+    a_client_within_its_limit_is_never_denied_however_the_delay_varies,
+    a_key_that_moves_to_redis_takes_its_debt_along_and_brings_it_back,
+    a_forgotten_script_is_taught_again_within_the_same_call,
+    a_request_with_subjects_in_both_stores_charges_both_or_neither,
+    the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts,
+    an_instance_without_requests_finds_out_by_itself_that_redis_is_away_and_that_it_is_back,
+);
+
+/// A limiter at 100 percent on this Redis, once it is connected.
+async fn limiter(server: &RedisServer, rules: Rules, timeout: Duration) -> Arc<Limiter<RedisStore>> {
+    limiter_by(server, server.port, rules, timeout).await
+}
+
+/// The same through a relay on that port.
+async fn limiter_by(
+    server: &RedisServer,
+    port: u16,
+    rules: Rules,
+    timeout: Duration,
+) -> Arc<Limiter<RedisStore>> {
+    let options = Options { timeout, ..options(server, port) };
     let rollout = Arc::new(Rollout::default());
     rollout.put(InForce { percent: Percent::ALL, revision: 1 });
     let clock = Clock::system();
@@ -59,6 +90,53 @@ async fn limiter(port: u16, rules: Rules, timeout: Duration) -> Arc<Limiter<Redi
     )
 }
 
+fn options(server: &RedisServer, port: u16) -> Options {
+    Options {
+        target: Target::parse(&server.url_by(port)).unwrap(),
+        files: server.files(),
+        timeout: Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(5),
+        reconnect_interval: Duration::from_secs(1),
+        warm_up: Duration::from_secs(1),
+        max_in_flight: 20_000,
+        namespace: "tidegate".into(),
+        secret_interval: Some(Duration::from_millis(200)),
+    }
+}
+
+/// Each character of ASCII that a URL can hold, in the user and in the password: percent-encoded it is let in, and as it is
+/// it is let in as well or refused before anything is sent. Never is it taken for something else.
+#[tokio::test]
+async fn every_special_character_of_user_and_password_is_let_in_percent_encoded_and_never_misread() {
+    let server = RedisServer::start();
+    let lets_in = async |url: &str| {
+        let options = Options { target: Target::parse(url).unwrap(), ..options(&server, server.port) };
+        let rollout = Arc::default();
+        let store = RedisStore::new(options, Clock::system(), rollout, Arc::new(Silent)).unwrap();
+        let link = tokio::spawn(store.clone().keep_connected());
+        support::until(url, async || store.is_in_use() || store.state().last_fault.is_some()).await;
+        link.abort();
+        assert!(store.is_in_use(), "{url}: {:?}", store.state().last_fault);
+    };
+    let mut as_it_is = String::new();
+    for character in (' '..='~').filter(|character| !character.is_ascii_alphanumeric()).chain(['ü', '€']) {
+        // A name of Redis' ACL has no blank.
+        let user = if character == ' ' { "u".to_owned() } else { format!("u{character}v") };
+        let password = format!("{character}p{character}{character}");
+        let _: () = server.run(&["ACL", "SETUSER", &user, "on", &format!(">{password}"), "~*", "+@all"]);
+        let encoded = |text: &str| percent_encoding::utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let port = server.port;
+        lets_in(&format!("redis://{}:{}@127.0.0.1:{port}", encoded(&user), encoded(&password))).await;
+        let plain = format!("redis://{user}:{password}@127.0.0.1:{port}");
+        if character != ':' && Target::parse(&plain).is_ok() {
+            as_it_is.push(character);
+            lets_in(&plain).await;
+        }
+    }
+    // A ":" in the password is let in as well; in the user it ends it.
+    assert_eq!(as_it_is, " !\"$&'()*+,-.;<=>[\\]^_`{|}~ü€");
+}
+
 fn one_policy(quota: Quota) -> Rules {
     let mut rules = Rules::none();
     let by = Subject::new([Part::Header("x-api-key".into())]);
@@ -66,10 +144,8 @@ fn one_policy(quota: Quota) -> Rules {
     rules
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn exactly_the_burst_of_ten_thousand_simultaneous_requests_passes_in_redis() {
-    let server = RedisServer::start();
-    let limiter = limiter(server.port, one_policy(quota(60, 3600, 137)), Duration::from_secs(20)).await;
+async fn exactly_the_burst_of_ten_thousand_simultaneous_requests_passes_in_redis(server: RedisServer) {
+    let limiter = limiter(&server, one_policy(quota(60, 3600, 137)), Duration::from_secs(20)).await;
     let hits = (0..10_000).map(|_| {
         let limiter = Arc::clone(&limiter);
         tokio::spawn(async move { limiter.check_key("default", b"one key", Hit::ONE).unwrap().await })
@@ -79,9 +155,7 @@ async fn exactly_the_burst_of_ten_thousand_simultaneous_requests_passes_in_redis
     assert_eq!(decisions.iter().filter(|one| one.allowed()).count(), 137);
 }
 
-#[tokio::test]
-async fn all_policies_of_a_subject_are_charged_in_one_call_or_none_of_them() {
-    let server = RedisServer::start();
+async fn all_policies_of_a_subject_are_charged_in_one_call_or_none_of_them(server: RedisServer) {
     let mut rules = Rules::none();
     let by = || Subject::new([Part::Header("x-api-key".into())]);
     let mut shadow = Policy::new("shadow", by(), quota(1, 3600, 1));
@@ -96,7 +170,7 @@ async fn all_policies_of_a_subject_are_charged_in_one_call_or_none_of_them() {
             shadow,
         ],
     );
-    let limiter = limiter(server.port, rules, Duration::from_secs(5)).await;
+    let limiter = limiter(&server, rules, Duration::from_secs(5)).await;
     let _: String = server.run(&["CONFIG", "RESETSTAT"]);
     let mut allowed = Vec::new();
     for _ in 0..5 {
@@ -116,14 +190,34 @@ async fn all_policies_of_a_subject_are_charged_in_one_call_or_none_of_them() {
     assert!(keys.iter().all(|key| !key.contains(":k")), "no identity in the clear: {keys:?}");
 }
 
+async fn one_to_four_policies_of_a_subject_cost_one_evalsha_a_decision(server: RedisServer) {
+    let mut rules = Rules::none();
+    for policies in 1..=4 {
+        let by = || Subject::new([Part::Header("x-api-key".into())]);
+        let policy = |of: u32| Policy::new(format!("{policies}-{of}"), by(), quota(1_000, 3600, 1_000));
+        rules.add(format!("rule-{policies}"), Route::any(), 1, (0..policies).map(policy));
+    }
+    let limiter = limiter(&server, rules, Duration::from_secs(5)).await;
+    for policies in 1..=4 {
+        let _: String = server.run(&["CONFIG", "RESETSTAT"]);
+        for _ in 0..10 {
+            let rule = format!("rule-{policies}");
+            let decision = limiter.check_key(&rule, b"k", Hit::ONE).unwrap().await;
+            assert!(decision.allowed() && decision.backend() == Backend::Redis);
+        }
+        let stats: String = server.run(&["INFO", "commandstats"]);
+        assert!(stats.contains("cmdstat_evalsha:calls=10,"), "{policies} policies:\n{stats}");
+        assert!(!stats.contains("cmdstat_eval:"), "{policies} policies:\n{stats}");
+    }
+}
+
 /// Notes ride on every call. Were they drained only by our clock, every rise of the network's delay would be charged
 /// to the client; a client that stays within its limit would be denied.
-#[tokio::test]
-async fn a_client_within_its_limit_is_never_denied_however_the_delay_varies() {
-    let server = RedisServer::start();
+async fn a_client_within_its_limit_is_never_denied_however_the_delay_varies(server: RedisServer) {
     let relay = Relay::to(server.port).await;
     relay.hold(Duration::from_millis(12));
-    let limiter = limiter(relay.address.port(), one_policy(quota(100, 1, 4)), Duration::from_secs(5)).await;
+    let limiter =
+        limiter_by(&server, relay.address.port(), one_policy(quota(100, 1, 4)), Duration::from_secs(5)).await;
     let mut denied = 0;
     for _ in 0..300 {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -134,10 +228,8 @@ async fn a_client_within_its_limit_is_never_denied_however_the_delay_varies() {
     assert_eq!(denied, 0);
 }
 
-#[tokio::test]
-async fn a_key_that_moves_to_redis_takes_its_debt_along_and_brings_it_back() {
-    let server = RedisServer::start();
-    let limiter = limiter(server.port, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
+async fn a_key_that_moves_to_redis_takes_its_debt_along_and_brings_it_back(server: RedisServer) {
+    let limiter = limiter(&server, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
     let spend = async |count: usize| {
         let mut allowed = 0;
         for _ in 0..count {
@@ -158,10 +250,8 @@ async fn a_key_that_moves_to_redis_takes_its_debt_along_and_brings_it_back() {
     assert_eq!(spend(10).await, 0, "what Redis forgot, this process still knows");
 }
 
-#[tokio::test]
-async fn a_forgotten_script_is_taught_again_within_the_same_call() {
-    let server = RedisServer::start();
-    let limiter = limiter(server.port, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
+async fn a_forgotten_script_is_taught_again_within_the_same_call(server: RedisServer) {
+    let limiter = limiter(&server, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
     for _ in 0..3 {
         let _: String = server.run(&["SCRIPT", "FLUSH"]);
         let decision = limiter.check_key("default", b"k", Hit::ONE).unwrap().await;
@@ -169,9 +259,7 @@ async fn a_forgotten_script_is_taught_again_within_the_same_call() {
     }
 }
 
-#[tokio::test]
-async fn a_request_with_subjects_in_both_stores_charges_both_or_neither() {
-    let server = RedisServer::start();
+async fn a_request_with_subjects_in_both_stores_charges_both_or_neither(server: RedisServer) {
     let mut rules = Rules::none();
     let by_key = Subject::new([Part::Header("x-api-key".into())]);
     let everyone = Subject::new([Part::Everyone]);
@@ -181,7 +269,7 @@ async fn a_request_with_subjects_in_both_stores_charges_both_or_neither() {
         1,
         [Policy::new("all", everyone, quota(100, 3600, 100)), Policy::new("each", by_key, quota(2, 3600, 2))],
     );
-    let limiter = limiter(server.port, rules, Duration::from_secs(5)).await;
+    let limiter = limiter(&server, rules, Duration::from_secs(5)).await;
     // A bucket for everyone moves only at 100 %; look for a key that has moved at 99.99 %.
     let nearly = Percent::from_basis_points(9_999).unwrap();
     limiter.rollout().put(InForce { percent: nearly, revision: 2 });
@@ -200,10 +288,8 @@ async fn a_request_with_subjects_in_both_stores_charges_both_or_neither() {
 }
 
 /// A cache evicts first what nobody reads; then the next instance to start would make another secret.
-#[tokio::test]
-async fn the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts() {
-    let server = RedisServer::start();
-    let limiter = limiter(server.port, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
+async fn the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts(server: RedisServer) {
+    let limiter = limiter(&server, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
     let secret: String = server.run(&["GET", "tidegate:secret"]);
     let _: String = server.run(&["FLUSHALL"]);
     support::until("the secret is there again", async || {
@@ -213,10 +299,10 @@ async fn the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts()
     assert!(limiter.store().unwrap().is_in_use());
 }
 
-#[tokio::test]
-async fn an_instance_without_requests_finds_out_by_itself_that_redis_is_away_and_that_it_is_back() {
-    let mut server = RedisServer::start();
-    let limiter = limiter(server.port, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
+async fn an_instance_without_requests_finds_out_by_itself_that_redis_is_away_and_that_it_is_back(
+    mut server: RedisServer,
+) {
+    let limiter = limiter(&server, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
     let store = limiter.store().unwrap();
     server.kill();
     support::until("it knows", async || !store.is_in_use()).await;
@@ -285,8 +371,8 @@ async fn remaining(limiter: &Arc<Limiter<RedisStore>>) -> u32 {
 async fn what_a_request_cost_more_is_charged_in_redis_for_every_instance() {
     let server = RedisServer::start();
     let rules = || costing(1, quota(10, 3600, 10));
-    let one = limiter(server.port, rules(), Duration::from_secs(5)).await;
-    let other = limiter(server.port, rules(), Duration::from_secs(5)).await;
+    let one = limiter(&server, rules(), Duration::from_secs(5)).await;
+    let other = limiter(&server, rules(), Duration::from_secs(5)).await;
     let (told, outcome) = request(&one, 4).await;
     assert_eq!((told.binding().unwrap().1.reading.remaining, outcome), (6, Some(Outcome::Redis)));
     assert_eq!((remaining(&one).await, remaining(&other).await), (6, 6));
@@ -304,7 +390,7 @@ async fn what_a_request_cost_more_is_charged_in_redis_for_every_instance() {
 async fn what_a_request_cost_less_is_given_back_in_redis() {
     let server = RedisServer::start();
     let rules = || costing(4, quota(10, 3600, 10));
-    let one = limiter(server.port, rules(), Duration::from_secs(5)).await;
+    let one = limiter(&server, rules(), Duration::from_secs(5)).await;
     for _ in 0..5 {
         let (told, outcome) = request(&one, 0).await;
         assert_eq!((told.binding().unwrap().1.reading.remaining, outcome), (10, Some(Outcome::Redis)));
@@ -315,7 +401,7 @@ async fn what_a_request_cost_less_is_given_back_in_redis() {
     assert_eq!(request(&one, 4).await.1, None, "nothing is due");
     request(&one, 1).await;
     support::until("three of four are back", async || remaining(&one).await == 5).await;
-    let other = limiter(server.port, rules(), Duration::from_secs(5)).await;
+    let other = limiter(&server, rules(), Duration::from_secs(5)).await;
     assert_eq!(remaining(&other).await, 5);
 }
 
@@ -328,7 +414,7 @@ async fn what_comes_back_stays_back_however_requests_overlap() {
     let relay = Relay::to(server.port).await;
     relay.hold(Duration::from_millis(4));
     let rules = costing(10, quota(1000, 3600, 1000));
-    let limiter = limiter(relay.address.port(), rules, Duration::from_secs(10)).await;
+    let limiter = limiter_by(&server, relay.address.port(), rules, Duration::from_secs(10)).await;
     let clients = (0..16).map(|_| {
         let limiter = Arc::clone(&limiter);
         tokio::spawn(async move {
@@ -351,7 +437,7 @@ async fn what_comes_back_stays_back_however_requests_overlap() {
 #[tokio::test]
 async fn a_redis_that_does_not_answer_leaves_a_settlement_to_the_note() {
     let server = RedisServer::start();
-    let limiter = limiter(server.port, costing(2, quota(10, 3600, 10)), Duration::from_millis(300)).await;
+    let limiter = limiter(&server, costing(2, quota(10, 3600, 10)), Duration::from_millis(300)).await;
     let mut tab = Tab::default();
     let decision = limiter.check_on(&Client, Hit::ONE, Some(&mut tab)).await;
     assert_eq!(decision.backend(), Backend::Redis);

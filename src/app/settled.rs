@@ -10,6 +10,7 @@ use crate::config::{self, AppEnv, ClientIpHeader as Configured, LogFormat, Seen,
 use crate::control::jwt_keys::JwtKeys;
 use crate::control::policies::Policies;
 use crate::control::record::{EnvironmentRules, Record, Steering};
+use crate::control::redis_login::RedisLogin;
 use crate::control::reload::{Reloadable, Reloader};
 use crate::control::reload_api::Reloading;
 use crate::control::start_only::StartOnly;
@@ -155,6 +156,10 @@ pub(super) fn reloading(
         let (keys, seen) = JwtKeys::new(Arc::clone(verifier));
         sources.push((Arc::new(keys), seen));
     }
+    if let Some(store) = limiter.store() {
+        let (login, seen) = RedisLogin::new(Arc::clone(store.logins()));
+        sources.push((Arc::new(login), seen));
+    }
     let reloader = Arc::new(Reloader::new(sources, Arc::clone(observer)));
     Reloading { reloader, policies }
 }
@@ -167,20 +172,9 @@ pub(super) fn store(
     observer: &Arc<dyn Observer>,
 ) -> Result<Option<RedisStore>, StartError> {
     let Some(redis) = &settings.redis else { return Ok(None) };
-    let read = |variable, path: &Option<std::path::PathBuf>| match path {
-        None => Ok(None),
-        Some(path) => std::fs::read(path).map(Some).map_err(|source| StartError::File {
-            variable,
-            path: path.display().to_string(),
-            source,
-        }),
-    };
-    let certificate = read("REDIS_CLIENT_CERT", &redis.client_cert)?;
-    let key = read("REDIS_CLIENT_KEY", &redis.client_key)?;
     let options = redis::Options {
         target: redis.target.clone(),
-        ca_cert: read("REDIS_CA_CERT", &redis.ca_cert)?,
-        client_identity: certificate.zip(key),
+        files: redis.files.clone(),
         timeout: redis.timeout,
         connect_timeout: redis.connect_timeout,
         reconnect_interval: redis.reconnect_interval,

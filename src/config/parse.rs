@@ -224,6 +224,11 @@ pub(super) fn file_text(path: &str) -> Result<String, String> {
     file::text(path.as_ref())?.ok_or_else(|| "there is no such file; accepted: a readable file".to_owned())
 }
 
+/// The path of a file that is there.
+pub(super) fn file_there(path: &str) -> Result<PathBuf, String> {
+    file_text(path).map(|_| PathBuf::from(path))
+}
+
 /// The path of a PEM file that is there.
 pub(super) fn pem(path: &str) -> Result<PathBuf, String> {
     if file_text(path)?.contains("-----BEGIN ") {

@@ -14,6 +14,7 @@ use crate::doors::jwt;
 use crate::limiter::decision::Backend;
 use crate::limiter::policy::Rules;
 use crate::limiter::rollout::Percent;
+use crate::redis::LoginFiles;
 use crate::redis::target::Target;
 
 /// Everything.
@@ -166,12 +167,8 @@ impl std::fmt::Display for UpstreamUrl {
 pub struct Redis {
     /// Where and how to get in.
     pub target: Target,
-    /// PEM file of the authorities to trust in place of the system's.
-    pub ca_cert: Option<PathBuf>,
-    /// PEM file of the certificate to show; there exactly when the key is.
-    pub client_cert: Option<PathBuf>,
-    /// PEM file of its key.
-    pub client_key: Option<PathBuf>,
+    /// Files with the user, the password and certificates.
+    pub files: LoginFiles,
     /// Longest wait of a request.
     pub timeout: Duration,
     /// Longest wait for a connection.

@@ -8,6 +8,7 @@ pub mod jwt_keys;
 pub mod keys;
 pub mod policies;
 pub mod record;
+pub mod redis_login;
 pub mod reload;
 pub mod reload_api;
 pub mod start_only;

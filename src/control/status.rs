@@ -13,10 +13,11 @@ use crate::limiter::breaker::State;
 use crate::limiter::clock::Micros;
 use crate::limiter::rollout::Percent;
 use crate::limiter::{Held, Limiter};
+use crate::redis::target::Protocol;
 use crate::redis::{LinkState, RedisStore, Spending};
 
 /// Where `/metrics` comes from.
-pub type Scrape = Box<dyn Fn(Held) -> String + Send + Sync>;
+pub type Scrape = Box<dyn Fn(Held, u32) -> String + Send + Sync>;
 
 /// Knows whom to ask.
 pub struct Status {
@@ -41,6 +42,12 @@ pub struct RedisView {
     address: Option<String>,
     /// What is spent of the day's commands; `null` without Redis.
     commands: Option<CommandsView>,
+    /// `resp2` or `resp3`, as the connection in use has agreed on.
+    protocol: Option<&'static str>,
+    /// How long the last probe took, in milliseconds.
+    probe_ms: Option<f64>,
+    /// Calls under way.
+    in_flight: u32,
 }
 
 /// The commands of a day in the admin API's words.
@@ -91,7 +98,7 @@ pub struct StatusView<'a> {
 }
 
 impl Status {
-    /// Asks `limiter` and `scrape`, which is given what the limiter holds.
+    /// Asks `limiter` and `scrape`, which is given what the limiter holds and how many calls to Redis are under way.
     pub fn new(limiter: Arc<Limiter<RedisStore>>, scrape: Scrape) -> Self {
         Self { limiter, scrape, started: Instant::now(), started_at: Utc::now() }
     }
@@ -103,7 +110,8 @@ impl Status {
 
     /// What Prometheus is told.
     pub fn scrape(&self) -> String {
-        (self.scrape)(self.limiter.held())
+        let in_flight = self.limiter.store().map_or(0, RedisStore::in_flight);
+        (self.scrape)(self.limiter.held(), in_flight)
     }
 
     /// The store.
@@ -118,9 +126,12 @@ impl Status {
                 last_error: None,
                 address: None,
                 commands: None,
+                protocol: None,
+                probe_ms: None,
+                in_flight: 0,
             };
         };
-        let LinkState { breaker, since, last_fault, .. } = store.state();
+        let LinkState { breaker, since, last_fault, protocol, probe_took, .. } = store.state();
         let Spending { today, per_day, exhausted_at } = store.spending();
         RedisView {
             configured: true,
@@ -131,6 +142,9 @@ impl Status {
             last_error: last_fault.map(|fault| fault.detail.into()),
             address: Some(store.target().to_string()),
             commands: Some(CommandsView { today, per_day, exhausted_at: exhausted_at.map(time) }),
+            protocol: protocol.map(Protocol::as_str),
+            probe_ms: probe_took.map(|took| took.as_micros() as f64 / 1_000.0),
+            in_flight: store.in_flight(),
         }
     }
 

@@ -146,10 +146,10 @@ impl Breaker {
         closed
     }
 
-    /// The background knows that the store is away, before any call does. False when it was not closed.
+    /// The background knows that the store is away, before any call does. False when it was open already.
     pub fn trip(&self) -> bool {
         let _turn = self.turn.lock();
-        self.leave(State::Closed, State::Open)
+        self.leave(State::Closed, State::Open) || self.leave(State::HalfOpen, State::Open)
     }
 
     /// The share of the subjects that is let through, in 65 536ths.

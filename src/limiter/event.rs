@@ -34,8 +34,26 @@ pub enum Event<'a> {
     },
     /// The store can be used.
     StoreConnected,
-    /// A fresh connection took the place of one whose calls timed out too often.
-    StoreReplaced,
+    /// The other side has closed the connection to the store. A fresh one is made before that is called an outage.
+    StoreDisconnected,
+    /// A fresh connection took the place of another, and nobody needs to do anything.
+    StoreReplaced(Replaced),
+    /// A call failed, and the breaker stays closed.
+    StoreRefusedCall(&'a Fault),
+    /// Probes of the store take longer than a request waits for it.
+    StoreSlow {
+        /// The longest of a few.
+        took: Duration,
+        /// How long a request waits.
+        timeout: Duration,
+    },
+    /// The store does not let in the login that its files hold by now; the one before stays in use.
+    StoreLoginRefused(&'a Fault),
+    /// The files of the store's login are of no use by now; what they held before stays in use.
+    StoreLoginUnreadable {
+        /// Which file, and why, without anything of what it holds.
+        detail: &'a str,
+    },
     /// The store can't be used: from now on memory decides.
     StoreLost(&'a Fault),
     /// An attempt to connect failed.
@@ -93,6 +111,31 @@ pub enum Event<'a> {
         /// From where.
         peer: Option<IpAddr>,
     },
+}
+
+/// Why one connection took the place of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replaced {
+    /// Its calls timed out too often.
+    Slow,
+    /// It was closed or broke, under so many calls.
+    Lost {
+        /// How many, 0 when it was idle.
+        calls: u32,
+    },
+    /// The login has changed.
+    Login,
+}
+
+impl Replaced {
+    /// The word of the metric.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Slow => "slow",
+            Self::Lost { .. } => "lost",
+            Self::Login => "login",
+        }
+    }
 }
 
 /// One reading of the files that can be read again.

@@ -1,17 +1,22 @@
-//! Makes a connection to Redis and gets in: address, TLS, password, database. Only the background waits for it.
+//! Makes a connection to Redis and gets in: address, TLS, password, database, protocol. Only the background waits for it.
 
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::io::tcp::socket2::TcpKeepalive;
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
-    RedisConnectionInfo, RedisError, RedisResult, TlsCertificates, cmd,
-};
+use redis::aio::{MultiplexedConnection, PubSub};
+use redis::io::tcp::socket2::{SockRef, TcpKeepalive};
+use redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError, RedisResult, Value, cmd};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
 
 use super::fault;
-use super::link::Options;
+use super::login::Login;
 use super::target::{Protocol, Target};
 use crate::limiter::store::{Fault, FaultKind};
 
@@ -23,61 +28,211 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_FOR: Duration = Duration::from_secs(20);
 
-/// Who connects. Asks nothing of the network.
-pub(super) fn open(options: &Options) -> RedisResult<Client> {
-    client(connection_info(&options.target)?, options)
+/// A connection that the server has let in. Calls share it; it is closed when the last of them drops it.
+pub(super) struct Connection {
+    calls: MultiplexedConnection,
+    protocol: Protocol,
+    since: Instant,
+    used: AtomicBool,
+    lost: AtomicU32,
+    /// Nothing is ever sent: the sender goes with the task that reads.
+    over: watch::Receiver<()>,
+    driver: JoinHandle<()>,
 }
 
-fn client(info: ConnectionInfo, options: &Options) -> RedisResult<Client> {
-    if !options.target.tls() {
-        return Client::open(info);
+impl Connection {
+    /// By which to call.
+    pub(super) fn calls(&self) -> MultiplexedConnection {
+        self.calls.clone()
     }
-    let client_tls = options
-        .client_identity
-        .as_ref()
-        .map(|(cert, key)| redis::ClientTlsConfig { client_cert: cert.clone(), client_key: key.clone() });
-    Client::build_with_tls(info, TlsCertificates { client_tls, root_cert: options.ca_cert.clone() })
+
+    /// Asks for the later protocol. A server that knows none goes on as it was.
+    ///
+    /// # Errors
+    /// When the connection does not survive the question, or is none to use anyway.
+    pub(super) async fn hello(&self) -> Result<Protocol, Fault> {
+        match cmd("HELLO").arg(3).query_async(&mut self.calls()).await {
+            Ok(Value::Map(_)) => Ok(Protocol::Resp3),
+            // A proxy that swallows it: this is the answer to something else.
+            Ok(_) => Err(Fault::new(FaultKind::Protocol, "the answer to HELLO is none")),
+            Err(error) => match fault::classify(&error) {
+                Fault { kind: FaultKind::Other | FaultKind::Permission, .. } => Ok(Protocol::Resp2),
+                fault => Err(fault),
+            },
+        }
+    }
+
+    /// This was agreed on.
+    pub(super) fn speaks(&mut self, protocol: Protocol) {
+        self.protocol = protocol;
+    }
+
+    /// Which version of the protocol was agreed on.
+    pub(super) fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// How long it has stood.
+    pub(super) fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// Whether the other side has closed it, or it broke.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.has_changed().is_err()
+    }
+
+    /// Waits until the other side closes it, or it breaks.
+    pub(super) async fn over(&self) {
+        let mut over = self.over.clone();
+        while over.changed().await.is_ok() {}
+    }
+
+    /// A decision was made over it.
+    pub(super) fn note_use(&self) {
+        // Read first: the common case writes nothing that other threads share.
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a decision was ever made over it.
+    pub(super) fn was_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// A call was under way when it broke.
+    pub(super) fn note_lost_call(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many calls were under way when it broke.
+    pub(super) fn lost_calls(&self) -> u32 {
+        self.lost.load(Ordering::Relaxed)
+    }
 }
 
-/// Who connects to listen: the library logs in, since such a connection takes no other command. Asks nothing of the
-/// network.
-pub(super) fn listener(options: &Options) -> RedisResult<Client> {
-    let mut info = connection_info(&options.target)?;
-    info = info.set_redis_settings(logged_in(&options.target));
-    client(info, options)
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
 }
 
-/// A fresh connection that the server has let in.
-pub(super) async fn connect(client: &Client, target: &Target) -> Result<MultiplexedConnection, Fault> {
-    // Our own deadlines are around every use of it.
-    let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-    let connection = client.get_multiplexed_async_connection_with_config(&config).await;
-    let mut connection = connection.map_err(|error| fault::classify(&error))?;
-    if target.protocol() == Protocol::Resp2 {
-        enter(&mut connection, target).await?;
+/// A fresh connection that the server has let in, by the protocol that every server speaks.
+pub(super) async fn connect(target: &Target, login: &Login) -> Result<Connection, Fault> {
+    let mut connection = open(target, login).await?;
+    authenticate(&mut connection.calls, login).await?;
+    if target.db() != 0 {
+        let answer = cmd("SELECT").arg(target.db()).exec_async(&mut connection.calls).await;
+        answer.map_err(|error| fault::classify(&error))?;
     }
     Ok(connection)
 }
 
-/// AUTH and SELECT by our own hand: the client library drops what the server answers, and so would take a server that is
-/// full, loading, or over its quota for one that refuses the password.
-async fn enter(connection: &mut MultiplexedConnection, target: &Target) -> Result<(), Fault> {
-    if let Some(password) = target.password() {
-        let mut answer = auth(connection, target.username(), password).await;
-        // Before Redis 6 there was one user, without a name.
-        if target.username().is_some()
-            && let Err(error) = &answer
-            && error.detail().is_some_and(|detail| detail.contains("wrong number of arguments"))
-        {
-            answer = auth(connection, None, password).await;
+/// A connection that listens and takes no other command: the library logs in on it.
+pub(super) async fn listen(target: &Target, login: &Login) -> Result<PubSub, Fault> {
+    let mut settings = RedisConnectionInfo::default().set_skip_set_lib_name();
+    if let Some(username) = login.username() {
+        settings = settings.set_username(username);
+    }
+    if let Some(password) = login.password() {
+        settings = settings.set_password(password);
+    }
+    let stream = stream(target, login).await?;
+    PubSub::new(&settings, stream).await.map_err(|error| fault::classify(&error))
+}
+
+async fn open(target: &Target, login: &Login) -> Result<Connection, Fault> {
+    begin(stream(target, login).await?).await
+}
+
+/// Whatever Redis is spoken to over.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+async fn stream(target: &Target, login: &Login) -> Result<Box<dyn Stream>, Fault> {
+    if let Some(path) = target.socket_path() {
+        return Ok(Box::new(UnixStream::connect(path).await.map_err(of_io)?));
+    }
+    let host = target.host().unwrap_or_default();
+    let stream = dial(host, target.port().unwrap_or_default()).await?;
+    match &login.tls {
+        None => Ok(Box::new(stream)),
+        Some(config) => {
+            // Also what is sent as SNI, unless it is an address.
+            let name = ServerName::try_from(host.to_owned())
+                .map_err(|_| Fault::new(FaultKind::Tls, "the host is no name that a certificate can hold"))?;
+            let connector = TlsConnector::from(std::sync::Arc::clone(config));
+            Ok(Box::new(connector.connect(name, stream).await.map_err(of_io)?))
         }
-        answer.map_err(|error| refused(&error, password))?;
     }
-    if target.db() != 0 {
-        let answer = cmd("SELECT").arg(target.db()).exec_async(connection).await;
-        answer.map_err(|error| fault::classify(&error))?;
+}
+
+/// To whichever of the host's addresses answers first.
+async fn dial(host: &str, port: u16) -> Result<TcpStream, Fault> {
+    let addresses = lookup_host((host, port)).await;
+    let addresses = addresses.map_err(|error| Fault::new(FaultKind::Dns, error.to_string()))?;
+    let mut attempts: JoinSet<io::Result<TcpStream>> = addresses.map(TcpStream::connect).collect();
+    let mut failure = Fault::new(FaultKind::Dns, "the host has no address");
+    while let Some(attempt) = attempts.join_next().await {
+        match attempt.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok(stream) => {
+                settle(&stream).map_err(of_io)?;
+                return Ok(stream);
+            }
+            Err(error) => failure = of_io(error),
+        }
     }
+    Err(failure)
+}
+
+fn settle(stream: &TcpStream) -> io::Result<()> {
+    // Small commands, each awaited: Nagle's algorithm would hold them back on a real network.
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE_AFTER).with_interval(KEEP_ALIVE_EVERY);
+    socket.set_tcp_keepalive(&keep_alive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_FOR))?;
     Ok(())
+}
+
+async fn begin<S>(stream: S) -> Result<Connection, Fault>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // The library's name is worth no command. AUTH and SELECT are ours to send.
+    let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
+    // Our own deadlines are around every use of it.
+    let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    let made = MultiplexedConnection::new_with_config(&settings, stream, config).await;
+    let (calls, driver) = made.map_err(|error| fault::classify(&error))?;
+    let (ends, over) = watch::channel(());
+    let driver = tokio::spawn(async move {
+        let _ends = ends;
+        driver.await;
+    });
+    let (used, lost) = (AtomicBool::new(false), AtomicU32::new(0));
+    Ok(Connection { calls, protocol: Protocol::Resp2, since: Instant::now(), used, lost, over, driver })
+}
+
+fn of_io(error: io::Error) -> Fault {
+    fault::classify(&RedisError::from(error))
+}
+
+/// AUTH by our own hand: the client library drops what the server answers, and so would take a server that is full,
+/// loading, or over its quota for one that refuses the password.
+async fn authenticate(connection: &mut MultiplexedConnection, login: &Login) -> Result<(), Fault> {
+    let Some(password) = login.password() else { return Ok(()) };
+    let mut answer = auth(connection, login.username(), password).await;
+    // Before Redis 6 there was one user, without a name.
+    if login.username().is_some()
+        && let Err(error) = &answer
+        && error.detail().is_some_and(|detail| detail.contains("wrong number of arguments"))
+    {
+        answer = auth(connection, None, password).await;
+    }
+    answer.map_err(|error| refused(&error, password))
 }
 
 async fn auth(
@@ -100,39 +255,6 @@ fn refused(error: &RedisError, password: &str) -> Fault {
     let detail =
         if fault.detail.contains(password) { "the server refused AUTH".into() } else { fault.detail };
     Fault { kind, detail }
-}
-
-fn connection_info(target: &Target) -> RedisResult<ConnectionInfo> {
-    let host = target.host().unwrap_or_default().to_owned();
-    let port = target.port().unwrap_or_default();
-    let address = match target.socket_path() {
-        Some(path) => ConnectionAddr::Unix(path.into()),
-        None if target.tls() => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
-        None => ConnectionAddr::Tcp(host, port),
-    };
-    // The library's name is worth no command, and its answer would hide what a server says that hangs up at once.
-    let settings = match target.protocol() {
-        Protocol::Resp3 => logged_in(target).set_protocol(ProtocolVersion::RESP3),
-        Protocol::Resp2 => RedisConnectionInfo::default().set_skip_set_lib_name(),
-    };
-    let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE_AFTER).with_interval(KEEP_ALIVE_EVERY);
-    // Small commands, each awaited: Nagle's algorithm would hold them back on a real network.
-    let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keep_alive);
-    #[cfg(target_os = "linux")]
-    let tcp = tcp.set_user_timeout(UNACKNOWLEDGED_FOR);
-    Ok(address.into_connection_info()?.set_tcp_settings(tcp).set_redis_settings(settings))
-}
-
-/// With user, password and database for the library to send.
-fn logged_in(target: &Target) -> RedisConnectionInfo {
-    let mut settings = RedisConnectionInfo::default().set_skip_set_lib_name().set_db(target.db());
-    if let Some(username) = target.username() {
-        settings = settings.set_username(username);
-    }
-    if let Some(password) = target.password() {
-        settings = settings.set_password(password);
-    }
-    settings
 }
 
 #[cfg(test)]

@@ -80,6 +80,9 @@ fn of_io(error: &RedisError) -> FaultKind {
         Some(inner) if inner.kind() == io::ErrorKind::InvalidData => FaultKind::Tls,
         // The standard library gives failed look-ups no kind of their own.
         Some(inner) if inner.to_string().contains("lookup") => FaultKind::Dns,
+        // A unix socket that is not there, or not for us.
+        Some(inner) if inner.kind() == io::ErrorKind::NotFound => FaultKind::Refused,
+        Some(inner) if inner.kind() == io::ErrorKind::PermissionDenied => FaultKind::Permission,
         _ if error.is_connection_dropped() => FaultKind::Lost,
         _ => FaultKind::Other,
     }

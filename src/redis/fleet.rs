@@ -17,7 +17,8 @@ impl RedisStore {
     pub async fn tell_fleet(&self, message: &str) -> Result<usize, Fault> {
         let link = &self.0;
         let Some(connection) = link.connection.load_full() else { return Err(Fault::open()) };
-        let mut connection = (*connection).clone();
+        let mut connection = connection.calls();
+        link.sent(1);
         let mut command = redis::cmd("PUBLISH");
         command.arg(link.channel()).arg(message);
         let told = timeout(link.options.connect_timeout, command.query_async(&mut connection)).await;
@@ -51,8 +52,8 @@ impl RedisStore {
 
     async fn subscribed(&self) -> Result<redis::aio::PubSubStream, Fault> {
         let link = &self.0;
-        let client = connect::listener(&link.options).map_err(|error| fault::classify(&error))?;
-        let mut channel = client.get_async_pubsub().await.map_err(|error| fault::classify(&error))?;
+        let login = link.newest_login().await;
+        let mut channel = connect::listen(&link.options.target, &login).await?;
         channel.subscribe(link.channel()).await.map_err(|error| fault::classify(&error))?;
         Ok(channel.into_on_message())
     }

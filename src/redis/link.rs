@@ -3,22 +3,24 @@
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{Client, Cmd, Value};
+use redis::{Cmd, Value};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::charge::{self, Answer, SCRIPT};
+use super::connect::Connection;
+use super::fault;
 use super::lag::Lag;
+use super::login::{BadLogin, Login, LoginFiles, Logins};
 use super::offset::ClockOffset;
 use super::spent::{Spending, Spent};
-use super::target::Target;
-use super::{connect, fault};
+use super::target::{Protocol, Target};
 use crate::limiter::breaker::{Breaker, Permit, State, Verdict};
 use crate::limiter::clock::{Clock, Micros};
 use crate::limiter::event::{Event, Observer};
@@ -31,10 +33,8 @@ use crate::limiter::subject::SubjectHash;
 pub struct Options {
     /// Where it is.
     pub target: Target,
-    /// Certificates of the authorities to believe instead of the system's, PEM.
-    pub ca_cert: Option<Vec<u8>>,
-    /// Our certificate and key, PEM.
-    pub client_identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// User, password and certificates that stand in files, which are read again for each connection.
+    pub files: LoginFiles,
     /// The longest that a request waits, queueing included.
     pub timeout: Duration,
     /// The longest that making and proving a connection may take, and any other step in the background.
@@ -59,18 +59,24 @@ pub struct RedisStore(pub(super) Arc<Link>);
 
 pub(super) struct Link {
     pub(super) options: Options,
-    pub(super) client: Client,
+    pub(super) logins: Arc<Logins>,
+    /// What the connection in use was made with, and what was said of others.
+    pub(super) login: Mutex<LoginState>,
     /// EVALSHA's first argument.
     script: redis::Script,
     /// The connection in use; the supervisor alone puts it there and takes it away. Whether it is asked is the
     /// breaker's to say.
-    pub(super) connection: ArcSwapOption<MultiplexedConnection>,
+    pub(super) connection: ArcSwapOption<Connection>,
+    /// It was found that what is before Redis does not survive HELLO.
+    pub(super) without_hello: AtomicBool,
     pub(super) breaker: Breaker,
     /// What opened the breaker, left here by the call that did for the supervisor to find.
     pub(super) opened_by: Mutex<Option<Fault>>,
     pub(super) opened: Notify,
     /// The connection in use fails more often than a sound one would.
     pub(super) suspected: Notify,
+    /// A call found the connection closed.
+    pub(super) missed: Notify,
     pub(super) offset: ClockOffset,
     lag: Lag,
     spent: Spent,
@@ -80,6 +86,21 @@ pub(super) struct Link {
     pub(super) rollout: Arc<Rollout>,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) state: Mutex<LinkState>,
+}
+
+/// A connection that lasted this long and is lost is replaced before it is called an outage. Where they break as soon as
+/// they are made, Redis is not sound.
+pub(super) const LASTING: Duration = Duration::from_millis(500);
+
+/// What is known of logins beyond the one that is wanted.
+#[derive(Default)]
+pub(super) struct LoginState {
+    /// The last that Redis has let in.
+    pub(super) proven: Option<Arc<Login>>,
+    /// The one of which was said that Redis does not let it in.
+    pub(super) refused: Option<Arc<Login>>,
+    /// The file of which was said that it is of no use.
+    pub(super) bad: Option<BadLogin>,
 }
 
 /// What the link says of itself.
@@ -93,30 +114,43 @@ pub struct LinkState {
     pub last_fault: Option<Fault>,
     /// When it is tried next, in microseconds since the epoch; `None` while it is in use or being tried.
     pub next_probe: Option<Micros>,
+    /// How the connection in use speaks; `None` without one.
+    pub protocol: Option<Protocol>,
+    /// How long the last probe took: one call of the real script, or two where the server had to be taught it.
+    pub probe_took: Option<Duration>,
 }
 
 impl RedisStore {
     /// A store that is not connected yet: spawn [`RedisStore::keep_connected`].
     ///
     /// # Errors
-    /// When the certificates make no sense. Nothing is asked of the network.
+    /// When a file can't be read or makes no sense. Nothing is asked of the network.
     pub fn new(
         options: Options,
         clock: Clock,
         rollout: Arc<Rollout>,
         observer: Arc<dyn Observer>,
-    ) -> Result<Self, Fault> {
-        let client = connect::open(&options).map_err(|error| fault::classify(&error))?;
-        let state =
-            LinkState { breaker: State::Open, since: clock.now(), last_fault: None, next_probe: None };
+    ) -> Result<Self, BadLogin> {
+        let logins = Arc::new(Logins::new(options.target.clone(), options.files.clone())?);
+        let state = LinkState {
+            breaker: State::Open,
+            since: clock.now(),
+            last_fault: None,
+            next_probe: None,
+            protocol: None,
+            probe_took: None,
+        };
         Ok(Self(Arc::new(Link {
-            client,
+            logins,
+            login: Mutex::default(),
             script: redis::Script::new(SCRIPT),
             connection: ArcSwapOption::empty(),
+            without_hello: AtomicBool::new(false),
             breaker: Breaker::new(options.max_in_flight),
             opened_by: Mutex::new(None),
             opened: Notify::new(),
             suspected: Notify::new(),
+            missed: Notify::new(),
             offset: ClockOffset::default(),
             lag: Lag::default(),
             spent: Spent::default(),
@@ -162,6 +196,16 @@ impl RedisStore {
         Some(Duration::from_micros(next.saturating_sub(self.0.clock.now())))
     }
 
+    /// The user, password and certificates, to be read again when their files change.
+    pub fn logins(&self) -> &Arc<Logins> {
+        &self.0.logins
+    }
+
+    /// Calls under way.
+    pub fn in_flight(&self) -> u32 {
+        self.0.breaker.in_flight()
+    }
+
     /// Where Redis is, in words that hold no secret.
     pub fn target(&self) -> &Target {
         &self.0.options.target
@@ -174,8 +218,14 @@ impl Store for RedisStore {
         let permit = link.breaker.admit(rank(charges), now).map_err(Fault::unasked)?;
         // After the permit: so this is the connection of its generation or a younger one, never an older.
         let Some(connection) = link.connection.load_full() else { return Err(Fault::open()) };
+        if connection.is_over() {
+            // The background makes a fresh one, and says how that goes.
+            link.missed.notify_one();
+            return Err(Fault::open());
+        }
+        connection.note_use();
         let started = Instant::now();
-        let asked = link.ask((*connection).clone(), charges, peek, now);
+        let asked = link.ask(connection.calls(), charges, peek, now);
         let outcome = match timeout(link.options.timeout, asked).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Fault::new(FaultKind::Timeout, "no answer within REDIS_TIMEOUT_MS")),
@@ -190,7 +240,7 @@ impl Store for RedisStore {
                 Ok(Charged { readings, from, judged_at })
             }
             Err(fault) => {
-                link.failed(permit, &fault);
+                link.failed(permit, &connection, &fault);
                 Err(fault)
             }
         }
@@ -212,8 +262,8 @@ impl Store for RedisStore {
         let Some(connection) = link.connection.load_full() else { return Err(Fault::open()) };
         let keys: Vec<String> =
             policies.iter().map(|policy| charge::key(&link.options.namespace, policy, subject)).collect();
-        let mut connection = (*connection).clone();
-        let deleted = link.delete(&mut connection, &keys);
+        let mut calls = connection.calls();
+        let deleted = link.delete(&mut calls, &keys);
         // Nobody's request waits for this: it has the patience of a connection.
         let outcome = timeout(link.options.connect_timeout, deleted).await;
         outcome.unwrap_or_else(|_| Err(Fault::new(FaultKind::Timeout, "no answer in time")))
@@ -267,15 +317,24 @@ impl Link {
     }
 
     /// A call failed. What that comes to is the supervisor's to tell and to mend.
-    fn failed(&self, permit: Permit<'_>, fault: &Fault) {
+    fn failed(&self, permit: Permit<'_>, connection: &Connection, fault: &Fault) {
         self.observer.observe(&Event::StoreFailed(fault.kind));
+        // A connection that ends is no outage yet: providers and load balancers close them, and a fresh one may do.
+        if fault.kind == FaultKind::Lost
+            && connection.age() >= LASTING
+            && self.breaker.state() == State::Closed
+        {
+            connection.note_lost_call();
+            return;
+        }
         match permit.failed(fault.kind, self.clock.now()) {
             Verdict::Opened => {
                 *self.opened_by.lock() = Some(fault.clone());
                 self.opened.notify_one();
             }
             Verdict::Suspect => self.suspected.notify_one(),
-            Verdict::Counted | Verdict::Ignored => {}
+            Verdict::Counted => self.observer.observe(&Event::StoreRefusedCall(fault)),
+            Verdict::Ignored => {}
         }
     }
 }

@@ -5,17 +5,21 @@ pub mod charge;
 mod connect;
 mod fault;
 mod fleet;
+mod fresh;
 mod lag;
 mod link;
+mod login;
 mod offset;
 pub mod probe;
 mod secret;
 mod spent;
 mod supervisor;
 pub mod target;
+mod tend;
 #[cfg(feature = "server")]
 pub mod wire;
 
 pub use link::{LinkState, Options, RedisStore};
+pub use login::{BadLogin, Login, LoginFiles, Logins};
 pub use secret::derive;
 pub use spent::Spending;

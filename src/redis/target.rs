@@ -29,11 +29,24 @@ enum Place {
 /// The version of the wire protocol.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
-    /// What every server speaks.
+    /// The later one where it is offered.
     #[default]
+    Auto,
+    /// What every server speaks.
     Resp2,
     /// Since Redis 6.
     Resp3,
+}
+
+impl Protocol {
+    /// The word of the URL and of the admin API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Resp2 => "resp2",
+            Self::Resp3 => "resp3",
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq)]

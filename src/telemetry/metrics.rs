@@ -3,6 +3,7 @@
 
 mod budget_resets;
 mod policy_decisions;
+mod redis_link;
 mod settlements;
 
 use std::collections::HashSet;
@@ -20,7 +21,6 @@ use prometheus_client::registry::Registry;
 use super::by_rules::ByRules;
 use super::reloads::Reloads;
 use crate::limiter::Held;
-use crate::limiter::breaker;
 use crate::limiter::decision::{Backend, Decision, State};
 use crate::limiter::event::{Exchange, Origin, Reload};
 use crate::limiter::policy::Rules;
@@ -28,6 +28,7 @@ use crate::limiter::rollout::{Arm, InForce};
 use crate::limiter::store::FaultKind;
 use budget_resets::BudgetResets;
 use policy_decisions::PolicyDecisions;
+use redis_link::RedisLink;
 use settlements::Settlements;
 
 pub(super) type Labels = Vec<(&'static str, String)>;
@@ -63,10 +64,7 @@ pub(super) struct Metrics {
     commands: Counter,
     errors: Vec<Counter>,
     fallbacks: Vec<Counter>,
-    redis_up: Gauge,
-    breaker: Gauge,
-    connection_in_use: Gauge,
-    connecting: Gauge,
+    link: RedisLink,
     percent: Gauge<f64, AtomicU64>,
     revision: Gauge,
     rollbacks: Counter,
@@ -83,6 +81,8 @@ pub(super) struct Metrics {
 pub struct Scraped {
     /// What the limiter holds and has lost.
     pub held: Held,
+    /// Calls to Redis under way.
+    pub redis_in_flight: u32,
     /// Log lines dropped since the start.
     pub lines_dropped: u64,
 }
@@ -154,22 +154,7 @@ impl Metrics {
         let up = Family::<Labels, Gauge>::default();
         registry.register("backend_up", "Whether a backend can decide", up.clone());
         up.get_or_create_owned(&one("backend", "memory")).set(1);
-        let redis_up = match redis {
-            true => up.get_or_create_owned(&one("backend", "redis")),
-            false => Gauge::default(),
-        };
-        let breaker = Gauge::default();
-        let connections = Family::<Labels, Gauge>::default();
-        // Without a store there is no breaker: an alert on an open one would be false.
-        if redis {
-            registry.register(
-                "breaker_state",
-                "Whether Redis is asked: 0 closed (it is), 1 half-open (for some keys), 2 open (it is not)",
-                breaker.clone(),
-            );
-            breaker.set(breaker::State::Open as i64);
-            registry.register("redis_connections", "Connections to Redis", connections.clone());
-        }
+        let link = RedisLink::registered_in(&mut registry, &up, redis);
         let percent = Gauge::<f64, AtomicU64>::default();
         registry.register("rollout_percent", "Share of the keys that Redis is to decide", percent.clone());
         let revision = Gauge::default();
@@ -203,10 +188,7 @@ impl Metrics {
             commands: commands.get_or_create_owned(&one("command", "evalsha")),
             errors: per_kind(&errors, "kind", FaultKind::is_of_the_store),
             fallbacks: per_kind(&fallbacks, "reason", |_| true),
-            redis_up,
-            breaker,
-            connection_in_use: connections.get_or_create_owned(&one("state", "in_use")),
-            connecting: connections.get_or_create_owned(&one("state", "connecting")),
+            link,
             percent,
             revision,
             rollbacks: rollbacks.get_or_create_owned(&one("cause", "operator")),
@@ -266,16 +248,9 @@ impl Metrics {
         }
     }
 
-    /// Notes whether Redis is asked.
-    pub(super) fn store_is(&self, breaker: breaker::State) {
-        self.breaker.set(breaker as i64);
-        self.connection_in_use.set(i64::from(breaker != breaker::State::Open));
-        self.redis_up.set(i64::from(breaker == breaker::State::Closed));
-    }
-
-    /// Notes whether a connection is being made.
-    pub(super) fn store_connecting(&self, connecting: bool) {
-        self.connecting.set(i64::from(connecting));
+    /// What is known of the link to Redis.
+    pub(super) fn link(&self) -> &RedisLink {
+        &self.link
     }
 
     /// Notes what is in force.
@@ -296,6 +271,7 @@ impl Metrics {
         self.memory_keys.set(keys as i64);
         self.blocked_keys.set(blocked as i64);
         self.budget_resets.set([1, evicted, decided_unknown, forgiven]);
+        self.link.in_flight(scraped.redis_in_flight);
         self.lines_dropped.set(scraped.lines_dropped as i64);
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string does not fail.

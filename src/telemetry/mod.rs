@@ -1,6 +1,7 @@
 //! Tells. Every log line and every metric is made here: [`Telemetry::observe`] is one match, one arm an event.
 
 mod by_rules;
+mod links;
 mod metrics;
 mod outage;
 mod output;
@@ -22,6 +23,7 @@ use crate::limiter::breaker;
 use crate::limiter::event::{Event, Observer};
 use crate::limiter::policy::Rules;
 use crate::limiter::store::Fault;
+use links::Links;
 use metrics::Metrics;
 use outage::{Back, Outages, Sparing};
 
@@ -43,8 +45,8 @@ pub struct Telemetry {
     output: Output,
     metrics: Metrics,
     outages: Outages,
-    /// Keeps what is said of replaced connections to what is said of outages.
-    replaced: Sparing,
+    /// What is said of the link to Redis while it is in use.
+    links: Links,
     /// Keep what an outage of the upstream, or somebody who guesses, writes to a line a second.
     upstream: Sparing,
     refusals: Sparing,
@@ -57,7 +59,7 @@ impl Telemetry {
         Self {
             metrics: Metrics::new(rules, options.redis),
             outages: Outages::new(options.warn_interval),
-            replaced: Sparing::new(options.warn_interval),
+            links: Links::new(options.warn_interval),
             upstream: Sparing::new(Duration::from_secs(1)),
             refusals: Sparing::new(Duration::from_secs(1)),
             costs: Sparing::new(Duration::from_secs(1)),
@@ -67,8 +69,8 @@ impl Telemetry {
     }
 
     /// Everything that Prometheus is told.
-    pub fn scrape(&self, held: Held) -> String {
-        self.metrics.print(Scraped { held, lines_dropped: self.output.dropped() })
+    pub fn scrape(&self, held: Held, redis_in_flight: u32) -> String {
+        self.metrics.print(Scraped { held, redis_in_flight, lines_dropped: self.output.dropped() })
     }
 
     /// Says what the process wants to tell whoever started it.
@@ -139,9 +141,9 @@ impl Observer for Telemetry {
             }
             Event::StoreAnswered { took } => self.metrics.store_answered(*took),
             Event::StoreFailed(kind) => self.metrics.store_failed(*kind),
-            Event::StoreConnecting(connecting) => self.metrics.store_connecting(*connecting),
+            Event::StoreConnecting(connecting) => self.metrics.link().connecting(*connecting),
             Event::StoreWarming { lasts } => {
-                self.metrics.store_is(breaker::State::HalfOpen);
+                self.metrics.link().is(breaker::State::HalfOpen);
                 if self.outages.warming() {
                     let seconds = lasts.as_secs_f64();
                     tracing::info!(
@@ -151,19 +153,24 @@ impl Observer for Telemetry {
                 }
             }
             Event::StoreConnected => {
-                self.metrics.store_is(breaker::State::Closed);
+                self.metrics.link().is(breaker::State::Closed);
                 self.connected();
             }
-            Event::StoreReplaced => {
-                if let Some(unsaid) = self.replaced.say(Instant::now()) {
-                    tracing::info!(
-                        target: "tidegate", unsaid,
-                        "calls to Redis timed out: their connection was replaced by a fresh one, which works"
-                    );
-                }
+            Event::StoreDisconnected => self.metrics.link().disconnected(),
+            Event::StoreReplaced(why) => {
+                self.metrics.link().replaced(*why);
+                self.links.replaced(*why);
             }
+            Event::StoreRefusedCall(fault) => self.links.refused_call(fault, Instant::now()),
+            Event::StoreSlow { took, timeout } => links::slow(*took, *timeout),
+            Event::StoreLoginRefused(fault) => links::login_refused(fault),
+            Event::StoreLoginUnreadable { detail } => tracing::warn!(
+                target: "tidegate", detail,
+                "a file of the login to Redis is of no use now; what it held before stays in use"
+            ),
             Event::StoreLost(fault) => {
-                self.metrics.store_is(breaker::State::Open);
+                self.metrics.link().is(breaker::State::Open);
+                self.links.away();
                 self.degraded(fault);
             }
             Event::StoreUnreachable(fault) => self.degraded(fault),

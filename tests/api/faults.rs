@@ -310,4 +310,8 @@ async fn a_user_with_just_the_permissions_that_the_documentation_lists_is_enough
     tidegate.connected().await;
     let _: () = redis.run(&["SCRIPT", "FLUSH"]);
     assert_eq!(check(&tidegate, "k").await["backend"], "redis");
+    let forgiven: Value =
+        tidegate.admin("DELETE", "/admin/keys?key=k").send().await.unwrap().json().await.unwrap();
+    assert_eq!(forgiven["complete"], true, "{forgiven}");
+    assert_eq!(redis.buckets(), [""; 0]);
 }

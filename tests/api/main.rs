@@ -23,6 +23,8 @@ mod jwt;
 mod known_denials;
 mod life;
 mod limits;
+mod links;
+mod logins;
 mod logs;
 mod outages;
 mod reload;

@@ -273,8 +273,9 @@ async fn a_flush_of_all_data_is_no_outage_and_gives_nobody_a_fresh_budget() {
 async fn a_frozen_connection_is_replaced_by_a_fresh_one_and_not_waited_for() {
     let world = world().await;
     world.relay.freeze_those_of_now();
-    // From here on nothing that was sent before is answered.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // From here on nothing that was sent before is answered. What is known here is denied without a call: the second call
+    // that finds out may be a second away.
+    until("there is a fresh one", async || world.relay.connections() >= 2).await;
     let after = world.traffic.decided_by_redis(Duration::from_secs(10)).await;
     world.is("closed").await;
     assert!((2..=3).contains(&world.relay.connections()), "{}", world.relay.connections());

@@ -241,7 +241,96 @@ fn a_client_certificate_needs_its_key() {
     let setup = setup.env("REDIS_CLIENT_KEY", &note);
     assert!(setup.lines()[0].starts_with("REDIS_CLIENT_KEY: ") && setup.lines()[0].contains("a PEM file"));
     let setup = setup.env("REDIS_CLIENT_KEY", &cert).env("REDIS_URL", "rediss://h");
-    assert!(setup.loaded().settings.redis.unwrap().client_key.is_some());
+    assert!(setup.loaded().settings.redis.unwrap().files.client_key.is_some());
+}
+
+#[test]
+fn a_login_stands_in_the_url_or_in_files_and_the_error_names_both() {
+    let setup = || Setup::new().file("user", "tide\n").file("password", "hunter2marker\n");
+    let (user, password) = ("REDIS_USERNAME_FILE", "REDIS_PASSWORD_FILE");
+    let with = |url: &str, files: &[(&str, &str)]| {
+        let start = setup().env("REDIS_URL", url);
+        files.iter().fold(start, |setup, (name, file)| {
+            let path = setup.path(file);
+            setup.env(name, &path)
+        })
+    };
+    for (url, files, place, words) in [
+        (
+            "redis://:hunter2marker@h",
+            &[(password, "password")][..],
+            password,
+            "REDIS_URL has a password as well",
+        ),
+        ("redis://tide:@h", &[(password, "password"), (user, "user")], user, "REDIS_URL has a user as well"),
+        ("redis://h", &[(user, "user")], user, "redis.password_file is not set"),
+        ("redis://h", &[(password, "nowhere")], password, "there is no such file"),
+    ] {
+        let lines = with(url, files).lines();
+        let [line] = lines.as_slice() else { panic!("{lines:?}") };
+        assert!(line.starts_with(place) && line.contains(words) && line.contains("accepted"), "{line}");
+        assert!(!line.contains(MARKER), "{line}");
+    }
+    for (url, files) in [
+        ("redis://h", &[(password, "password"), (user, "user")][..]),
+        ("redis://h", &[(password, "password")]),
+        ("redis://tide:@h", &[(password, "password")]),
+        ("unix:///run/redis.sock", &[(password, "password")]),
+    ] {
+        let redis = with(url, files).loaded().settings.redis.unwrap();
+        assert!(redis.files.password.is_some());
+    }
+}
+
+#[test]
+fn without_tls_another_host_is_warned_about_in_production_and_refused_where_tls_is_required() {
+    let of = |url: &str| Setup::new().env("APP_ENV", "production").env("REDIS_URL", url);
+    let required = |setup: Setup| setup.env("TIDEGATE__REDIS__REQUIRE_TLS", "true");
+    for url in
+        ["redis://:hunter2marker@redis.example.com", "redis://192.0.2.7", "redis://[2001:db8::1]:7000/2"]
+    {
+        let warnings = of(url).loaded().warnings;
+        let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
+        assert!(warning.starts_with("REDIS_URL: ") && warning.contains("is not encrypted"), "{warning}");
+        let lines = required(of(url)).lines();
+        let [line] = lines.as_slice() else { panic!("{lines:?}") };
+        assert!(
+            line.starts_with("REDIS_URL: ") && line.contains("TIDEGATE__REDIS__REQUIRE_TLS is true"),
+            "{line}"
+        );
+        assert!(line.contains("accepted: rediss://") && !line.contains(MARKER), "{line}");
+        let upgraded = required(of(url)).env("REDIS_TLS", "true").loaded();
+        assert!(upgraded.warnings.is_empty() && upgraded.settings.redis.unwrap().target.tls());
+    }
+    for url in ["rediss://192.0.2.7", "redis://localhost", "redis://127.0.0.1", "redis://[::1]", "unix:///s"]
+    {
+        assert!(required(of(url)).loaded().warnings.is_empty(), "{url}");
+    }
+}
+
+#[test]
+fn nothing_in_a_url_switches_the_check_of_certificates_off() {
+    for tail in [
+        "#insecure",
+        "/#insecure",
+        "/0#insecure",
+        "?insecure",
+        "?insecure=true",
+        "?ssl_cert_reqs=none",
+        "?tls_insecure=1",
+        "?verify=false",
+        "?danger_accept_invalid_certs=true",
+        "?protocol=resp3&insecure",
+    ] {
+        let setup = Setup::new().env("REDIS_URL", &format!("rediss://u:hunter2marker@h{tail}"));
+        let lines = setup.lines();
+        let [line] = lines.as_slice() else { panic!("{lines:?}") };
+        assert!(line.starts_with("REDIS_URL: ") && !line.contains(MARKER), "{line}");
+    }
+    let known = KEYS.iter().map(|known| known.key).filter(|key| key.starts_with("redis."));
+    for key in known {
+        assert!(!["insecure", "verify", "skip", "danger"].iter().any(|word| key.contains(word)), "{key}");
+    }
 }
 
 #[test]

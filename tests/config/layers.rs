@@ -158,7 +158,7 @@ fn values_have_the_meaning_that_their_variable_has() {
     assert_eq!((upstream.url.port, upstream.url.base_path.as_str()), (8443, "/base"));
     assert_eq!(upstream.timeout, Duration::from_secs(60));
     let redis = settings.redis.unwrap();
-    assert!(redis.target.tls() && redis.ca_cert.is_some());
+    assert!(redis.target.tls() && redis.files.ca_cert.is_some());
     assert_eq!(
         (redis.timeout, redis.reconnect_interval),
         (Duration::from_millis(20), Duration::from_secs(30))

@@ -8,6 +8,7 @@
     reason = "a helper stops its test at the first surprise"
 )]
 
+pub mod certificates;
 pub mod outage;
 pub mod process;
 pub mod redis_server;

@@ -142,7 +142,7 @@ pub struct Answer {
 }
 
 impl Traffic {
-    fn start(tidegate: &Arc<Tidegate>, clients: usize) -> Self {
+    pub fn start(tidegate: &Arc<Tidegate>, clients: usize) -> Self {
         let (log, stop) = (Arc::<std::sync::Mutex<Vec<Answer>>>::default(), Arc::<AtomicBool>::default());
         let clients = (0..clients).map(|_| {
             let (tidegate, log, stop) = (Arc::clone(tidegate), Arc::clone(&log), Arc::clone(&stop));
@@ -186,7 +186,7 @@ impl Traffic {
 
     /// All answers; what was admitted is at most what one limiter admits that never lost anything: the burst and what
     /// the time refilled, to the last request. No slack.
-    async fn stop(self) -> Vec<Answer> {
+    pub async fn stop(self) -> Vec<Answer> {
         self.stop.store(true, Ordering::SeqCst);
         for client in self.clients {
             client.await.unwrap();
@@ -199,6 +199,46 @@ impl Traffic {
         assert!(admitted as f64 <= most, "{admitted} of {} admitted, at most {most:.1}", log.len());
         assert!(admitted as f64 >= BURST * 0.9, "{admitted} of {} admitted", log.len());
         log
+    }
+}
+
+/// Requests that never stop, each for a key of its own: none of them can be decided but by asking.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<(usize, usize)>>,
+}
+
+impl Load {
+    pub fn start(tidegate: &Arc<Tidegate>, clients: usize) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let clients = (0..clients).map(|client| {
+            let (tidegate, stop) = (Arc::clone(tidegate), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let (mut requests, mut fallbacks) = (0, 0);
+                while !stop.load(Ordering::SeqCst) {
+                    let key = format!("key {requests} of {client}");
+                    let answer: Value = tidegate.check(json!({"key": key})).await;
+                    requests += 1;
+                    fallbacks += usize::from(answer["fallback"] == true);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                (requests, fallbacks)
+            })
+        });
+        let clients = clients.collect();
+        Self { stop, clients }
+    }
+
+    /// How many there were, and how many of them were decided without Redis.
+    pub async fn stop(self) -> (usize, usize) {
+        self.stop.store(true, Ordering::SeqCst);
+        let (mut requests, mut fallbacks) = (0, 0);
+        for client in self.clients {
+            let (of_one, without) = client.await.unwrap();
+            requests += of_one;
+            fallbacks += without;
+        }
+        (requests, fallbacks)
     }
 }
 

@@ -5,12 +5,17 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tidegate::redis::LoginFiles;
+
+use super::certificates::Certificates;
 
 /// Ends when it is dropped.
 pub struct RedisServer {
     child: Child,
     pub port: u16,
     pub password: Option<String>,
+    /// Where it speaks TLS and nothing else.
+    pub certificates: Option<Certificates>,
     arguments: Vec<String>,
     directory: TempDir,
 }
@@ -23,25 +28,47 @@ impl RedisServer {
 
     /// One that wants a password.
     pub fn with_password(password: &str) -> Self {
-        let mut server = Self::start_as(&["--requirepass", password], Some(password));
+        let mut server = Self::start_as(&["--requirepass", password], Some(password), None);
         server.password = Some(password.to_owned());
         server
     }
 
     /// One with more arguments.
     pub fn start_with(arguments: &[&str]) -> Self {
-        Self::start_as(arguments, None)
+        Self::start_as(arguments, None, None)
     }
 
-    fn start_as(arguments: &[&str], password: Option<&str>) -> Self {
+    /// One that speaks TLS only, and lets in the user of [`RedisServer::url`], who may do what is needed and no more.
+    pub fn secure() -> Self {
+        Self::secure_with(&["--tls-auth-clients", "no"])
+    }
+
+    /// The same, which wants the client's certificate as well.
+    pub fn mutual() -> Self {
+        Self::secure_with(&["--tls-auth-clients", "yes"])
+    }
+
+    fn secure_with(arguments: &[&str]) -> Self {
+        let certificates = Certificates::new();
+        let (ca, cert, key) =
+            (certificates.text("ca.pem"), certificates.text("cert.pem"), certificates.text("key.pem"));
+        let mut all = vec!["--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
+        all.extend(["--user", USER, "on", ACL_PASSWORD, "~tidegate:*", "~test:*"]);
+        all.extend(["+evalsha", "+eval", "+get", "+set", "+mget", "+time", "+del"]);
+        all.extend(arguments);
+        let all: Vec<String> = all.into_iter().map(str::to_owned).collect();
+        Self::start_as(&all.iter().map(String::as_str).collect::<Vec<_>>(), None, Some(certificates))
+    }
+
+    fn start_as(arguments: &[&str], password: Option<&str>, certificates: Option<Certificates>) -> Self {
         // Another test may take the port between our look and the server's: then the next one.
         for _ in 0..20 {
             let port = free_port();
             let directory = tempfile::tempdir().unwrap();
             let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
-            let mut child = spawn(port, &directory, &arguments);
-            if answers(&mut child, port, password) {
-                return Self { child, port, password: None, arguments, directory };
+            let mut child = spawn(port, &directory, &arguments, certificates.is_some());
+            if answers(&mut child, &client(port, password, certificates.as_ref())) {
+                return Self { child, port, password: None, certificates, arguments, directory };
             }
             let _ = child.kill();
             let _ = child.wait();
@@ -50,15 +77,37 @@ impl RedisServer {
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        self.url_by(self.port)
+    }
+
+    /// The same through a relay on another port.
+    pub fn url_by(&self, port: u16) -> String {
+        match self.certificates {
+            None => format!("redis://127.0.0.1:{port}"),
+            Some(_) => format!("rediss://{USER}:{ENCODED_PASSWORD}@localhost:{port}"),
+        }
+    }
+
+    /// What a client needs to get in besides the URL.
+    pub fn files(&self) -> LoginFiles {
+        self.certificates.as_ref().map(Certificates::files).unwrap_or_default()
     }
 
     pub fn client(&self) -> redis::Client {
-        client(self.port, self.password.as_deref())
+        client(self.port, self.password.as_deref(), self.certificates.as_ref())
     }
 
     pub fn connection(&self) -> redis::Connection {
         self.client().get_connection_with_timeout(Duration::from_secs(5)).unwrap()
+    }
+
+    /// A connection as the user of [`RedisServer::url`].
+    pub fn connection_of_user(&self) -> redis::Connection {
+        let mut connection = self.connection();
+        if self.certificates.is_some() {
+            let _: () = ask(&mut connection, &["AUTH", USER, &ACL_PASSWORD[1..]]);
+        }
+        connection
     }
 
     pub fn run<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
@@ -81,8 +130,9 @@ impl RedisServer {
     pub fn restart(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            self.child = spawn(self.port, &self.directory, &self.arguments);
-            if answers(&mut self.child, self.port, self.password.as_deref()) {
+            self.child = spawn(self.port, &self.directory, &self.arguments, self.certificates.is_some());
+            let client = self.client();
+            if answers(&mut self.child, &client) {
                 return;
             }
             assert!(Instant::now() < deadline, "redis-server does not come back on its port");
@@ -106,6 +156,11 @@ impl Drop for RedisServer {
     }
 }
 
+/// Who is let in by TLS, and its password as an ACL rule has it and as it stands in a URL.
+const USER: &str = "tide";
+const ACL_PASSWORD: &str = ">p@ss/w#rd?%:";
+const ENCODED_PASSWORD: &str = "p%40ss%2Fw%23rd%3F%25%3A";
+
 /// Over a connection that was made before the server turned others away.
 pub fn ask<T: redis::FromRedisValue>(connection: &mut redis::Connection, words: &[&str]) -> T {
     redis::cmd(words[0]).arg(&words[1..]).query(connection).unwrap()
@@ -121,9 +176,12 @@ pub fn signal(pid: u32, name: &str) {
     assert!(done.success(), "kill -{name} {pid}");
 }
 
-fn spawn(port: u16, directory: &TempDir, arguments: &[String]) -> Child {
+fn spawn(port: u16, directory: &TempDir, arguments: &[String], tls: bool) -> Child {
+    let port = port.to_string();
+    let ports = if tls { ["--tls-port", &port, "--port", "0"] } else { ["--tls-port", "0", "--port", &port] };
     Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+        .args(ports)
+        .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
         .arg("--dir")
         .arg(directory.path())
         .args(arguments)
@@ -133,18 +191,32 @@ fn spawn(port: u16, directory: &TempDir, arguments: &[String]) -> Child {
         .expect("redis-server is not installed; `make test` installs it")
 }
 
-fn client(port: u16, password: Option<&str>) -> redis::Client {
-    let address = redis::ConnectionAddr::Tcp("127.0.0.1".to_owned(), port);
+fn client(port: u16, password: Option<&str>, certificates: Option<&Certificates>) -> redis::Client {
+    let address = match certificates {
+        None => redis::ConnectionAddr::Tcp("127.0.0.1".to_owned(), port),
+        Some(_) => redis::ConnectionAddr::TcpTls {
+            host: "localhost".to_owned(),
+            port,
+            insecure: false,
+            tls_params: None,
+        },
+    };
     let mut info = redis::IntoConnectionInfo::into_connection_info(address).unwrap();
     if let Some(password) = password {
         info = info.set_redis_settings(redis::RedisConnectionInfo::default().set_password(password));
     }
-    redis::Client::open(info).unwrap()
+    let Some(certificates) = certificates else { return redis::Client::open(info).unwrap() };
+    let client_tls = redis::ClientTlsConfig {
+        client_cert: certificates.bytes("cert.pem"),
+        client_key: certificates.bytes("key.pem"),
+    };
+    let root_cert = Some(certificates.bytes("ca.pem"));
+    let tls = redis::TlsCertificates { client_tls: Some(client_tls), root_cert };
+    redis::Client::build_with_tls(info, tls).unwrap()
 }
 
 /// Whether it is this very process that answers on the port.
-fn answers(child: &mut Child, port: u16, password: Option<&str>) -> bool {
-    let client = client(port, password);
+fn answers(child: &mut Child, client: &redis::Client) -> bool {
     let deadline = Instant::now() + Duration::from_secs(10);
     while Instant::now() < deadline {
         if child.try_wait().unwrap().is_some() {

@@ -30,6 +30,10 @@ struct Weather {
     frozen_below: AtomicUsize,
     /// On connections below this number each third answer is held back for a second.
     limping_below: AtomicUsize,
+    /// A connection over which nothing comes for so many milliseconds is closed.
+    idle_ms: AtomicU64,
+    /// Whoever says HELLO is hung up on.
+    without_hello: AtomicBool,
     /// Whoever connects is sent away with a reset.
     refusing: AtomicBool,
     connections: AtomicUsize,
@@ -97,6 +101,21 @@ impl Relay {
     /// Each third answer on the connections of now is a second late; new ones work.
     pub fn lame_those_of_now(&self) {
         self.weather.limping_below.store(self.connections(), Ordering::SeqCst);
+    }
+
+    /// Connections over which nothing is asked for so long are closed, as load balancers do.
+    pub fn close_idle_after(&self, idle: Duration) {
+        self.weather.idle_ms.store(idle.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    /// Whoever says HELLO is hung up on, as some proxies do with commands that they do not know.
+    pub fn know_no_hello(&self) {
+        self.weather.without_hello.store(true, Ordering::SeqCst);
+    }
+
+    /// Every connection of now is reset; new ones work.
+    pub fn cut(&self) {
+        self.weather.cut.send_modify(|cut| *cut += 1);
     }
 
     /// Every connection is reset, and new ones are as well.
@@ -175,8 +194,18 @@ async fn carry_up(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, number: usi
     let mut buffer = vec![0; 64 * 1024];
     // What may be the beginning of a word that the next piece ends.
     let mut seen = Vec::new();
-    while let Ok(read) = from.read(&mut buffer).await {
+    loop {
+        let idle = match weather.idle_ms.load(Ordering::SeqCst) {
+            0 => Duration::MAX,
+            ms => Duration::from_millis(ms),
+        };
+        let Ok(Ok(read)) = tokio::time::timeout(idle, from.read(&mut buffer)).await else { break };
         if read == 0 {
+            break;
+        }
+        if weather.without_hello.load(Ordering::SeqCst)
+            && buffer[..read].windows(5).any(|bytes| bytes == b"HELLO")
+        {
             break;
         }
         seen.extend_from_slice(&buffer[..read]);

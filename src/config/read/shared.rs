@@ -9,6 +9,7 @@ use crate::config::settings::{AppEnv, Redis, Rollout};
 use crate::config::take::Taken;
 use crate::limiter::decision::Backend;
 use crate::limiter::rollout::Percent;
+use crate::redis::LoginFiles;
 use crate::redis::target::Target;
 
 pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<String>) -> Option<Redis> {
@@ -25,15 +26,8 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
             Ok(())
         }
     });
-    let ca_cert = taken.optional("redis.ca_cert", parse::pem);
-    let client_cert = taken.optional("redis.client_cert", parse::pem);
-    let client_key = taken.optional("redis.client_key", parse::pem);
-    for (one, other) in [("redis.client_cert", "redis.client_key"), ("redis.client_key", "redis.client_cert")]
-    {
-        if taken.is_set(one) && !taken.is_set(other) {
-            taken.refuse(one, format!("{other} is not set; accepted: both or neither"));
-        }
-    }
+    let files = login_files(taken, target.as_ref());
+    let require_tls = boolean(taken, "redis.require_tls");
     let range = 1..=60_000;
     let timeout =
         taken.get("redis.timeout_ms", Default::default(), |text| parse::milliseconds(text, 1..=10_000));
@@ -52,8 +46,19 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
     let billed_per_call = taken.get("redis.billed_per_call", 1, |text| parse::whole(text, 1..=100));
     let target = target?;
 
+    let in_the_clear = !target.tls() && !target.is_local();
+    if in_the_clear && require_tls {
+        let required = taken.place("redis.require_tls");
+        taken.refuse(
+            "redis.url",
+            format!(
+                "{target} is not encrypted, and {required} is true; accepted: rediss://, REDIS_TLS=true, or \
+                 redis.require_tls = false"
+            ),
+        );
+    }
     taken.show("redis.url", shown(&target), None);
-    if environment == AppEnv::Production && !target.tls() && !target.is_local() {
+    if environment == AppEnv::Production && in_the_clear {
         let place = taken.place("redis.url");
         warnings.push(format!(
             "{place}: {target} is not encrypted; passwords and keys cross the network readable. Use rediss:// or \
@@ -71,9 +76,7 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
     }
     Some(Redis {
         target,
-        ca_cert,
-        client_cert,
-        client_key,
+        files,
         timeout,
         connect_timeout,
         max_in_flight,
@@ -85,6 +88,40 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
         commands_per_day: NonZeroU64::new(commands_per_day),
         billed_per_call,
     })
+}
+
+/// The files of the login, held against each other and against the URL.
+fn login_files(taken: &mut Taken, target: Option<&Target>) -> LoginFiles {
+    let files = LoginFiles {
+        username: taken.optional("redis.username_file", parse::file_there),
+        password: taken.optional("redis.password_file", parse::file_there),
+        ca_cert: taken.optional("redis.ca_cert", parse::pem),
+        client_cert: taken.optional("redis.client_cert", parse::pem),
+        client_key: taken.optional("redis.client_key", parse::pem),
+    };
+    for (one, other) in [("redis.client_cert", "redis.client_key"), ("redis.client_key", "redis.client_cert")]
+    {
+        if taken.is_set(one) && !taken.is_set(other) {
+            taken.refuse(one, format!("{other} is not set; accepted: both or neither"));
+        }
+    }
+    let url = taken.place("redis.url");
+    let says = |has: bool, key: &'static str, what: &str, taken: &mut Taken| {
+        if has && taken.is_set(key) {
+            taken.refuse(
+                key,
+                format!("{url} has a {what} as well; accepted: one of the two, remove the other"),
+            );
+        }
+    };
+    let in_url = |word: Option<&str>| word.is_some_and(|word| !word.is_empty());
+    says(in_url(target.and_then(Target::password)), "redis.password_file", "password", taken);
+    says(in_url(target.and_then(Target::username)), "redis.username_file", "user", taken);
+    if taken.is_set("redis.username_file") && !taken.is_set("redis.password_file") {
+        let message = "redis.password_file is not set; accepted: both, or the password's alone";
+        taken.refuse("redis.username_file", message);
+    }
+    files
 }
 
 /// The URL without user and password, which leave a mark where they are.

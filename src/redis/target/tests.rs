@@ -32,7 +32,7 @@ fn a_url_says_where_and_how() {
         assert_eq!((target.username(), target.password(), target.db()), (user, password, db), "{url}");
     }
     assert_eq!(Target::parse("redis://h/1?protocol=resp3").unwrap().protocol(), Protocol::Resp3);
-    assert_eq!(Target::parse("redis://h").unwrap().protocol(), Protocol::Resp2);
+    assert_eq!(Target::parse("redis://h").unwrap().protocol(), Protocol::Auto);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::report::Outcome;
 use super::{Examination, Stop};
 use crate::limiter::store::{Fault, FaultKind};
+use crate::redis::Login;
 use crate::redis::target::Protocol;
 use crate::redis::wire::{self, Certificate, Handshake, Trust, Wire};
 
@@ -101,9 +102,9 @@ fn configuration(doctor: &mut Examination<'_>) -> Result<Trust, Stop> {
         text.map_err(|error| problems.push(format!("{variable}: can't read {}: {error}", path.display())))
             .ok()
     };
-    let ca_cert = read("REDIS_CA_CERT", &redis.ca_cert);
-    let certificate = read("REDIS_CLIENT_CERT", &redis.client_cert);
-    let key = read("REDIS_CLIENT_KEY", &redis.client_key);
+    let ca_cert = read("REDIS_CA_CERT", &redis.files.ca_cert);
+    let certificate = read("REDIS_CLIENT_CERT", &redis.files.client_cert);
+    let key = read("REDIS_CLIENT_KEY", &redis.files.client_key);
     let trust = Trust { ca_cert, client_identity: certificate.zip(key) };
     if problems.is_empty() && redis.target.tls() {
         problems.extend(trust.check().err());
@@ -181,14 +182,16 @@ fn left(certificate: &Certificate) -> Duration {
 /// AUTH (or HELLO) with what the URL holds, and a first PING: who is not let in hears of it here.
 async fn log_in(doctor: &mut Examination<'_>, wire: &mut Wire) -> Result<(), Fault> {
     let target = &doctor.redis.target;
+    let login = Login::read(target, &doctor.redis.files)
+        .map_err(|bad| Fault::new(FaultKind::Auth, bad.to_string()))?;
     if target.protocol() == Protocol::Resp3 {
         let mut words = vec!["HELLO", "3"];
-        if let Some(password) = target.password() {
-            words.extend(["AUTH", target.username().unwrap_or("default"), password]);
+        if let Some(password) = login.password() {
+            words.extend(["AUTH", login.username().unwrap_or("default"), password]);
         }
         wire.ask(&words).await.map_err(at_the_door)?;
-    } else if let Some(password) = target.password() {
-        let answer = match target.username() {
+    } else if let Some(password) = login.password() {
+        let answer = match login.username() {
             None => wire.ask(&["AUTH", password]).await,
             // Before Redis 6 there was one user, without a name.
             Some(user) => match wire.ask(&["AUTH", user, password]).await {
@@ -206,7 +209,7 @@ async fn log_in(doctor: &mut Examination<'_>, wire: &mut Wire) -> Result<(), Fau
         Err(fault) if fault.kind == FaultKind::Permission => {}
         Err(fault) => return Err(fault),
     }
-    match target.password() {
+    match login.password() {
         Some(_) => doctor.good("user and password are accepted"),
         None => doctor.end(Outcome::Good, "no password, and none is wanted", None),
     }

@@ -1,0 +1,186 @@
+//! Makes connections and proves them by what a decision needs, with the login that the files hold now or the one before.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::connect::Connection;
+use super::link::Link;
+use super::login::Login;
+use super::target::Protocol;
+use super::{connect, fault, probe, secret};
+use crate::limiter::event::Event;
+use crate::limiter::store::{Fault, FaultKind};
+
+impl Link {
+    /// A connection that was just made and has proven itself by what a decision needs: the secret, the real script. With
+    /// the login that the files hold now; where Redis does not let that in, with the last that it did: while a password
+    /// is changed in two places one of them is first.
+    pub(super) async fn fresh(
+        &self,
+        secret: &mut Option<String>,
+        within: Duration,
+    ) -> Result<Connection, Fault> {
+        let made = async {
+            let newest = self.newest_login().await;
+            let fault = match self.make(&newest, secret).await {
+                Ok(connection) => return Ok(connection),
+                Err(fault) => fault,
+            };
+            let proven = self.login.lock().proven.clone();
+            let proven = proven.filter(|proven| is_about_login(fault.kind) && !proven.is_same(&newest));
+            let Some(proven) = proven else { return Err(fault) };
+            match self.make(&proven, secret).await {
+                Ok(connection) => {
+                    self.complain(&newest, &fault);
+                    Ok(connection)
+                }
+                Err(_) => Err(fault),
+            }
+        };
+        self.connecting(within, made).await
+    }
+
+    /// A connection with just this login.
+    pub(super) async fn fresh_with(
+        &self,
+        login: &Arc<Login>,
+        secret: &mut Option<String>,
+    ) -> Result<Connection, Fault> {
+        self.connecting(self.options.connect_timeout, self.make(login, secret)).await
+    }
+
+    async fn connecting<T>(
+        &self,
+        within: Duration,
+        making: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Fault> {
+        self.observer.observe(&Event::StoreConnecting(true));
+        let made = in_time(within, making).await;
+        self.observer.observe(&Event::StoreConnecting(false));
+        made
+    }
+
+    async fn make(&self, login: &Arc<Login>, secret: &mut Option<String>) -> Result<Connection, Fault> {
+        let connection = match self.make_with_hello(login, secret).await {
+            // Some proxies hang up on a command that they do not know, or lose count of the answers.
+            Err(fault) if self.may_go_without_hello(fault.kind) => {
+                let connection = connect::connect(&self.options.target, login).await?;
+                self.settle(&connection, secret).await?;
+                self.without_hello.store(true, Ordering::Relaxed);
+                connection
+            }
+            made => made?,
+        };
+        let mut state = self.login.lock();
+        state.proven = Some(Arc::clone(login));
+        state.refused.take_if(|refused| refused.is_same(login));
+        Ok(connection)
+    }
+
+    async fn make_with_hello(&self, login: &Login, secret: &mut Option<String>) -> Result<Connection, Fault> {
+        let target = &self.options.target;
+        let mut connection = connect::connect(target, login).await?;
+        if target.protocol() == Protocol::Resp2 || self.without_hello.load(Ordering::Relaxed) {
+            self.settle(&connection, secret).await?;
+            return Ok(connection);
+        }
+        // In one go: it costs no way there and back of its own.
+        let (protocol, ()) = tokio::try_join!(biased; connection.hello(), self.settle(&connection, secret))?;
+        if target.protocol() == Protocol::Resp3 && protocol != Protocol::Resp3 {
+            let words = "the server knows no HELLO 3, and the URL asks for protocol=resp3";
+            return Err(Fault::new(FaultKind::Protocol, words));
+        }
+        connection.speaks(protocol);
+        Ok(connection)
+    }
+
+    fn may_go_without_hello(&self, kind: FaultKind) -> bool {
+        matches!(kind, FaultKind::Lost | FaultKind::Protocol)
+            && self.options.target.protocol() == Protocol::Auto
+            && !self.without_hello.load(Ordering::Relaxed)
+    }
+
+    /// What a decision needs: the secret, the real script.
+    async fn settle(&self, connection: &Connection, secret: &mut Option<String>) -> Result<(), Fault> {
+        self.agree(connection, secret).await?;
+        self.prove(connection).await
+    }
+
+    /// What the files hold now. One that is of no use is said once, and what it held before stays.
+    pub(super) async fn newest_login(&self) -> Arc<Login> {
+        let (newest, bad) = self.logins.newest().await;
+        let mut state = self.login.lock();
+        if let Some(bad) = bad.as_ref().filter(|bad| state.bad.as_ref() != Some(bad)) {
+            self.observer.observe(&Event::StoreLoginUnreadable { detail: &bad.to_string() });
+        }
+        state.bad = bad;
+        newest
+    }
+
+    /// Redis does not let this login in. Said once.
+    pub(super) fn complain(&self, login: &Arc<Login>, fault: &Fault) {
+        let mut state = self.login.lock();
+        if !state.refused.as_ref().is_some_and(|refused| refused.is_same(login)) {
+            state.refused = Some(Arc::clone(login));
+            self.observer.observe(&Event::StoreLoginRefused(fault));
+        }
+    }
+
+    /// Whether the login that is wanted is another than the one that was let in last.
+    pub(super) fn has_other_login(&self) -> bool {
+        let wanted = self.logins.wanted();
+        self.login.lock().proven.as_ref().is_none_or(|proven| !proven.is_same(&wanted))
+    }
+
+    /// The real script on a reserved key: a PING would prove nothing of permissions, scripts or memory.
+    pub(super) async fn prove(&self, connection: &Connection) -> Result<(), Fault> {
+        let Some(probe) = probe::charge() else {
+            return Err(Fault::new(FaultKind::Other, "the probe's quota is malformed"));
+        };
+        let (now, started) = (self.clock.now(), Instant::now());
+        let answer = self.ask(connection.calls(), &[probe], false, now).await?;
+        self.offset.learn(answer.now, now, self.clock.now());
+        self.state.lock().probe_took = Some(started.elapsed());
+        Ok(())
+    }
+
+    /// Takes the secret that is in Redis, or puts ours there.
+    pub(super) async fn agree(
+        &self,
+        connection: &Connection,
+        secret: &mut Option<String>,
+    ) -> Result<(), Fault> {
+        if self.options.secret_interval.is_none() {
+            return Ok(());
+        }
+        // A GET, as a rule.
+        self.sent(1);
+        let mut calls = connection.calls();
+        let shared = secret::shared(&mut calls, &self.options.namespace, secret.as_deref()).await;
+        let shared = shared.map_err(|error| fault::classify(&error))?;
+        if secret.as_ref() != Some(&shared) {
+            self.rollout.learn_keys(secret::derive(shared.as_bytes()));
+            *secret = Some(shared);
+        }
+        Ok(())
+    }
+}
+
+/// No step in the background takes longer than this.
+pub(super) async fn in_time<T>(
+    most: Duration,
+    step: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    timeout(most, step).await.unwrap_or_else(|_| {
+        let words = format!("no working connection within {} ms", most.as_millis());
+        Err(Fault::new(FaultKind::Timeout, words))
+    })
+}
+
+/// Whether another login may help.
+pub(super) fn is_about_login(kind: FaultKind) -> bool {
+    matches!(kind, FaultKind::Auth | FaultKind::Permission | FaultKind::Tls)
+}

@@ -1,0 +1,164 @@
+//! While Redis is in use: what keeps it so. A connection that ended, went bad, or was made with a login that is out of
+//! date is replaced by a fresh one, which was proven first, and only where that fails is it an outage.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::backoff::Backoff;
+use super::connect::Connection;
+use super::fresh::in_time;
+use super::link::{LASTING, Link};
+use super::supervisor::closed;
+use crate::limiter::event::{Event, Replaced};
+use crate::limiter::store::{Fault, FaultKind};
+
+/// A connection that is suspect is replaced at most so often: where a fresh one is no better, Redis itself is slow.
+const BETWEEN_RENEWALS: Duration = Duration::from_secs(60);
+/// For so long, at most, nothing is said of a connection that was lost: then it is an outage.
+const UNSAID: Duration = Duration::from_secs(2);
+/// A login that Redis does not let in is tried again at most so late.
+const LOGIN_AGAIN: Duration = Duration::from_secs(300);
+
+/// Why to act.
+enum Occasion {
+    /// The other side has closed the connection, or it broke.
+    Over,
+    /// Calls over it time out too often.
+    Suspect,
+    /// Somebody has taken another login, or it is time to try it again.
+    Login,
+    /// It is time to look after the secret.
+    Look,
+}
+
+impl Link {
+    /// Replaces connections as it must. Returns when neither the one in use nor a fresh one works.
+    pub(super) async fn tend(&self, secret: &mut Option<String>) -> Fault {
+        let mut renewed: Option<Instant> = None;
+        let mut looked = Instant::now();
+        let mut logins = Backoff::new(LOGIN_AGAIN);
+        // Redis let in the login before: the wanted one is tried again now and then.
+        let mut login_again =
+            self.has_other_login().then(|| Instant::now() + logins.wait(FaultKind::Auth, rand::random()));
+        let mut idle_ends = 0;
+        loop {
+            let Some(connection) = self.connection.load_full() else { return pending().await };
+            let look = self.options.secret_interval.map(|interval| looked + interval);
+            let occasion = tokio::select! {
+                () = connection.over() => Occasion::Over,
+                () = self.suspected.notified() => Occasion::Suspect,
+                () = self.logins.changed() => Occasion::Login,
+                () = at(login_again) => Occasion::Login,
+                () = at(look) => Occasion::Look,
+            };
+            match occasion {
+                Occasion::Over => {
+                    idle_ends = if connection.was_used() { 0 } else { idle_ends + 1 };
+                    self.observer.observe(&Event::StoreDisconnected);
+                    self.state.lock().protocol = None;
+                    if connection.age() < LASTING {
+                        return self.trip(closed()).await;
+                    }
+                    if idle_ends > 1 {
+                        // Nobody uses it, and the other side closes it each time. Each connection costs commands that
+                        // the provider bills: the next one is made when it is missed.
+                        tokio::select! {
+                            () = self.missed.notified() => {}
+                            () = self.logins.changed() => {}
+                            () = at(look) => {}
+                        }
+                    }
+                    match self.fresh(secret, UNSAID.min(self.options.connect_timeout)).await {
+                        Ok(fresh) => {
+                            let calls = connection.lost_calls();
+                            self.replace(fresh, Replaced::Lost { calls }).await;
+                            looked = Instant::now();
+                        }
+                        Err(fault) => {
+                            self.observer.observe(&Event::StoreFailed(fault.kind));
+                            return self.trip(fault).await;
+                        }
+                    }
+                }
+                Occasion::Suspect => {
+                    if renewed.is_some_and(|renewed| renewed.elapsed() < BETWEEN_RENEWALS) {
+                        continue;
+                    }
+                    renewed = Some(Instant::now());
+                    // Requests get answers over the old connection: a server without room for a second one is no
+                    // outage.
+                    let _ = self.renew(secret).await;
+                }
+                Occasion::Look => {
+                    looked = Instant::now();
+                    let agreed = self.agree(&connection, secret);
+                    if in_time(self.options.connect_timeout, agreed).await.is_ok() {
+                        continue;
+                    }
+                    renewed = Some(Instant::now());
+                    // It is broken, and so is a fresh one: the outage need not wait for a request to find it.
+                    if let Err(fault) = self.renew(secret).await {
+                        return self.trip(fault).await;
+                    }
+                }
+                Occasion::Login => login_again = self.log_in_anew(secret, &mut logins).await,
+            }
+        }
+    }
+
+    /// A fresh connection in place of one that goes bad.
+    async fn renew(&self, secret: &mut Option<String>) -> Result<(), Fault> {
+        match self.fresh(secret, self.options.connect_timeout).await {
+            Ok(fresh) => {
+                self.replace(fresh, Replaced::Slow).await;
+                Ok(())
+            }
+            Err(fault) => {
+                self.observer.observe(&Event::StoreFailed(fault.kind));
+                Err(fault)
+            }
+        }
+    }
+
+    /// A connection with the login that is wanted by now in place of the one in use, which stays where Redis does not let
+    /// that in. When to try again, if so.
+    async fn log_in_anew(&self, secret: &mut Option<String>, logins: &mut Backoff) -> Option<Instant> {
+        let newest = self.newest_login().await;
+        if !self.has_other_login() {
+            return None;
+        }
+        match self.fresh_with(&newest, secret).await {
+            Ok(fresh) => {
+                self.replace(fresh, Replaced::Login).await;
+                None
+            }
+            Err(fault) => {
+                self.observer.observe(&Event::StoreFailed(fault.kind));
+                self.complain(&newest, &fault);
+                Some(Instant::now() + logins.wait(fault.kind, rand::random()))
+            }
+        }
+    }
+
+    /// Calls go over the fresh connection; those under way end over the old one. Never returns when the breaker opened
+    /// first: then the supervisor is told so elsewhere.
+    async fn replace(&self, fresh: Connection, why: Replaced) {
+        // The breaker second: a call must not be counted for the fresh connection that went over the old.
+        self.put_to_use(&Arc::new(fresh));
+        if !self.breaker.renewed() {
+            pending::<()>().await;
+        }
+        self.observer.observe(&Event::StoreReplaced(why));
+    }
+}
+
+/// Waits for that moment, for ever when there is none.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
+    }
+}
