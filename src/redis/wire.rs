@@ -1,7 +1,7 @@
 //! A connection made in stages, so that each can fail by itself: name, address, TLS, command. For the doctor; the client
 //! library does all of it at once and blurs which of them failed.
 //!
-//! Errors are classified by the same code as the library's ([`super::fault`]): one cause has one word everywhere.
+//! Errors are classified by the same code as the library's (`fault.rs`): one cause has one word everywhere.
 
 mod resp;
 mod tls;

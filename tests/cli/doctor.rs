@@ -310,6 +310,13 @@ async fn a_latency_above_the_timeout_is_measured_and_the_timeout_to_set_is_named
 }
 
 #[tokio::test]
+async fn a_script_that_denies_where_there_is_room_is_no_working_limiter() {
+    let address = that_says("*4\r\n:1000000\r\n:0\r\n:1000000\r\n:1000000\r\n").await;
+    let ran = doctor(&format!("redis://{address}"), &[]).await;
+    failed(&ran, "script", "protocol", "denied a hit that has room", "NAMESPACE");
+}
+
+#[tokio::test]
 async fn a_clock_that_is_off_is_a_warning() {
     // A server whose clock says 1970, and which otherwise answers as the script does.
     let address = that_says("*4\r\n:1000000\r\n:1\r\n:1000\r\n:1000000\r\n").await;

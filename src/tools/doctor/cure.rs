@@ -32,9 +32,15 @@ pub(super) fn cure(fault: &Fault, namespace: &str) -> String {
         FaultKind::Quota => "the provider's quota is used up: take another plan, or lower the percentage; `tidegate cost` tells what is needed".into(),
         FaultKind::Cluster => "Redis Cluster is not in this version: use a database with cluster mode disabled (one shard), or an endpoint that hides the cluster".into(),
         FaultKind::Lost => "the connection was cut: does the port want TLS (rediss://)? Else look at the server's log and at what stands between".into(),
-        FaultKind::Protocol => "whoever listens there does not speak Redis: look at host and port in REDIS_URL".into(),
         FaultKind::Other if says("DB index") || says("SELECT") => "correct the database number at the end of REDIS_URL; managed services often have database 0 only".into(),
         FaultKind::Other if says("DENIED") => "Redis is in protected mode: give it a password, and bind it to an address on purpose".into(),
+        FaultKind::Other if says("unreachable") || says("No route") => {
+            "there is no way from this machine to that address: a private network, a VPN that is down, or IPv6 where there is none".into()
+        }
+        FaultKind::Protocol if says("denied a hit") => {
+            "give tidegate a namespace of its own (TIDEGATE__REDIS__NAMESPACE), or run the doctor again".into()
+        }
+        FaultKind::Protocol => "whoever listens there does not speak Redis: look at host and port in REDIS_URL".into(),
         FaultKind::Other | FaultKind::Open | FaultKind::Warming | FaultKind::Saturated => "see what Redis says, in its log as well".into(),
     }
 }

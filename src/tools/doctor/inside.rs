@@ -87,6 +87,11 @@ impl Inside<'_, '_> {
             Ok(ran) => ran,
             Err(fault) => return Err(self.examination.failed(&fault)),
         };
+        if !ran.allowed {
+            let words =
+                "the script denied a hit that has room: is something else writing keys of this namespace?";
+            return Err(self.examination.failed(&Fault::new(FaultKind::Protocol, words)));
+        }
         // Some services isolate every script with one lock unless it says this; real Redis refuses the word.
         let locking = "#!lua flags=allow-key-locking\nreturn 1";
         let locks_keys = match self.wire.ask(&["EVAL", locking, "0"]).await {
