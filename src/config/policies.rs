@@ -76,19 +76,26 @@ pub fn parse_with(name: &str, text: &str, read: &mut ReadFile<'_>) -> Result<Rul
     if reader.problems.is_empty() { Ok(rules) } else { Err(Errors(reader.problems)) }
 }
 
-/// What is wrong with these rules where no key is set: no token can be verified, and nobody would be told apart.
+/// What is wrong with these rules where no key is set: no token can be verified, so nobody would be told apart, or stand
+/// on a list.
 pub fn without_key(name: &str, rules: &Rules) -> Vec<Problem> {
-    let policies = rules.all().iter().flat_map(|rule| rule.policies.iter().map(move |&id| (rule, id)));
-    let problems = policies.filter_map(|(rule, id)| {
-        let policy = rules.policy(id);
-        let claim = policy.by.parts().iter().find(|part| matches!(part, Part::Jwt(_)))?;
-        let place = format!("rule \"{}\", policy \"{}\"", rule.name, policy.name);
-        let message = format!(
-            "{place}: by = \"{claim}\": there is no key to verify tokens with; set jwt.key_file or jwt.jwks_file"
-        );
-        Some(Problem::new(name, message))
-    });
-    problems.collect()
+    const MESSAGE: &str = "there is no key to verify tokens with; set jwt.key_file or jwt.jwks_file";
+    let is_claim = |part: &&Part| matches!(part, Part::Jwt(_));
+    let problem = |message: String| Problem::new(name, format!("{message}: {MESSAGE}"));
+    let listed = |place: &str, list: &AccessList| {
+        list.parts().find(is_claim).map(|claim| problem(format!("{place}a list has \"{claim}\"")))
+    };
+    let mut problems: Vec<Problem> = listed("", rules.access()).into_iter().collect();
+    for rule in rules.all() {
+        let place = format!("rule \"{}\"", rule.name);
+        problems.extend(listed(&format!("{place}: "), &rule.access));
+        for policy in rule.policies.iter().map(|&id| rules.policy(id)) {
+            let claim = policy.by.parts().iter().find(is_claim);
+            let by = |claim| problem(format!("{place}, policy \"{}\": by = \"{claim}\"", policy.name));
+            problems.extend(claim.map(by));
+        }
+    }
+    problems
 }
 
 struct Reader<'a, 'r> {

@@ -85,6 +85,11 @@ impl AccessList {
         insert(&mut self.subjects[at].1, identity.bytes().into(), access);
     }
 
+    /// By what it knows those who are not known by their address.
+    pub fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.subjects.iter().flat_map(|(subject, _)| subject.parts())
+    }
+
     /// How many entries were added.
     pub fn len(&self) -> usize {
         self.entries

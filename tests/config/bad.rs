@@ -356,6 +356,21 @@ fn a_policy_by_a_claim_needs_a_key_and_the_error_names_both_options() {
 }
 
 #[test]
+fn a_claim_on_a_list_needs_a_key_too_or_nobody_would_ever_stand_on_it() {
+    let policies = "deny = ['jwt:sub=hunter2marker']\n[[rule]]\nname='api'\nallow = ['jwt:role=admin']\n";
+    let setup = Setup::new().file("policies.toml", policies);
+    let lines = setup.lines();
+    let [all, one] = lines.as_slice() else { panic!("{lines:?}") };
+    let words = "there is no key to verify tokens with; set jwt.key_file or jwt.jwks_file";
+    assert!(all.contains("policies.toml: a list has \"jwt:sub\": ") && all.contains(words), "{all}");
+    assert!(one.contains("rule \"api\": a list has \"jwt:role\": ") && one.contains(words), "{one}");
+    assert!(!lines.concat().contains(MARKER), "{lines:?}");
+    let key = format!("{}/tests/fixtures/jwt/rsa.pub.pem", env!("CARGO_MANIFEST_DIR"));
+    let setup = Setup::new().file("policies.toml", policies).env("TIDEGATE__JWT__KEY_FILE", &key);
+    assert_eq!(setup.loaded().settings.rules.access().len(), 1);
+}
+
+#[test]
 fn every_error_is_reported_at_once() {
     let setup = Setup::new()
         .file("default.toml", "[server]\nprot = 1\n[memory]\nmax_keys = 1")

@@ -158,7 +158,11 @@ fn a_bad_policy_file_names_rule_policy_and_key() {
             "rule \"api\": ",
             "no key \"policies\"; accepted: name, match, cost, allow, deny, allow_files, deny_files, policy",
         ),
-        (rule("allow=['x']"), "rule \"api\": ", "allow: \"x\": accepted: an address"),
+        (
+            rule("allow=['x']"),
+            "rule \"api\": ",
+            "allow: an entry that is not shown, it may be a key: accepted: an address",
+        ),
         (rule("policy=5"), "rule \"api\": ", "accepted: [[rule.policy]]"),
         (rule("match='/x'"), "rule \"api\", match: ", "accepted: { methods"),
         (rule("match={methods='get'}"), "rule \"api\", match: ", "upper case"),
@@ -306,10 +310,25 @@ fn lists_stand_at_the_top_in_a_rule_and_in_files_and_a_bad_entry_is_named_withou
     let rules = rules.unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!((rules.access().len(), rules.all()[0].access.len()), (5, 1));
     for (text, words) in [
-        ("allow = '10.0.0.0/8'\n", "allow = \"10.0.0.0/8\": accepted: a list"),
+        ("allow = '10.0.0.0/8'\n", "allow: \"10.0.0.0/8\": accepted: a list"),
+        (
+            "deny = 'header:x-api-key=hunter2marker'\n",
+            "deny: \"header:x-api-key=(not shown)\": accepted: a list",
+        ),
+        ("deny = ['10.0.0.1', ['hunter2marker']]\n", "deny: accepted: a list"),
+        ("deny_files = 'bad.txt'\n", "deny_files: accepted: a list of file names, such as [\"blocked.txt\"]"),
         ("allow = [1]\n", "accepted: a list; in it an address such as"),
         ("deny = ['10.0.0.0/33']\n", "deny: \"10.0.0.0/33\": accepted: an address"),
-        ("deny = ['somebody']\n", "deny: \"somebody\": accepted"),
+        ("deny = ['hunter2marker']\n", "deny: an entry that is not shown, it may be a key: accepted"),
+        ("deny = ['hunter2marker==']\n", "deny: an entry that is not shown, it may be a key: accepted"),
+        (
+            "deny = ['header:x-api-key: hunter2marker=']\n",
+            "deny: an entry that is not shown, it may be a key",
+        ),
+        (
+            "deny_files = ['keys.txt']\n",
+            "deny_files: keys.txt:1: an entry that is not shown, it may be a key: accepted",
+        ),
         ("deny = ['header:x-api-key=']\n", "there is no value behind"),
         ("deny = ['everyone=hunter2marker']\n", "deny: \"everyone=(not shown)\": accepted"),
         ("deny = ['ip=10.0.0.1']\n", "accepted: an address such as"),
@@ -319,6 +338,7 @@ fn lists_stand_at_the_top_in_a_rule_and_in_files_and_a_bad_entry_is_named_withou
     ] {
         let read = policies::parse_with("p", &format!("{text}{rule}"), &mut |path| match path.to_str() {
             Some("bad.txt") => Ok(Some("10.0.0.1\n300.0.0.1\n".into())),
+            Some("keys.txt") => Ok(Some("sk_hunter2marker\n".into())),
             Some("locked.txt") => Err("it is locked".into()),
             _ => Ok(None),
         });

@@ -12,7 +12,7 @@ use crate::limiter::subject::Part;
 
 /// What an entry may be.
 const ENTRY: &str = "an address such as \"192.0.2.7\", a network such as \"10.0.0.0/8\", or a subject with its value \
-                     such as \"header:x-api-key=VALUE\", \"query:NAME=VALUE\" or \"cookie:NAME=VALUE\"";
+                     such as \"header:x-api-key=VALUE\", \"query:NAME=VALUE\", \"cookie:NAME=VALUE\" or \"jwt:CLAIM=VALUE\"";
 
 /// Reads a file of entries; `None` when it is not there, an error in words when it can't be read.
 pub type ReadFile<'a> = dyn FnMut(&Path) -> Result<Option<String>, String> + 'a;
@@ -68,21 +68,29 @@ fn texts(table: &Table, key: &'static str, refusals: &mut Refusals) -> Vec<Strin
             items.iter().filter_map(Value::as_str).map(str::to_owned).collect()
         }
         other => {
-            let accepted = if key.ends_with("files") { "a list of file names" } else { ENTRY };
-            refusals.push((
-                key,
-                format!("{}: accepted: a list; in it {accepted}", fields::said(key, Some(other))),
-            ));
+            let accepted = match key.ends_with("files") {
+                true => "accepted: a list of file names, such as [\"blocked.txt\"]".to_owned(),
+                false => format!("accepted: a list; in it {ENTRY}"),
+            };
+            // The brackets were forgotten, or something else stands among the texts.
+            let read = other.as_str().filter(|_| !key.ends_with("files"));
+            refusals
+                .push((key, read.map_or(accepted.clone(), |text| format!("{}: {accepted}", shown(text)))));
             Vec::new()
         }
     }
 }
 
-/// An entry as errors show it. What stands behind "=" may be somebody's key.
+/// An entry as errors show it: what is meant as an address, or the name of a subject. Anything else may be somebody's
+/// key, in part or as a whole.
 fn shown(text: &str) -> String {
+    let of_address = |byte: u8| byte.is_ascii_hexdigit() || b".:/".contains(&byte);
     match text.split_once('=') {
-        Some((kind, _)) => format!("\"{kind}=(not shown)\""),
-        None => format!("\"{text}\""),
+        Some((kind, _)) if fields::part(kind.trim()).is_ok() => format!("\"{kind}=(not shown)\""),
+        None if text.contains(['.', ':', '/']) && text.len() <= 49 && text.bytes().all(of_address) => {
+            format!("\"{text}\"")
+        }
+        _ => "an entry that is not shown, it may be a key".to_owned(),
     }
 }
 
