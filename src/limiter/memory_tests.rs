@@ -311,6 +311,21 @@ fn whoever_waits_as_told_is_admitted_however_much_greater_the_limit_was_before()
 }
 
 #[test]
+fn what_is_known_keeps_nobody_out_for_longer_than_it_says_however_much_greater_the_limit_was_before() {
+    for before in [9, 11, 12, 14, 15, 16, 30, 1_000] {
+        let memory = Memory::new(1_000);
+        assert!(memory.charge(&[charge(1, before, before)], false, NOW)[0].allowed);
+        let mine = [charge(1, 10, 3)];
+        let denies = |now| memory.denies(&mine, 0, now);
+        let denied = denies(NOW).unwrap()[0];
+        let wait = denied.retry_after.unwrap();
+        assert!(!denied.allowed);
+        assert!(denies(NOW + wait - 1).is_some(), "{before}: not a moment sooner");
+        assert!(denies(NOW + wait).is_none(), "{before}: waited {wait} us");
+    }
+}
+
+#[test]
 fn a_dropped_passage_gives_back_what_it_held() {
     let memory = Memory::new(1_000);
     let all = [charge(1, 2, 2)];
