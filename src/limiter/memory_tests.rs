@@ -326,6 +326,24 @@ fn what_is_known_keeps_nobody_out_for_longer_than_it_says_however_much_greater_t
 }
 
 #[test]
+fn whoever_is_denied_by_the_share_alone_is_told_when_to_come_back() {
+    let memory = Memory::new(1_000);
+    let quarter = Share::one_of(NonZeroU32::new(4).unwrap());
+    // Of eight, three more fit: less than the four that one hit stands for.
+    assert!(memory.charge(&[charge(1, 8, 5)], false, NOW)[0].allowed);
+    let one = [Charge { share: quarter, ..charge(1, 8, 1) }];
+    for denied in [memory.charge(&one, false, NOW)[0], memory.denies(&one, 0, NOW).unwrap()[0]] {
+        assert_eq!((denied.allowed, denied.retry_after), (false, Some(SECOND)));
+    }
+    assert!(memory.charge(&one, false, NOW + SECOND)[0].allowed);
+
+    let now = HOURS.start;
+    assert!(memory.charge(&[hourly(2, 8, 5)], false, now)[0].allowed);
+    let denied = memory.charge(&[Charge { share: quarter, ..hourly(2, 8, 1) }], false, now)[0];
+    assert_eq!((denied.allowed, denied.retry_after), (false, Some(HOURS.end - now)));
+}
+
+#[test]
 fn a_dropped_passage_gives_back_what_it_held() {
     let memory = Memory::new(1_000);
     let all = [charge(1, 2, 2)];
