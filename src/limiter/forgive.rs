@@ -102,8 +102,9 @@ impl<S: Store> Limiter<S> {
 
     async fn forget_there(&self, all: &[(&Policy, Identity)]) -> Option<FaultKind> {
         let store = self.store.as_ref()?;
-        let keys = self.rollout.keys()?;
-        let Some(keys) = keys.as_ref() else { return Some(FaultKind::Open) };
+        // Not known before Redis was reached once.
+        let Some(keys) = self.rollout.keys() else { return Some(FaultKind::Open) };
+        let keys = keys.as_ref()?;
         let mut untold = None;
         for (policy, identity) in all {
             let forgotten = store.forget(&[&policy.name], keys.subject(identity)).await;

@@ -179,6 +179,14 @@ async fn a_key_is_forgiven_only_when_it_is_said_which_and_by_whoever_has_the_tok
 }
 
 #[tokio::test]
+async fn a_redis_that_was_never_reached_is_not_said_to_have_forgiven() {
+    let tidegate = Tidegate::start(Some(PENALTY), &[("REDIS_URL", "redis://127.0.0.1:1")]).await;
+    let forgiven = tidegate.admin("DELETE", "/admin/keys?key=somebody").send().await.unwrap();
+    let forgiven: Value = forgiven.json().await.unwrap();
+    assert_eq!((&forgiven["complete"], &forgiven["redis"]), (&json!(false), &json!("open")));
+}
+
+#[tokio::test]
 async fn no_call_under_way_brings_a_forgiven_debt_back() {
     let redis = RedisServer::start();
     let policies = PENALTY.replace("2/day", "100000/day").replace("block_after = 3", "block_after = 1000000");
