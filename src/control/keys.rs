@@ -158,7 +158,7 @@ pub async fn forgive(request: HttpRequest, admin: web::Data<Admin>) -> Result<Ht
                 break;
             }
             tokio::time::sleep(PAUSE).await;
-            forgiven = limiter.forgive(&rules, rule, key.as_bytes()).await;
+            forgiven = limiter.forgive_again(&rules, rule, key.as_bytes()).await;
         }
         view.policies.extend(forgiven.policies);
         if let Some(fault) = forgiven.untold {

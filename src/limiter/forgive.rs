@@ -78,6 +78,13 @@ impl<S: Store> Limiter<S> {
     /// Forgives `key` under every policy of `rule` that tells keys apart: its debts here and in Redis, and its place in
     /// the penalty box. A bucket that all share is not forgiven for the sake of one.
     pub async fn forgive(&self, rules: &Rules, rule: &Rule, key: &[u8]) -> Forgiven {
+        let forgiven = self.forgive_again(rules, rule, key).await;
+        self.forgiven.fetch_add(forgiven.policies.len() as u64, Ordering::Relaxed);
+        forgiven
+    }
+
+    /// The same, for the sake of calls that were under way: it was counted.
+    pub async fn forgive_again(&self, rules: &Rules, rule: &Rule, key: &[u8]) -> Forgiven {
         let told_apart = |policy: &&Policy| !policy.by.is_everyone();
         let policies: Vec<&Policy> =
             rule.policies.iter().map(|&id| rules.policy(id)).filter(told_apart).collect();
@@ -95,7 +102,6 @@ impl<S: Store> Limiter<S> {
         let untold = self.forget_there(&all).await;
         // Whoever set out meanwhile may have met the debt there.
         let under_way = forgive_here();
-        self.forgiven.fetch_add(policies.len() as u64, Ordering::Relaxed);
         let policies = policies.iter().map(|policy| policy.name.clone()).collect();
         Forgiven { policies, blocks, untold, under_way }
     }

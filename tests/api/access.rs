@@ -216,4 +216,9 @@ async fn no_call_under_way_brings_a_forgiven_debt_back() {
         let remaining = answer.json::<Value>().await.unwrap()["policies"][0]["remaining"].as_u64().unwrap();
         assert!(remaining > 100_000 - 400, "round {round}: {remaining} left of 100000");
     }
+    let metrics = tidegate.metrics().await;
+    assert!(
+        metrics.contains("\ntidegate_budget_resets_total{cause=\"operator\"} 5\n"),
+        "one key, five times: {metrics}"
+    );
 }
