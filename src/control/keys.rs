@@ -168,7 +168,7 @@ pub async fn forgive(request: HttpRequest, admin: web::Data<Admin>) -> Result<Ht
         if told.of > 1 {
             // What the others had under way may have carried the debt to Redis, and from there to here.
             forgiven.untold =
-                forgive_here(&limiter, &rules, rule, key.as_bytes()).await.untold.or(forgiven.untold);
+                limiter.forgive_again(&rules, rule, key.as_bytes()).await.untold.or(forgiven.untold);
         }
         view.policies.extend(forgiven.policies);
         if let Some(fault) = forgiven.untold.or(told.fault) {
@@ -193,7 +193,7 @@ pub(super) async fn forgive_here(
             break;
         }
         tokio::time::sleep(PAUSE).await;
-        last = limiter.forgive(rules, rule, key).await;
+        last = limiter.forgive_again(rules, rule, key).await;
     }
     Forgiven { blocks: first.blocks, ..last }
 }

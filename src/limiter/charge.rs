@@ -50,7 +50,8 @@ impl Charge {
         let mut reading = self.quota.reading(debt, self.cost, allowed);
         if self.share != Share::WHOLE {
             reading.remaining = self.share.part_of(reading.remaining);
-            if let Some(1..) = reading.retry_after {
+            // Also where the whole quota had room.
+            if !allowed && reading.retry_after.is_some() {
                 reading.retry_after = Some((debt + self.amount()).saturating_sub(self.quota.tolerance()));
             }
         }

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use smallvec::SmallVec;
+
 use super::clock::Micros;
 use super::decision::Backend;
 use super::gcra::Reading;
 use super::penalty::{Blocked, Standing};
-use super::policy::{Policy, Rule, Rules};
+use super::policy::{OnMissing, Policy, Rule, Rules};
 use super::store::{FaultKind, Store};
-use super::subject::Identity;
+use super::subject::{Identity, Key};
 use super::{Hit, Limiter};
 
 /// How a key stands under one policy.
@@ -48,15 +50,17 @@ impl<S: Store> Limiter<S> {
         let mut states = Vec::new();
         for &id in &rule.policies {
             let policy = rules.policy(id);
-            let item = self.item(self.rollout.in_force().percent, id, policy, &policy.by.standing_in(key));
-            if let Standing::Blocked(rest) = self.penalties.standing(item.key, now) {
-                states.push(KeyState {
-                    policy: policy.name.clone(),
-                    backend: Backend::Memory,
-                    fallback: None,
-                    reading: None,
-                    blocked_for: Some(rest),
-                });
+            for identity in identities(policy, key) {
+                let key = self.process_key.hash(&identity).under(policy.tag);
+                if let Standing::Blocked(rest) = self.penalties.standing(key, now) {
+                    states.push(KeyState {
+                        policy: policy.name.clone(),
+                        backend: Backend::Memory,
+                        fallback: None,
+                        reading: None,
+                        blocked_for: Some(rest),
+                    });
+                }
             }
         }
         let Some(check) = self.check_key(&rule.name, key, Hit { cost: 0, peek: true }) else { return states };
@@ -74,37 +78,41 @@ impl<S: Store> Limiter<S> {
     /// Forgives `key` under every policy of `rule` that tells keys apart: its debts here and in Redis, and its place in
     /// the penalty box. A bucket that all share is not forgiven for the sake of one.
     pub async fn forgive(&self, rules: &Rules, rule: &Rule, key: &[u8]) -> Forgiven {
+        let forgiven = self.forgive_again(rules, rule, key).await;
+        self.forgiven.fetch_add(forgiven.policies.len() as u64, Ordering::Relaxed);
+        forgiven
+    }
+
+    /// The same, for the sake of calls that were under way: it was counted.
+    pub async fn forgive_again(&self, rules: &Rules, rule: &Rule, key: &[u8]) -> Forgiven {
         let told_apart = |policy: &&Policy| !policy.by.is_everyone();
         let policies: Vec<&Policy> =
             rule.policies.iter().map(|&id| rules.policy(id)).filter(told_apart).collect();
-        let identities: Vec<Identity> = policies.iter().map(|policy| policy.by.standing_in(key)).collect();
+        let mut all: Vec<(&Policy, Identity)> = Vec::new();
+        for policy in &policies {
+            all.extend(identities(policy, key).into_iter().map(|identity| (*policy, identity)));
+        }
+        let keys: Vec<Key> =
+            all.iter().map(|(policy, who)| self.process_key.hash(who).under(policy.tag)).collect();
         let now = self.clock.now();
-        let forgive_here = || {
-            let mut under_way = false;
-            for (policy, identity) in policies.iter().zip(&identities) {
-                under_way |= self.memory.forgive(self.process_key.hash(identity).under(policy.tag));
-            }
-            under_way
-        };
-        let shut_out = |(policy, identity): &(&&Policy, &Identity)| {
-            self.penalties.forgive(self.process_key.hash(identity).under(policy.tag), now)
-        };
-        let blocks = policies.iter().zip(&identities).filter(shut_out).count();
+        // Each of them, whatever the others come to.
+        let forgive_here = || keys.iter().fold(false, |under_way, &key| self.memory.forgive(key) | under_way);
+        let blocks = keys.iter().filter(|&&key| self.penalties.forgive(key, now)).count();
         forgive_here();
-        let untold = self.forget_there(&policies, &identities).await;
+        let untold = self.forget_there(&all).await;
         // Whoever set out meanwhile may have met the debt there.
         let under_way = forgive_here();
-        self.forgiven.fetch_add(policies.len() as u64, Ordering::Relaxed);
         let policies = policies.iter().map(|policy| policy.name.clone()).collect();
         Forgiven { policies, blocks, untold, under_way }
     }
 
-    async fn forget_there(&self, policies: &[&Policy], identities: &[Identity]) -> Option<FaultKind> {
+    async fn forget_there(&self, all: &[(&Policy, Identity)]) -> Option<FaultKind> {
         let store = self.store.as_ref()?;
-        let keys = self.rollout.keys()?;
-        let Some(keys) = keys.as_ref() else { return Some(FaultKind::Open) };
+        // Not known before Redis was reached once.
+        let Some(keys) = self.rollout.keys() else { return Some(FaultKind::Open) };
+        let keys = keys.as_ref()?;
         let mut untold = None;
-        for (policy, identity) in policies.iter().zip(identities) {
+        for (policy, identity) in all {
             let forgotten = store.forget(&[&policy.name], keys.subject(identity)).await;
             untold = forgotten.err().map(|fault| fault.kind).or(untold);
         }
@@ -115,4 +123,11 @@ impl<S: Store> Limiter<S> {
     pub fn blocked(&self) -> Vec<Blocked> {
         self.penalties.blocked(self.clock.now())
     }
+}
+
+/// Whom `policy` counts under this key: its subject, and where that may be missing whoever is counted by this address.
+fn identities(policy: &Policy, key: &[u8]) -> SmallVec<[Identity; 2]> {
+    let instead =
+        if policy.on_missing == OnMissing::Deny { None } else { policy.by.address_standing_in(key) };
+    std::iter::once(policy.by.standing_in(key)).chain(instead).collect()
 }

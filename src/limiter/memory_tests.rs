@@ -311,6 +311,39 @@ fn whoever_waits_as_told_is_admitted_however_much_greater_the_limit_was_before()
 }
 
 #[test]
+fn what_is_known_keeps_nobody_out_for_longer_than_it_says_however_much_greater_the_limit_was_before() {
+    for before in [9, 11, 12, 14, 15, 16, 30, 1_000] {
+        let memory = Memory::new(1_000);
+        assert!(memory.charge(&[charge(1, before, before)], false, NOW)[0].allowed);
+        let mine = [charge(1, 10, 3)];
+        let denies = |now| memory.denies(&mine, 0, now);
+        let denied = denies(NOW).unwrap()[0];
+        let wait = denied.retry_after.unwrap();
+        assert!(!denied.allowed);
+        assert!(denies(NOW + wait - 1).is_some(), "{before}: not a moment sooner");
+        assert!(denies(NOW + wait).is_none(), "{before}: waited {wait} us");
+    }
+}
+
+#[test]
+fn whoever_is_denied_by_the_share_alone_is_told_when_to_come_back() {
+    let memory = Memory::new(1_000);
+    let quarter = Share::one_of(NonZeroU32::new(4).unwrap());
+    // Of eight, three more fit: less than the four that one hit stands for.
+    assert!(memory.charge(&[charge(1, 8, 5)], false, NOW)[0].allowed);
+    let one = [Charge { share: quarter, ..charge(1, 8, 1) }];
+    for denied in [memory.charge(&one, false, NOW)[0], memory.denies(&one, 0, NOW).unwrap()[0]] {
+        assert_eq!((denied.allowed, denied.retry_after), (false, Some(SECOND)));
+    }
+    assert!(memory.charge(&one, false, NOW + SECOND)[0].allowed);
+
+    let now = HOURS.start;
+    assert!(memory.charge(&[hourly(2, 8, 5)], false, now)[0].allowed);
+    let denied = memory.charge(&[Charge { share: quarter, ..hourly(2, 8, 1) }], false, now)[0];
+    assert_eq!((denied.allowed, denied.retry_after), (false, Some(HOURS.end - now)));
+}
+
+#[test]
 fn a_dropped_passage_gives_back_what_it_held() {
     let memory = Memory::new(1_000);
     let all = [charge(1, 2, 2)];

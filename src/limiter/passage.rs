@@ -271,12 +271,15 @@ impl Memory {
         let mut denied = false;
         let readings = charges.iter().map(|charge| {
             let mut shard = self.shard(self.shard_of(charge.key));
-            let full_at = shard.settled(charge, true, now);
+            let full_at = shard.settled(charge, false, now);
             let (amount, tolerance) = (charge.amount(), charge.quota.tolerance());
             let debt_at = |now: Micros| full_at.saturating_sub(charge.from(full_at, now)).min(tolerance);
             denied |= charge.enforce && amount > 0 && debt_at(now + lag) + amount > tolerance;
-            let debt = debt_at(now);
-            charge.reading(debt, debt + amount <= tolerance, charge.from(full_at, now), now)
+            let (debt, from) = (debt_at(now), charge.from(full_at, now));
+            match debt + amount <= tolerance {
+                true => charge.reading(debt, true, from, now),
+                false => charge.denial(debt, full_at, from, now),
+            }
         });
         let readings = readings.collect();
         denied.then_some(readings)

@@ -189,6 +189,24 @@ impl Subject {
         }
     }
 
+    /// Who is counted at the address `key` where this subject is missing ([`Subject::address_instead`]). It may also be
+    /// written as counted, an IPv6 network. `None` where it is no address, and where no address ever stands in.
+    pub fn address_standing_in(&self, key: &[u8]) -> Option<Identity> {
+        if matches!(self.parts.as_slice(), [Part::Ip | Part::Everyone]) {
+            return None;
+        }
+        let text = std::str::from_utf8(key).ok()?;
+        let mut identity = Identity::starting(BY_ADDRESS);
+        match text.parse() {
+            Ok(address) => identity.push_address(address, self.ipv6_prefix),
+            Err(_) => {
+                text.parse::<ipnet::Ipv6Net>().ok()?;
+                identity.push(key);
+            }
+        }
+        Some(identity)
+    }
+
     /// The identity whose value is given as it is.
     pub fn identity_of(&self, value: &[u8]) -> Identity {
         let mut identity = Identity::starting(&self.start);

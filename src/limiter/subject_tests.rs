@@ -227,3 +227,29 @@ fn an_empty_claim_names_no_one_and_no_claim_is_absence() {
     assert!(subject.is_absent(&Given(Vec::new())));
     assert!(!subject.is_absent(&Given(vec![(claim, b"ana".to_vec())])));
 }
+
+#[test]
+fn an_address_stands_for_whoever_is_counted_by_it_for_want_of_a_subject() {
+    struct At(&'static str);
+    impl Facts for At {
+        fn ip(&self) -> Option<IpAddr> {
+            self.0.parse().ok()
+        }
+    }
+    let by_key =
+        Subject::new([Part::Header("x-api-key".into())]).with_ipv6_prefix(Ipv6Prefix::new(56).unwrap());
+    for (address, key) in [
+        ("192.0.2.1", "192.0.2.1"),
+        ("192.0.2.1", "::ffff:192.0.2.1"),
+        ("2001:db8::1", "2001:db8::2"),
+        ("2001:db8::1", "2001:db8::/56"),
+    ] {
+        let counted = by_key.address_instead(&At(address));
+        let meant = by_key.address_standing_in(key.as_bytes()).unwrap();
+        assert_eq!(meant.bytes(), counted.bytes(), "{key}");
+    }
+    assert_eq!(by_key.address_instead(&At("2001:db8::1")).value(), b"2001:db8::/56");
+    assert!(by_key.address_standing_in(b"some-key").is_none());
+    assert!(Subject::ip().address_standing_in(b"192.0.2.1").is_none(), "there it is the subject");
+    assert!(Subject::new([]).address_standing_in(b"192.0.2.1").is_none(), "one bucket for all stays one");
+}

@@ -142,6 +142,32 @@ async fn who_keeps_hammering_is_shut_out_seen_and_forgiven_in_memory_and_in_redi
 }
 
 #[tokio::test]
+async fn whoever_is_counted_by_address_for_want_of_a_key_is_forgiven_by_that_address() {
+    let redis = RedisServer::start();
+    let url = redis.url();
+    for variables in [&[][..], &[("REDIS_URL", &*url)]] {
+        let tidegate = Tidegate::start(Some(PENALTY), variables).await;
+        if !variables.is_empty() {
+            tidegate.connected().await;
+        }
+        for wanted in [404, 404, 429, 429, 429, 403] {
+            assert_eq!(tidegate.get("/").await.status(), wanted);
+        }
+        let seen: Value =
+            tidegate.admin("GET", "/admin/keys?blocked=true").send().await.unwrap().json().await.unwrap();
+        assert_eq!(seen["blocked"][0]["key"], "127.0.0.1");
+        let key = "/admin/keys?key=127.0.0.1";
+        let state: Value = tidegate.admin("GET", key).send().await.unwrap().json().await.unwrap();
+        assert_eq!(state["policies"][0]["state"], "block");
+        let forgiven: Value = tidegate.admin("DELETE", key).send().await.unwrap().json().await.unwrap();
+        assert_eq!(forgiven, json!({"policies": ["strict"], "blocks": 1, "complete": true}));
+        for wanted in [404, 404, 429] {
+            assert_eq!(tidegate.get("/").await.status(), wanted, "a fresh start");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_key_is_forgiven_only_when_it_is_said_which_and_by_whoever_has_the_token() {
     let tidegate = Tidegate::start(Some(PENALTY), &[]).await;
     for query in ["", "?key=", "?key=a&key=b", "?key=a&rule=none", "?kee=a"] {
@@ -153,6 +179,14 @@ async fn a_key_is_forgiven_only_when_it_is_said_which_and_by_whoever_has_the_tok
     let bare =
         tidegate.http.delete(format!("http://{}/admin/keys?key=a", tidegate.admin)).send().await.unwrap();
     assert_eq!(bare.status(), 401);
+}
+
+#[tokio::test]
+async fn a_redis_that_was_never_reached_is_not_said_to_have_forgiven() {
+    let tidegate = Tidegate::start(Some(PENALTY), &[("REDIS_URL", "redis://127.0.0.1:1")]).await;
+    let forgiven = tidegate.admin("DELETE", "/admin/keys?key=somebody").send().await.unwrap();
+    let forgiven: Value = forgiven.json().await.unwrap();
+    assert_eq!((&forgiven["complete"], &forgiven["redis"]), (&json!(false), &json!("open")));
 }
 
 #[tokio::test]
@@ -185,4 +219,9 @@ async fn no_call_under_way_brings_a_forgiven_debt_back() {
         let remaining = answer.json::<Value>().await.unwrap()["policies"][0]["remaining"].as_u64().unwrap();
         assert!(remaining > 100_000 - 400, "round {round}: {remaining} left of 100000");
     }
+    let metrics = tidegate.metrics().await;
+    assert!(
+        metrics.contains("\ntidegate_budget_resets_total{cause=\"operator\"} 5\n"),
+        "one key, five times: {metrics}"
+    );
 }
