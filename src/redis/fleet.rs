@@ -1,13 +1,19 @@
 //! What instances tell each other through Redis: a channel that each of them listens to, on a connection of its own.
 
-use std::time::Instant;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use tokio::time::{sleep, timeout};
 
 use super::backoff::Backoff;
+use super::connect::Connection;
 use super::{RedisStore, connect, fault};
+use crate::limiter::breaker::State;
 use crate::limiter::store::{Fault, FaultKind};
+
+/// How often it is looked whether Redis is in use again.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 impl RedisStore {
     /// Tells the fleet. Returns how many listen, this instance included when it does.
@@ -32,21 +38,55 @@ impl RedisStore {
         let link = &self.0;
         let mut backoff = Backoff::new(link.options.reconnect_interval);
         loop {
+            // Whether Redis is there is for the supervisor to find out.
+            while link.breaker.state() == State::Open {
+                sleep(LOOK_EVERY).await;
+            }
+            // Weak: whoever holds a connection keeps it open.
+            let beside = link.connection.load().as_ref().map(Arc::downgrade);
             let kind = match timeout(link.options.connect_timeout, self.subscribed()).await {
                 Ok(Ok(mut messages)) => {
                     let since = Instant::now();
-                    while let Some(message) = messages.next().await {
-                        if let Ok(text) = message.get_payload::<String>() {
-                            hear(text);
-                        }
-                    }
+                    let is_over = self.pass_on(&mut messages, beside.as_ref(), &hear).await;
                     backoff.healthy(since.elapsed());
+                    if !is_over {
+                        continue;
+                    }
                     FaultKind::Lost
                 }
                 Ok(Err(fault)) => fault.kind,
                 Err(_) => FaultKind::Timeout,
             };
             sleep(backoff.wait(kind, rand::random())).await;
+        }
+    }
+
+    /// Passes on what is told, until the other side closes the connection, which is true, or the one that decisions go
+    /// over is another than `beside`: whatever was wrong with that one may be wrong with this, which nobody asks.
+    async fn pass_on(
+        &self,
+        messages: &mut redis::aio::PubSubStream,
+        beside: Option<&Weak<Connection>>,
+        hear: &impl Fn(String),
+    ) -> bool {
+        let link = &self.0;
+        loop {
+            tokio::select! {
+                message = messages.next() => match message.map(|message| message.get_payload::<String>()) {
+                    None => return true,
+                    Some(Ok(text)) => hear(text),
+                    // Not ours: what we tell is text.
+                    Some(Err(_)) => {}
+                },
+                () = sleep(LOOK_EVERY) => {
+                    let now = link.connection.load();
+                    if now.as_ref().map(Arc::as_ptr) != beside.map(Weak::as_ptr)
+                        || link.breaker.state() == State::Open
+                    {
+                        return false;
+                    }
+                }
+            }
         }
     }
 

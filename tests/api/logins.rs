@@ -63,7 +63,9 @@ impl World {
     fn users(&self) -> Vec<String> {
         let clients: String = self.redis.run(&["CLIENT", "LIST"]);
         let user = |line: &str| Some(line.split_once(" user=")?.1.split(' ').next()?.to_owned());
-        clients.lines().filter_map(user).filter(|user| user != "default").collect()
+        // But for the one that listens to the fleet.
+        let asking = clients.lines().filter(|line| line.contains(" sub=0 "));
+        asking.filter_map(user).filter(|user| user != "default").collect()
     }
 
     fn gives_nothing_away(&self) {

@@ -37,6 +37,8 @@ struct Weather {
     /// Whoever connects is sent away with a reset.
     refusing: AtomicBool,
     connections: AtomicUsize,
+    /// Those that only listen.
+    listeners: AtomicUsize,
     open: AtomicUsize,
     decisions: AtomicUsize,
     probes: AtomicUsize,
@@ -90,7 +92,7 @@ impl Relay {
 
     /// Nothing gets through on the connections of now; new ones work.
     pub fn freeze_those_of_now(&self) {
-        self.weather.frozen_below.store(self.connections(), Ordering::SeqCst);
+        self.weather.frozen_below.store(self.accepted(), Ordering::SeqCst);
     }
 
     /// What was frozen flows again, with all that was held back.
@@ -100,7 +102,7 @@ impl Relay {
 
     /// Each third answer on the connections of now is a second late; new ones work.
     pub fn lame_those_of_now(&self) {
-        self.weather.limping_below.store(self.connections(), Ordering::SeqCst);
+        self.weather.limping_below.store(self.accepted(), Ordering::SeqCst);
     }
 
     /// Connections over which nothing is asked for so long are closed, as load balancers do.
@@ -129,8 +131,12 @@ impl Relay {
         self.weather.refusing.store(false, Ordering::SeqCst);
     }
 
-    /// Connections that were ever made, those that were sent away included.
+    /// Connections that were ever made, those that were sent away included, but for those that only listen.
     pub fn connections(&self) -> usize {
+        self.accepted() - self.weather.listeners.load(Ordering::SeqCst)
+    }
+
+    fn accepted(&self) -> usize {
         self.weather.connections.load(Ordering::SeqCst)
     }
 
@@ -207,6 +213,10 @@ async fn carry_up(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, number: usi
             && buffer[..read].windows(5).any(|bytes| bytes == b"HELLO")
         {
             break;
+        }
+        // The library sends it in one piece.
+        if buffer[..read].windows(9).any(|bytes| bytes == b"SUBSCRIBE") {
+            weather.listeners.fetch_add(1, Ordering::SeqCst);
         }
         seen.extend_from_slice(&buffer[..read]);
         let count = |word: &[u8; 8]| seen.windows(8).filter(|bytes| bytes == word).count();
