@@ -79,6 +79,26 @@ async fn the_decision_api_knows_the_lists_by_attributes_and_by_key() {
     }
 }
 
+#[tokio::test]
+async fn the_decision_api_knows_who_is_listed_by_value_whatever_the_size_of_an_ipv6_client() {
+    let policies = r#"
+deny = ["header:x-api-key=thief"]
+
+[[rule]]
+name = "default"
+  [[rule.policy]]
+  name = "by-key"
+  by = "header:x-api-key"
+  ipv6_prefix = 56
+  limit = "10/day"
+"#;
+    let tidegate = Tidegate::start(Some(policies), &[]).await;
+    assert_eq!(tidegate.get_as("/", "thief").await.status(), 403);
+    let question = json!({"key": "thief"});
+    let answer = tidegate.http.post(tidegate.url("/v1/check")).json(&question).send().await.unwrap();
+    assert_eq!(answer.json::<Value>().await.unwrap()["state"], "block");
+}
+
 const PENALTY: &str = r#"
 [[rule]]
 name = "default"
