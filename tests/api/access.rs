@@ -159,6 +159,24 @@ async fn who_keeps_hammering_is_shut_out_seen_and_forgiven_in_memory_and_in_redi
 }
 
 #[tokio::test]
+async fn nobody_is_said_to_be_shut_out_by_a_penalty_that_was_taken_away() {
+    let tidegate = Tidegate::start(Some(PENALTY), &[]).await;
+    for wanted in [404, 404, 429, 429, 429, 403] {
+        assert_eq!(tidegate.get_as("/", "hammer").await.status(), wanted);
+    }
+    let keys: Vec<&str> = PENALTY.lines().filter(|line| !line.trim().starts_with("block_")).collect();
+    tidegate.put_policies(&keys.join("\n"));
+    assert_eq!(tidegate.reload().await.0, 200);
+    assert_eq!(tidegate.get_as("/", "hammer").await.status(), 429, "throttled, no longer shut out");
+    let ask = async |query: &str| -> Value {
+        tidegate.admin("GET", &format!("/admin/{query}")).send().await.unwrap().json().await.unwrap()
+    };
+    assert_eq!(ask("keys?blocked=true").await["total"], 0);
+    assert_eq!(ask("status").await["blocked_keys"], 0);
+    assert_eq!(ask("keys?key=hammer").await["policies"][0]["state"], "throttle");
+}
+
+#[tokio::test]
 async fn whoever_is_counted_by_address_for_want_of_a_key_is_forgiven_by_that_address() {
     let redis = RedisServer::start();
     let url = redis.url();
