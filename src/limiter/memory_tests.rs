@@ -374,6 +374,25 @@ fn of_two_grants_by_a_redis_that_forgot_between_them_the_second_is_denied_after_
 }
 
 #[test]
+fn only_a_key_that_was_charged_here_while_nothing_was_known_of_it_may_have_got_a_fresh_budget() {
+    let memory = Memory::new(1_000);
+    let decide = |charges: &[Charge], peek: bool| {
+        let passage = memory.depart(charges, peek, NOW);
+        passage.decide_here(charges, NOW)
+    };
+    assert!(memory.charge(&[charge(1, 1, 1)], false, NOW)[0].allowed);
+    let denied = decide(&[charge(1, 1, 1), charge(2, 5, 1)], false);
+    assert!(!denied[0].allowed && denied[1].allowed);
+    decide(&[charge(2, 5, 1)], true);
+    decide(&[charge(2, 5, 0)], false);
+    assert_eq!(memory.decided_unknown(), 0, "nothing was given to anybody");
+    for _ in 0..2 {
+        assert!(decide(&[charge(2, 5, 1)], false)[0].allowed);
+    }
+    assert_eq!(memory.decided_unknown(), 1);
+}
+
+#[test]
 fn a_window_admits_its_limit_and_the_next_one_as_many_again() {
     let memory = Memory::new(1_000);
     for (from, last) in [(NOW, HOURS.start - 1), (HOURS.start, HOURS.end - 1), (HOURS.end, HOURS.next - 1)] {
