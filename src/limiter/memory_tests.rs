@@ -448,6 +448,44 @@ fn a_refund_gives_back_to_its_own_window_only() {
 }
 
 #[test]
+fn a_wall_clock_that_was_days_ahead_and_is_put_right_shuts_nobody_out() {
+    let memory = Memory::new(1_000);
+    let days = 72 * 3_600 * SECOND;
+    let wrong = Span {
+        start: HOURS.start + days,
+        end: HOURS.end + days,
+        next: HOURS.next + days,
+        ahead: days as i64,
+    };
+    let now = HOURS.start;
+    for number in 1..=3 {
+        let early = Charge { span: Some(wrong), ..hourly(number, 8, 1) };
+        assert!(memory.charge(&[early], false, now)[0].allowed);
+    }
+    let left = |number, cost, peek| {
+        let reading = memory.charge(&[hourly(number, 8, cost)], peek, now)[0];
+        (reading.allowed, reading.remaining)
+    };
+    assert_eq!((left(1, 1, true), left(1, 1, false), left(1, 1, false)), ((true, 8), (true, 7), (true, 6)));
+    assert!(memory.denies(&[hourly(2, 8, 1)], 0, now).is_none());
+    assert_eq!(memory.depart(&[hourly(3, 8, 1)], false, now).notes().next(), Some((0, Some(HOURS))));
+}
+
+#[test]
+fn a_thread_that_was_held_up_takes_no_count_away_from_a_window_that_has_begun() {
+    let memory = Memory::new(1_000);
+    let second = |late: u64| {
+        let start = NOW + late * SECOND;
+        let span = Span { start, end: start + SECOND, next: start + 2 * SECOND, ahead: 0 };
+        Charge { span: Some(span), ..hourly(1, 8, 1) }
+    };
+    let hit = |of: u64| memory.charge(&[second(of)], false, NOW + of * SECOND)[0];
+    assert_eq!(hit(4).remaining, 7);
+    assert!(!hit(0).allowed, "four seconds late");
+    assert_eq!(hit(4).remaining, 6);
+}
+
+#[test]
 fn a_window_is_kept_until_the_wall_clock_has_come_to_its_end() {
     let memory = Memory::new(1_000);
     // The clock of decisions is three seconds ahead.
