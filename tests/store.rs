@@ -20,7 +20,7 @@ use tidegate::limiter::decision::{Backend, Decision};
 use tidegate::limiter::event::Silent;
 use tidegate::limiter::gcra::Quota;
 use tidegate::limiter::memory::Memory;
-use tidegate::limiter::policy::{Mode, Policy, Rules};
+use tidegate::limiter::policy::{Mode, OnRedisError, Policy, Rules};
 use tidegate::limiter::rollout::{InForce, Percent, Rollout};
 use tidegate::limiter::route::Route;
 use tidegate::limiter::settle::{Outcome, Settling, Tab};
@@ -458,4 +458,34 @@ async fn a_redis_that_does_not_answer_leaves_a_settlement_to_the_note() {
         peek.fallback().is_none() && left(&peek) <= 5
     })
     .await;
+}
+
+/// What a policy admits while Redis is away although there is no room is not charged, so nothing of it comes back.
+#[tokio::test]
+async fn what_was_admitted_beyond_the_room_while_redis_is_away_gives_nothing_back() {
+    let mut rules = Rules::none();
+    let by = Subject::new([Part::Header("x-api-key".into())]);
+    let mut policy = Policy::new("default", by, quota(10, 3600, 10));
+    policy.on_redis_error = OnRedisError::Open;
+    rules.add("default", Route::any(), 10, [policy]);
+    let server = RedisServer::start();
+    let limiter = limiter(server.port, rules, Duration::from_millis(300)).await;
+    let first = limiter.check_on(&Client, Hit::ONE, None).await;
+    assert!(first.allowed() && first.fallback().is_none());
+    server.freeze();
+    // What is known denies until Redis is known to be away.
+    let others = (0..5).map(|_| limiter.check_key("default", b"another", Hit::ONE).unwrap());
+    join_all(others).await;
+    for _ in 0..5 {
+        let (decision, outcome) = request(&limiter, 0).await;
+        assert!(decision.allowed() && decision.fallback().is_some());
+        assert_eq!(outcome, None, "nothing was charged");
+    }
+    server.thaw();
+    support::until("it decides again", async || {
+        let peek = limiter.check_on(&Client, Hit { cost: 0, peek: true }, None).await;
+        peek.fallback().is_none()
+    })
+    .await;
+    assert_eq!(remaining(&limiter).await, 0);
 }

@@ -115,7 +115,9 @@ impl AccessList {
 
     /// What it says of a bare key that stands in for the subject of a policy.
     pub(super) fn of_key(&self, by: &Subject, identity: &Identity, key: &[u8]) -> Option<Access> {
-        let values = self.subjects.iter().find(|(subject, _)| subject == by).map(|(_, values)| values);
+        // By parts: how large an IPv6 client is makes no other value.
+        let same = |(subject, _): &&(Subject, Values)| subject.parts() == by.parts();
+        let values = self.subjects.iter().find(same).map(|(_, values)| values);
         let named = values.and_then(|values| values.get(identity.bytes()).copied());
         let address =
             || matches!(by.parts(), [Part::Ip]).then(|| std::str::from_utf8(key).ok()?.parse().ok());

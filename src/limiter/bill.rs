@@ -34,7 +34,15 @@ pub(super) struct Item {
 impl Item {
     #[inline]
     pub(super) fn verdict(&self, backend: Backend, fallback: Option<FaultKind>, reading: Reading) -> Verdict {
-        Verdict { policy: self.policy, reading, backend, arm: self.arm, fallback, missing: false }
+        Verdict {
+            policy: self.policy,
+            reading,
+            backend,
+            arm: self.arm,
+            fallback,
+            missing: false,
+            waived: false,
+        }
     }
 }
 

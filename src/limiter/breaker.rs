@@ -98,8 +98,8 @@ impl Breaker {
         let word = self.word.load(Ordering::Acquire);
         match state_of(word) {
             State::Closed => {}
-            // Semantics 3 wants the share of the local budget to agree as well from here until one reconnect interval
-            // after the close. It knows of it by this state.
+            // The share of the local budget has to agree as well, from here until one reconnect interval after the
+            // close: see `Store::is_recovering`.
             State::HalfOpen if u32::from(rank) < self.share(now) => {}
             State::HalfOpen => return Err(FaultKind::Warming),
             State::Open => return Err(FaultKind::Open),

@@ -81,6 +81,20 @@ impl Charge {
     #[inline]
     pub(super) fn settle(&self, entry: &mut Entry, peek: bool, now: Micros) -> Micros {
         let from = self.from(entry.full_at, now);
+        if let Some(span) = &self.span
+            && let Some(further) = entry.full_at.checked_sub(span.end_at(from))
+        {
+            // The count of a window that is neither this one nor the next. This thread may have been held up, and such a
+            // window has begun; else the wall clock was far ahead, and its count says nothing about ours.
+            return match further < HELD_UP {
+                true => entry.full_at,
+                false if peek => 0,
+                false => {
+                    entry.full_at = 1;
+                    0
+                }
+            };
+        }
         let held_up = if self.span.is_none() { HELD_UP } else { 0 };
         if entry.full_at > from + self.quota.tolerance() + held_up && !peek {
             entry.full_at = from + self.quota.tolerance();

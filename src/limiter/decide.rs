@@ -121,13 +121,20 @@ impl<S: Store> Limiter<S> {
                 return Decision::ruled(rules, bill.revision, Ruling::StoreAway(policy, fault));
             }
         };
-        if denied(&there, &there_readings) && !peek && !here.is_empty() {
-            self.memory.refund(&here, &here_readings, charged_at, self.clock.now());
-        }
         let backend = if fault.is_some() { Backend::Memory } else { Backend::Redis };
         let mut verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here_readings);
         verdicts.extend(bill.verdicts(Arm::Canary, backend, fault, &there_readings));
+        for verdict in verdicts.iter_mut().filter(|verdict| verdict.fallback.is_some()) {
+            let policy = rules.policy(verdict.policy);
+            if policy.on_redis_error == OnRedisError::Open && policy.mode == Mode::Enforce {
+                verdict.waive();
+            }
+        }
         let decision = Decision::of(rules, bill.revision, verdicts);
+        // Memory had room.
+        if !decision.allowed() && !peek && !here.is_empty() {
+            self.memory.refund(&here, &here_readings, charged_at, self.clock.now());
+        }
         self.penalise(&bill, &decision, peek, charged_at);
         decision
     }
@@ -203,12 +210,7 @@ impl<S: Store> Limiter<S> {
                 ..*charge
             })
             .collect();
-        let mut readings = passage.decide_here(&here, self.clock.now());
-        for (reading, policy) in readings.iter_mut().zip(policies()) {
-            if policy.on_redis_error == OnRedisError::Open && policy.mode == Mode::Enforce {
-                (reading.allowed, reading.retry_after) = (true, Some(0));
-            }
-        }
+        let readings = passage.decide_here(&here, self.clock.now());
         Ok((readings, Some(fault)))
     }
 

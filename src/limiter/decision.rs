@@ -69,14 +69,22 @@ pub struct Verdict {
     /// A shadow policy's subject, which must be there, is missing: no bucket was judged. (Of an enforced policy that
     /// ends the request before any verdict.)
     pub missing: bool,
+    /// Admitted without room for it, because Redis is away and the policy says so: nothing was charged.
+    pub waived: bool,
 }
 
 impl Verdict {
+    /// Admits what the bucket may have had no room for.
+    pub(super) fn waive(&mut self) {
+        self.waived = !self.reading.allowed;
+        (self.reading.allowed, self.reading.retry_after) = (true, Some(0));
+    }
+
     /// Of a shadow policy whose subject must be there and is missing.
     pub(super) fn missing(policy: PolicyId, quota: Quota) -> Self {
         let reading = Reading { retry_after: None, ..quota.reading(0, 0, false) };
         let (backend, arm) = (Backend::Memory, Arm::Control);
-        Self { policy, reading, backend, arm, fallback: None, missing: true }
+        Self { policy, reading, backend, arm, fallback: None, missing: true, waived: false }
     }
 
     /// What this policy by itself would have come to.

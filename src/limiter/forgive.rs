@@ -1,5 +1,6 @@
 //! One key as an operator sees it: its debts, whether it is shut out, and how it is forgiven.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -48,8 +49,9 @@ impl<S: Store> Limiter<S> {
     pub async fn key_states(self: &Arc<Self>, rules: &Rules, rule: &Rule, key: &[u8]) -> Vec<KeyState> {
         let now = self.clock.now();
         let mut states = Vec::new();
-        for &id in &rule.policies {
-            let policy = rules.policy(id);
+        let shutting_out =
+            rule.policies.iter().map(|&id| rules.policy(id)).filter(|one| one.shuts_out().is_some());
+        for policy in shutting_out {
             for identity in identities(policy, key) {
                 let key = self.process_key.hash(&identity).under(policy.tag);
                 if let Standing::Blocked(rest) = self.penalties.standing(key, now) {
@@ -121,7 +123,15 @@ impl<S: Store> Limiter<S> {
 
     /// Everybody who is shut out by a penalty, the longest first.
     pub fn blocked(&self) -> Vec<Blocked> {
-        self.penalties.blocked(self.clock.now())
+        let mut blocked = self.penalties.blocked(self.clock.now());
+        if !blocked.is_empty() {
+            // Who was shut out by a penalty that is gone is let in.
+            let rules = self.rules.load();
+            let in_force = rules.policies().iter().filter(|policy| policy.shuts_out().is_some());
+            let in_force: HashSet<&str> = in_force.map(|policy| &*policy.name).collect();
+            blocked.retain(|blocked| in_force.contains(&*blocked.policy));
+        }
+        blocked
     }
 }
 

@@ -374,6 +374,25 @@ fn of_two_grants_by_a_redis_that_forgot_between_them_the_second_is_denied_after_
 }
 
 #[test]
+fn only_a_key_that_was_charged_here_while_nothing_was_known_of_it_may_have_got_a_fresh_budget() {
+    let memory = Memory::new(1_000);
+    let decide = |charges: &[Charge], peek: bool| {
+        let passage = memory.depart(charges, peek, NOW);
+        passage.decide_here(charges, NOW)
+    };
+    assert!(memory.charge(&[charge(1, 1, 1)], false, NOW)[0].allowed);
+    let denied = decide(&[charge(1, 1, 1), charge(2, 5, 1)], false);
+    assert!(!denied[0].allowed && denied[1].allowed);
+    decide(&[charge(2, 5, 1)], true);
+    decide(&[charge(2, 5, 0)], false);
+    assert_eq!(memory.decided_unknown(), 0, "nothing was given to anybody");
+    for _ in 0..2 {
+        assert!(decide(&[charge(2, 5, 1)], false)[0].allowed);
+    }
+    assert_eq!(memory.decided_unknown(), 1);
+}
+
+#[test]
 fn a_window_admits_its_limit_and_the_next_one_as_many_again() {
     let memory = Memory::new(1_000);
     for (from, last) in [(NOW, HOURS.start - 1), (HOURS.start, HOURS.end - 1), (HOURS.end, HOURS.next - 1)] {
@@ -426,6 +445,44 @@ fn a_refund_gives_back_to_its_own_window_only() {
     assert!(memory.charge(&[hourly(1, 3, 1)], false, HOURS.start)[0].allowed);
     memory.refund(&charges, &readings, NOW, HOURS.start);
     assert_eq!(memory.charge(&[hourly(1, 3, 0)], true, HOURS.start)[0].remaining, 2);
+}
+
+#[test]
+fn a_wall_clock_that_was_days_ahead_and_is_put_right_shuts_nobody_out() {
+    let memory = Memory::new(1_000);
+    let days = 72 * 3_600 * SECOND;
+    let wrong = Span {
+        start: HOURS.start + days,
+        end: HOURS.end + days,
+        next: HOURS.next + days,
+        ahead: days as i64,
+    };
+    let now = HOURS.start;
+    for number in 1..=3 {
+        let early = Charge { span: Some(wrong), ..hourly(number, 8, 1) };
+        assert!(memory.charge(&[early], false, now)[0].allowed);
+    }
+    let left = |number, cost, peek| {
+        let reading = memory.charge(&[hourly(number, 8, cost)], peek, now)[0];
+        (reading.allowed, reading.remaining)
+    };
+    assert_eq!((left(1, 1, true), left(1, 1, false), left(1, 1, false)), ((true, 8), (true, 7), (true, 6)));
+    assert!(memory.denies(&[hourly(2, 8, 1)], 0, now).is_none());
+    assert_eq!(memory.depart(&[hourly(3, 8, 1)], false, now).notes().next(), Some((0, Some(HOURS))));
+}
+
+#[test]
+fn a_thread_that_was_held_up_takes_no_count_away_from_a_window_that_has_begun() {
+    let memory = Memory::new(1_000);
+    let second = |late: u64| {
+        let start = NOW + late * SECOND;
+        let span = Span { start, end: start + SECOND, next: start + 2 * SECOND, ahead: 0 };
+        Charge { span: Some(span), ..hourly(1, 8, 1) }
+    };
+    let hit = |of: u64| memory.charge(&[second(of)], false, NOW + of * SECOND)[0];
+    assert_eq!(hit(4).remaining, 7);
+    assert!(!hit(0).allowed, "four seconds late");
+    assert_eq!(hit(4).remaining, 6);
 }
 
 #[test]

@@ -225,7 +225,7 @@ impl<S: Store> Limiter<S> {
                 },
             };
             let mut item = self.item(in_force.percent, id, policy, &identity);
-            if policy.penalty.is_some() {
+            if policy.shuts_out().is_some() {
                 match self.penalties.standing(item.key, self.clock.now()) {
                     Standing::Clear => {}
                     Standing::Offending => item.who = Some(identity.value().into()),

@@ -220,14 +220,19 @@ impl Passage<'_> {
     pub fn decide_here(mut self, charges: &[Charge], now: Micros) -> Readings {
         self.over = true;
         let mut locked = Locked::of(self.memory, self.charges);
+        let mut unknown: SmallVec<[bool; 2]> = SmallVec::new();
         for (charge, ticket) in self.charges.iter().zip(&self.tickets) {
             let shard = locked.shard(self.memory.shard_of(charge.key));
             shard.arrive(charge.key, *ticket, false);
-            if shard.entry(charge.key).is_none() && !self.peek {
+            unknown.push(shard.entry(charge.key).is_none());
+        }
+        let readings = self.memory.charge_locked(&mut locked, charges, self.peek, now);
+        for (charge, unknown) in charges.iter().zip(unknown) {
+            if unknown && locked.shard(self.memory.shard_of(charge.key)).entry(charge.key).is_some() {
                 self.memory.decided_unknown.fetch_add(1, Ordering::Relaxed);
             }
         }
-        self.memory.charge_locked(&mut locked, charges, self.peek, now)
+        readings
     }
 }
 

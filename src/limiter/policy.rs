@@ -81,6 +81,12 @@ impl Policy {
         }
     }
 
+    /// The penalty, if it is in force: a policy in shadow shuts nobody out.
+    #[inline]
+    pub(super) fn shuts_out(&self) -> Option<&Penalty> {
+        self.penalty.as_ref().filter(|_| self.mode == Mode::Enforce)
+    }
+
     /// Counting in the windows of this calendar. What was counted by another algorithm, or in windows of another kind,
     /// means something else: the count begins at 0 then.
     pub fn in_windows_of(self, calendar: Calendar) -> Self {

@@ -124,7 +124,8 @@ impl<S: Store> Limiter<S> {
     /// Settles that a request, which was admitted and whose charges are on `tab`, cost `actual` units. `None` when
     /// nothing is due. With `may_ask` unset the shared store is not asked.
     ///
-    /// A policy in shadow that had no room charged nothing and is due nothing: enforced, it would have let nothing run.
+    /// A policy that had no room charged nothing and is due nothing: in shadow, since enforced it would have let nothing
+    /// run; and where it admits while Redis is away.
     pub fn settle(
         self: &Arc<Self>,
         tab: &Tab,
@@ -139,7 +140,7 @@ impl<S: Store> Limiter<S> {
         let mut there: SmallVec<[Due; 2]> = SmallVec::new();
         let mut outcome = None;
         let mut verdicts: Verdicts = decision.verdicts().map(|(_, verdict)| *verdict).collect();
-        for verdict in verdicts.iter_mut().filter(|verdict| verdict.reading.allowed) {
+        for verdict in verdicts.iter_mut().filter(|verdict| verdict.reading.allowed && !verdict.waived) {
             let Some(item) = tab.items.iter().find(|item| item.policy == verdict.policy) else { continue };
             let policy = rules.policy(item.policy);
             let due = self.due(item, policy, verdict, (tab, actual, now));

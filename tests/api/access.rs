@@ -79,6 +79,26 @@ async fn the_decision_api_knows_the_lists_by_attributes_and_by_key() {
     }
 }
 
+#[tokio::test]
+async fn the_decision_api_knows_who_is_listed_by_value_whatever_the_size_of_an_ipv6_client() {
+    let policies = r#"
+deny = ["header:x-api-key=thief"]
+
+[[rule]]
+name = "default"
+  [[rule.policy]]
+  name = "by-key"
+  by = "header:x-api-key"
+  ipv6_prefix = 56
+  limit = "10/day"
+"#;
+    let tidegate = Tidegate::start(Some(policies), &[]).await;
+    assert_eq!(tidegate.get_as("/", "thief").await.status(), 403);
+    let question = json!({"key": "thief"});
+    let answer = tidegate.http.post(tidegate.url("/v1/check")).json(&question).send().await.unwrap();
+    assert_eq!(answer.json::<Value>().await.unwrap()["state"], "block");
+}
+
 const PENALTY: &str = r#"
 [[rule]]
 name = "default"
@@ -139,6 +159,24 @@ async fn who_keeps_hammering_is_shut_out_seen_and_forgiven_in_memory_and_in_redi
         let blocked = lines.iter().filter(|line| line["rate_limit_state"] == "block").count();
         assert_eq!(blocked, 3);
     }
+}
+
+#[tokio::test]
+async fn nobody_is_said_to_be_shut_out_by_a_penalty_that_was_taken_away() {
+    let tidegate = Tidegate::start(Some(PENALTY), &[]).await;
+    for wanted in [404, 404, 429, 429, 429, 403] {
+        assert_eq!(tidegate.get_as("/", "hammer").await.status(), wanted);
+    }
+    let keys: Vec<&str> = PENALTY.lines().filter(|line| !line.trim().starts_with("block_")).collect();
+    tidegate.put_policies(&keys.join("\n"));
+    assert_eq!(tidegate.reload().await.0, 200);
+    assert_eq!(tidegate.get_as("/", "hammer").await.status(), 429, "throttled, no longer shut out");
+    let ask = async |query: &str| -> Value {
+        tidegate.admin("GET", &format!("/admin/{query}")).send().await.unwrap().json().await.unwrap()
+    };
+    assert_eq!(ask("keys?blocked=true").await["total"], 0);
+    assert_eq!(ask("status").await["blocked_keys"], 0);
+    assert_eq!(ask("keys?key=hammer").await["policies"][0]["state"], "throttle");
 }
 
 #[tokio::test]

@@ -39,6 +39,7 @@ fn written(sets: Sets, bound: usize, policies: Vec<(Policy, Said)>) -> Vec<(Stri
         arm: Arm::Control,
         fallback: None,
         missing: false,
+        waived: false,
     };
     let verdicts: Vec<Verdict> = said.iter().enumerate().map(verdict).collect();
     let told = Told {
