@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::web;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Settings;
 use crate::control::api::Admin;
@@ -80,6 +81,8 @@ pub struct Application {
     limiter: Arc<Limiter<RedisStore>>,
     fleet: Arc<Fleet>,
     reloader: Arc<Reloader>,
+    /// Heard of from the moment when it says that it listens: the first one must not end the process.
+    hangups: Signal,
     /// Whether changes of its files are noticed by themselves.
     watch: bool,
     grace: Duration,
@@ -172,6 +175,7 @@ impl Application {
             guessing,
         };
         let (addresses, servers) = listen::listen(settings, &parts)?;
+        let hangups = signal(SignalKind::hangup())?;
         telemetry.say(&format!("listening: API on http://{}", addresses.main));
         if let Some(admin) = addresses.admin {
             telemetry.say(&format!("listening: admin on http://{admin}"));
@@ -183,6 +187,7 @@ impl Application {
             limiter,
             fleet,
             reloader,
+            hangups,
             watch: settings.policies.watch,
             grace: settings.server.grace,
             made_token,
@@ -201,21 +206,22 @@ impl Application {
     /// # Errors
     /// When a listener fails.
     pub async fn run_until_stopped(self) -> std::io::Result<()> {
-        let Self { servers, telemetry, limiter, fleet, reloader, watch, grace, .. } = &self;
+        let (servers, telemetry, limiter, fleet, reloader) =
+            (&self.servers, &self.telemetry, &self.limiter, &self.fleet, &self.reloader);
         if let Some(store) = limiter.store() {
             tokio::spawn(store.clone().keep_connected());
             tokio::spawn(Arc::clone(fleet).listen());
         }
         tokio::spawn(sweep(Arc::clone(limiter)));
         tokio::spawn(tell_of_dropped_lines(Arc::clone(telemetry)));
-        tokio::spawn(reload_on_hangup(Arc::clone(reloader)));
-        if *watch {
+        tokio::spawn(reload_on_hangup(self.hangups, Arc::clone(reloader)));
+        if self.watch {
             let observer: Arc<dyn Observer> = telemetry.clone();
             tokio::spawn(keep_watch(Arc::clone(reloader), observer));
         }
         let handles: Vec<ServerHandle> = servers.iter().map(Server::handle).collect();
         let told = Arc::clone(telemetry);
-        let grace = *grace;
+        let grace = self.grace;
         tokio::spawn(async move {
             let Ok(signal) = signalled().await else { return };
             told.say(&format!("{signal}: finishing requests under way, at most {} s", grace.as_secs()));

@@ -469,7 +469,7 @@ async fn what_was_admitted_beyond_the_room_while_redis_is_away_gives_nothing_bac
     policy.on_redis_error = OnRedisError::Open;
     rules.add("default", Route::any(), 10, [policy]);
     let server = RedisServer::start();
-    let limiter = limiter(server.port, rules, Duration::from_millis(300)).await;
+    let limiter = limiter(&server, rules, Duration::from_millis(300)).await;
     let first = limiter.check_on(&Client, Hit::ONE, None).await;
     assert!(first.allowed() && first.fallback().is_none());
     server.freeze();

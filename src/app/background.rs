@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::control::reload::{Cause, Reloader};
 use crate::limiter::Limiter;
@@ -30,8 +30,7 @@ pub(super) async fn tell_of_dropped_lines(telemetry: Arc<Telemetry>) {
 }
 
 /// Operators send SIGHUP to reload. Several that come during one reload are one more.
-pub(super) async fn reload_on_hangup(reloader: Arc<Reloader>) {
-    let Ok(mut hangups) = signal(SignalKind::hangup()) else { return };
+pub(super) async fn reload_on_hangup(mut hangups: Signal, reloader: Arc<Reloader>) {
     while hangups.recv().await.is_some() {
         reloader.reload(Cause::Signal).await;
     }

@@ -43,7 +43,7 @@ struct Message {
 #[serde(rename_all = "snake_case")]
 enum What {
     /// Forgive this key under this rule.
-    Forgive { rule: String, key: String },
+    Forgive { rule: String, key: Vec<String> },
     /// It is done.
     Done,
 }
@@ -79,12 +79,12 @@ impl Fleet {
     }
 
     /// Has the others forgive a key under a rule; this instance has done so already.
-    pub async fn forgive(&self, rule: &str, key: &str) -> Told {
+    pub async fn forgive(&self, rule: &str, key: &[String]) -> Told {
         let Some(store) = self.limiter.store() else { return Told { done: 1, of: 1, fault: None } };
         let telling = rand::random();
         let (done, mut answers) = mpsc::unbounded_channel();
         self.waiting.lock().insert(telling, done);
-        let what = What::Forgive { rule: rule.to_owned(), key: key.to_owned() };
+        let what = What::Forgive { rule: rule.to_owned(), key: key.to_vec() };
         let told = self.tell(store, Message { from: self.id, telling, what }).await;
         let outcome = match told {
             Err(kind) => Told { done: 1, of: 1, fault: Some(kind) },
@@ -121,7 +121,8 @@ impl Fleet {
                 tokio::spawn(async move {
                     let rules = this.limiter.rules();
                     if let Some(rule) = rules.named(&rule) {
-                        keys::forgive_here(&this.limiter, &rules, rule, key.as_bytes()).await;
+                        let key: Vec<&[u8]> = key.iter().map(String::as_bytes).collect();
+                        keys::forgive_here(&this.limiter, &rules, rule, &key).await;
                     }
                     let Some(store) = this.limiter.store() else { return };
                     let done = Message { from: this.id, telling: message.telling, what: What::Done };

@@ -9,14 +9,18 @@ use serde::Serialize;
 use super::api::Admin;
 use crate::doors::problem::{Cause, Problem};
 use crate::limiter::Limiter;
+use crate::limiter::access::Access;
 use crate::limiter::forgive::{Forgiven, KeyState};
 use crate::limiter::policy::{Rule, Rules};
+use crate::limiter::subject::Subject;
 use crate::redis::RedisStore;
 
 /// So many rules are asked about a key without being named: each is a call to Redis.
 const RULES_WITHOUT_A_NAME: usize = 100;
 /// So many who are shut out are listed.
 const LISTED: usize = 1_000;
+/// The most parts of a key that are taken.
+const MOST_PARTS: usize = 16;
 /// How often, and after what pause each time, a key with calls under way is forgiven again.
 const AGAIN: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(5);
@@ -26,6 +30,9 @@ struct PolicyView {
     policy: Box<str>,
     by: Box<str>,
     state: &'static str,
+    /// On which list it stands: no policy applies to it then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listed: Option<&'static str>,
     backend: &'static str,
     fallback: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,14 +62,32 @@ struct ForgivenView {
 struct BlockedView {
     policy: Box<str>,
     by: Box<str>,
-    key: Option<String>,
+    key: Option<KeyView>,
     blocked_until: String,
+}
+
+/// A key as it is asked for: one value, or one for each part of the subject.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum KeyView {
+    One(String),
+    Parts(Vec<String>),
+}
+
+impl From<Vec<&[u8]>> for KeyView {
+    fn from(values: Vec<&[u8]>) -> Self {
+        let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+        match values.as_slice() {
+            [value] => Self::One(text(value)),
+            several => Self::Parts(several.iter().map(|value| text(value)).collect()),
+        }
+    }
 }
 
 /// What the query asks for.
 #[derive(Default)]
 struct Question {
-    key: Option<String>,
+    key: Vec<String>,
     rule: Option<String>,
     blocked: bool,
 }
@@ -76,10 +101,14 @@ impl Question {
         let mut question = Self::default();
         for (name, value) in pairs.into_inner() {
             match name.as_str() {
-                "key" if question.key.is_none() => question.key = Some(value),
+                "key" if question.key.len() < MOST_PARTS => question.key.push(value),
                 "rule" if question.rule.is_none() => question.rule = Some(value),
                 "blocked" if value == "true" => question.blocked = true,
-                _ => return Err(refuse("Accepted: key=KEY once, rule=NAME once, blocked=true.")),
+                _ => {
+                    return Err(refuse(
+                        "Accepted: key=KEY (once for each part of the subject), rule=NAME once, blocked=true.",
+                    ));
+                }
             }
         }
         Ok(question)
@@ -100,15 +129,23 @@ impl Question {
         }
     }
 
-    fn key(&self) -> Result<&str, Problem> {
-        self.key.as_deref().filter(|key| !key.is_empty()).ok_or_else(|| {
-            let detail = "Say whose: key=KEY, as the request carries it (an address for \"ip\").";
-            Problem::new(Cause::Unprocessable, detail).with_code("no_key")
-        })
+    fn key(&self) -> Result<Vec<&[u8]>, Problem> {
+        if self.key.is_empty() || self.key.iter().any(String::is_empty) {
+            let detail = "Say whose: key=KEY, as the request carries it (an address for \"ip\"); for a subject of several parts \
+                          key=… for each of them, in their order.";
+            return Err(Problem::new(Cause::Unprocessable, detail).with_code("no_key"));
+        }
+        Ok(self.key.iter().map(String::as_bytes).collect())
+    }
+
+    /// Several keys that fit no policy are a mistake: to say that nothing is held against them would be untrue.
+    fn nobody(&self) -> Problem {
+        let detail = format!("No policy counts by {} parts.", self.key.len());
+        Problem::new(Cause::Unprocessable, detail).with_code("no_such_subject")
     }
 }
 
-/// `GET /admin/keys?key=…[&rule=…]`: how it stands under each policy; `?blocked=true`: who is shut out.
+/// `GET /admin/keys?key=…[&key=…][&rule=…]`: how it stands under each policy; `?blocked=true`: who is shut out.
 ///
 /// # Errors
 /// A query that asks for nothing, or for a rule that there is not.
@@ -119,18 +156,21 @@ pub async fn keys(request: HttpRequest, admin: web::Data<Admin>) -> Result<HttpR
     if question.blocked {
         let by = |name: &str| {
             let policy = rules.policies().iter().find(|policy| &*policy.name == name);
-            policy.map_or_else(Box::default, |policy| policy.by.kind().into())
+            policy.map_or_else(|| Subject::new([]), |policy| policy.by.clone())
         };
         let blocked = limiter.blocked();
         let total = blocked.len();
         let shown: Vec<BlockedView> = blocked
             .into_iter()
             .take(LISTED)
-            .map(|blocked| BlockedView {
-                by: by(&blocked.policy),
-                policy: blocked.policy,
-                key: blocked.who.map(|who| String::from_utf8_lossy(&who).into_owned()),
-                blocked_until: super::status::time(blocked.until),
+            .map(|blocked| {
+                let by = by(&blocked.policy);
+                BlockedView {
+                    by: by.kind().into(),
+                    key: blocked.who.map(|who| by.values_in(&who).into()),
+                    policy: blocked.policy,
+                    blocked_until: super::status::time(blocked.until),
+                }
             })
             .collect();
         return Ok(HttpResponse::Ok().json(serde_json::json!({ "total": total, "blocked": shown })));
@@ -138,10 +178,13 @@ pub async fn keys(request: HttpRequest, admin: web::Data<Admin>) -> Result<HttpR
     let key = question.key()?;
     let mut views = Vec::new();
     for rule in question.rules(&rules)? {
-        let states = limiter.key_states(&rules, rule, key.as_bytes()).await;
+        let states = limiter.key_states(&rules, rule, &key).await;
         views.extend(states.into_iter().map(|state| view(&rules, state)));
     }
-    Ok(HttpResponse::Ok().json(serde_json::json!({ "key": key, "policies": views })))
+    if views.is_empty() && key.len() > 1 {
+        return Err(question.nobody());
+    }
+    Ok(HttpResponse::Ok().json(serde_json::json!({ "key": KeyView::from(key), "policies": views })))
 }
 
 /// `DELETE /admin/keys?key=…[&rule=…]`: forgives its debts and lets it out of the penalty box.
@@ -161,20 +204,22 @@ pub async fn forgive(request: HttpRequest, admin: web::Data<Admin>) -> Result<Ht
         redis: None,
     };
     for rule in question.rules(&rules)? {
-        let mut forgiven = forgive_here(&limiter, &rules, rule, key.as_bytes()).await;
+        let mut forgiven = forgive_here(&limiter, &rules, rule, &key).await;
         view.blocks += forgiven.blocks;
-        let told = admin.fleet.forgive(&rule.name, key).await;
+        let told = admin.fleet.forgive(&rule.name, &question.key).await;
         view.applied = format!("{}/{}", told.done, told.of);
         if told.of > 1 {
             // What the others had under way may have carried the debt to Redis, and from there to here.
-            forgiven.untold =
-                limiter.forgive_again(&rules, rule, key.as_bytes()).await.untold.or(forgiven.untold);
+            forgiven.untold = limiter.forgive_again(&rules, rule, &key).await.untold.or(forgiven.untold);
         }
         view.policies.extend(forgiven.policies);
         if let Some(fault) = forgiven.untold.or(told.fault) {
             view.redis = Some(fault.as_str());
         }
         view.complete &= told.everybody() && forgiven.untold.is_none();
+    }
+    if view.policies.is_empty() && key.len() > 1 {
+        return Err(question.nobody());
     }
     Ok(HttpResponse::Ok().json(view))
 }
@@ -184,7 +229,7 @@ pub(super) async fn forgive_here(
     limiter: &Limiter<RedisStore>,
     rules: &Rules,
     rule: &Rule,
-    key: &[u8],
+    key: &[&[u8]],
 ) -> Forgiven {
     let first = limiter.forgive(rules, rule, key).await;
     let mut last = first.clone();
@@ -201,12 +246,13 @@ pub(super) async fn forgive_here(
 fn view(rules: &Rules, state: KeyState) -> PolicyView {
     let policy = rules.policies().iter().find(|policy| policy.name == state.policy);
     PolicyView {
-        by: policy.map_or_else(Box::default, |policy| policy.by.kind().into()),
-        state: match (&state.reading, state.blocked_for) {
-            (_, Some(_)) => "block",
-            (Some(reading), None) if reading.remaining == 0 => "throttle",
+        by: state.by,
+        state: match (state.listed, &state.reading, state.blocked_for) {
+            (Some(Access::Deny), ..) | (None, _, Some(_)) => "block",
+            (None, Some(reading), None) if reading.remaining == 0 => "throttle",
             _ => "allow",
         },
+        listed: state.listed.map(Access::as_str),
         backend: state.backend.as_str(),
         fallback: state.fallback.is_some(),
         limit: policy.map(|policy| policy.quota.limit()),

@@ -69,18 +69,22 @@ pub async fn policies(request: HttpRequest, reloading: web::Data<Reloading>) -> 
         digest: &'a Option<Digest>,
         #[serde(serialize_with = "rfc3339")]
         loaded_at: &'a DateTime<Utc>,
+        /// How many entries the lists for all requests have.
+        listed: usize,
         rule: RulesView<'a>,
     }
     let in_force = reloading.policies.in_force();
     let etag = in_force.etag();
     let known = request.headers().get_all(IF_NONE_MATCH).filter_map(|tags| tags.to_str().ok());
-    let known = known.flat_map(|tags| tags.split(',')).map(str::trim).any(|tag| tag == etag || tag == "*");
+    // Compared weakly (RFC 9110, 13.1.2): whoever compresses on the way makes a weak tag of ours.
+    let is = |tag: &str| tag.strip_prefix("W/").unwrap_or(tag) == etag || tag == "*";
+    let known = known.flat_map(|tags| tags.split(',')).map(str::trim).any(is);
     let mut response = if known {
         HttpResponse::NotModified().finish()
     } else {
         let Origin { file, digest, loaded_at, .. } = &in_force.origin;
-        let rule = RulesView::from(&*in_force.rules);
-        HttpResponse::Ok().json(View { file, digest, loaded_at, rule })
+        let (listed, rule) = (in_force.rules.access().len(), RulesView::from(&*in_force.rules));
+        HttpResponse::Ok().json(View { file, digest, loaded_at, listed, rule })
     };
     if let Ok(etag) = HeaderValue::from_str(&etag) {
         response.headers_mut().insert(ETAG, etag);

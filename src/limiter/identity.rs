@@ -78,6 +78,11 @@ impl Ipv6Prefix {
     pub const fn new(bits: u8) -> Option<Self> {
         if matches!(bits, 1..=128) { Some(Self(bits)) } else { None }
     }
+
+    /// How many.
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
 }
 
 /// The address as policies count it: `::ffff:a.b.c.d` is the IPv4 address, IPv6 is cut to its prefix.

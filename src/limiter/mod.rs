@@ -225,8 +225,10 @@ impl<S: Store> Limiter<S> {
                 },
             };
             let mut item = self.item(in_force.percent, id, policy, &identity);
-            if policy.shuts_out().is_some() {
+            if let Some(penalty) = policy.shuts_out() {
                 match self.penalties.standing(item.key, self.clock.now()) {
+                    // The first throttle shuts it out: there is no second at which to learn who it is.
+                    Standing::Clear if penalty.after.get() == 1 => item.who = Some(identity.value().into()),
                     Standing::Clear => {}
                     Standing::Offending => item.who = Some(identity.value().into()),
                     Standing::Blocked(rest) => {

@@ -4,7 +4,7 @@ use super::calendar::Calendar;
 use super::gcra::Quota;
 use super::penalty::Penalty;
 pub use super::rules::{Rule, Rules};
-use super::subject::{PolicyTag, Subject};
+use super::subject::{Part, PolicyTag, Subject};
 
 /// A policy's place among all policies of a [`Rules`].
 pub type PolicyId = usize;
@@ -85,6 +85,12 @@ impl Policy {
     #[inline]
     pub(super) fn shuts_out(&self) -> Option<&Penalty> {
         self.penalty.as_ref().filter(|_| self.mode == Mode::Enforce)
+    }
+
+    /// Whether it counts addresses: as its subject, as a part of it, or in the place of one that is missing.
+    pub fn counts_addresses(&self) -> bool {
+        let instead = self.on_missing == OnMissing::Ip && !self.by.is_everyone();
+        instead || self.by.parts().contains(&Part::Ip)
     }
 
     /// Counting in the windows of this calendar. What was counted by another algorithm, or in windows of another kind,

@@ -127,6 +127,11 @@ impl Subject {
         Self { ipv6_prefix, ..self }
     }
 
+    /// The size of an IPv6 client.
+    pub fn ipv6_prefix(&self) -> Ipv6Prefix {
+        self.ipv6_prefix
+    }
+
     /// The kind, as in `ip` or `header:x-api-key+ip`: a part of every hash, never of a log line's identity.
     pub fn kind(&self) -> &str {
         &self.kind
@@ -159,12 +164,58 @@ impl Subject {
     /// The client's address where this subject is missing. Without an address either (a unix socket), all such
     /// requests share one bucket.
     pub fn address_instead(&self, facts: &dyn Facts) -> Identity {
+        self.at(facts.ip())
+    }
+
+    fn at(&self, address: Option<IpAddr>) -> Identity {
         let mut identity = Identity::starting(BY_ADDRESS);
-        match facts.ip() {
+        match address {
             Some(address) => identity.push_address(address, self.ipv6_prefix),
             None => identity.push(b"unknown"),
         }
         identity
+    }
+
+    /// Whom an operator means who gives a value for each part, in their order. A single value is one that
+    /// [stands in](Self::standing_in) for all of them.
+    pub fn meant_by(&self, values: &[&[u8]]) -> Option<Identity> {
+        if let [value] = values {
+            return Some(self.standing_in(value));
+        }
+        if values.len() != self.parts.len() {
+            return None;
+        }
+        let mut identity = Identity::starting(&self.start);
+        for (part, value) in self.parts.iter().zip(values) {
+            identity.push_measured(|identity| {
+                match address_in(value).filter(|_| *part == Part::Ip) {
+                    Some(address) => identity.push_address(address, self.ipv6_prefix),
+                    None => identity.push(value),
+                }
+                Some(())
+            })?;
+        }
+        Some(identity)
+    }
+
+    /// The values of the parts, from all of them as [`Identity`] joins them; one where there is one.
+    pub fn values_in<'v>(&self, joined: &'v [u8]) -> Vec<&'v [u8]> {
+        let parts = || {
+            let mut rest = joined;
+            let values: Option<Vec<&[u8]>> = self
+                .parts
+                .iter()
+                .map(|_| {
+                    let (length, behind) = rest.split_first_chunk()?;
+                    let (value, behind) = behind.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+                    rest = behind;
+                    Some(value)
+                })
+                .collect();
+            values.filter(|_| rest.is_empty())
+        };
+        // An address that was counted instead has no parts.
+        if self.parts.len() < 2 { vec![joined] } else { parts().unwrap_or_else(|| vec![joined]) }
     }
 
     /// Whether a part is not there at all. One that is there and names no one (empty, repeated) is another thing:
@@ -226,6 +277,12 @@ impl Subject {
         }
         (identity.len() > before).then_some(())
     }
+}
+
+/// An address, or the network of one as identities have it.
+fn address_in(value: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(value).ok()?;
+    text.split_once('/').map_or(text, |(address, _)| address).parse().ok()
 }
 
 /// How the identities of [`Subject::ip`] begin.

@@ -285,6 +285,31 @@ async fn attributes_are_verified_as_a_request_is_and_a_trusted_caller_may_name_a
 }
 
 #[tokio::test]
+async fn keys_that_are_rotated_are_taken_by_themselves_and_said_and_bad_ones_change_nothing() {
+    let secret = |letter: &str| letter.repeat(40);
+    let files = [("key.txt", &*secret("a"))];
+    let variables = [("TIDEGATE__JWT__KEY_FILE", "key.txt")];
+    let tidegate = Tidegate::start_with_files(POLICIES, &files, &variables).await;
+    let write = |text: &str| std::fs::write(tidegate.directory.path().join("key.txt"), text).unwrap();
+    let status = async |letter: &str| {
+        let key = EncodingKey::from_secret(secret(letter).as_bytes());
+        let token = format!("Bearer {}", signed(&Header::new(Algorithm::HS256), &key, |_| {}));
+        ask(&tidegate, "/deny/x", &[token]).await.0
+    };
+    assert_eq!((status("a").await, status("b").await), (404, 403));
+    write(&secret("b"));
+    until("the other key is taken", async || status("b").await == 404).await;
+    assert_eq!(status("a").await, 403);
+    tidegate.says("reloaded: keys of tokens in key.txt, since ", 1).await;
+    assert_eq!(tidegate.lines_with("reloaded: policies of"), 0, "they have not changed");
+    write("short");
+    tidegate.says("reload: key.txt: the secret has 5 bytes", 1).await;
+    assert_eq!((status("a").await, status("b").await), (403, 404));
+    let output = tidegate.output();
+    assert!(!output.contains("short") && !output.contains("aaaa") && !output.contains("bbbb"), "{output}");
+}
+
+#[tokio::test]
 async fn a_token_stands_in_no_log_no_metric_and_no_answer_and_reaches_the_upstream_as_it_was() {
     let upstream = Upstream::start();
     let (url, path) = (upstream.url(), path_of("rsa.pub.pem"));

@@ -329,9 +329,12 @@ async fn the_limits_in_force_are_shown_with_every_default_and_an_etag() {
     assert_eq!(tag, "\"compiled-in\"");
     let shown: Value = answer.json().await.unwrap();
     let policy = json!({ "name": "default", "by": ["ip"], "algorithm": "gcra", "limit": "100/minute", "burst": 100,
-                         "on_missing": "ip", "on_redis_error": "local", "mode": "enforce" });
+                         "on_missing": "ip", "on_redis_error": "local", "mode": "enforce", "ipv6_prefix": 64 });
     assert_eq!(shown["rule"], json!([{ "name": "default", "cost": 1, "policy": [policy] }]));
-    assert_eq!(show(Some(&tag)).await.status(), 304);
+    assert_eq!(shown["listed"], 0);
+    for same in [&tag, &format!("W/{tag}"), &format!("\"x\", {tag}")] {
+        assert_eq!(show(Some(same)).await.status(), 304, "{same}");
+    }
 
     tidegate.put_policies(&limit("a", 200));
     let digest = tidegate.reload().await.1["digest"].clone();
@@ -341,6 +344,11 @@ async fn the_limits_in_force_are_shown_with_every_default_and_an_etag() {
     let shown: Value = answer.json().await.unwrap();
     assert_eq!((&shown["digest"], &shown["file"]), (&digest, &json!("config/policies.toml")));
     assert_eq!(shown["rule"][0]["policy"][0]["limit"], "200/hour");
+    tidegate
+        .put_policies(&format!("deny = [\"192.0.2.7\", \"header:x-api-key=thief\"]\n{}", limit("a", 200)));
+    assert_eq!(tidegate.reload().await.0, 200);
+    let shown = show(None).await.text().await.unwrap();
+    assert!(shown.contains("\"listed\":2") && !shown.contains("thief"), "{shown}");
 }
 
 #[tokio::test]

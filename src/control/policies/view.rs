@@ -50,6 +50,9 @@ struct PolicyView<'a> {
     on_missing: &'static str,
     mode: &'static str,
     on_redis_error: &'static str,
+    /// Where it counts addresses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ipv6_prefix: Option<u8>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     penalty: Option<PenaltyView>,
 }
@@ -102,6 +105,7 @@ impl<'a> From<&'a Policy> for PolicyView<'a> {
                 OnRedisError::Open => "open",
                 OnRedisError::Deny => "deny",
             },
+            ipv6_prefix: policy.counts_addresses().then(|| by.ipv6_prefix().bits()),
             penalty: penalty.as_ref().map(|penalty| PenaltyView {
                 block_after: penalty.after.get(),
                 block_within: seconds(penalty.within),
@@ -159,6 +163,7 @@ mod tests {
               on_missing = "deny"
               mode = "shadow"
               on_redis_error = "open"
+              ipv6_prefix = 56
               [[rule.policy]]
               name = "two"
               by = "everyone"
@@ -185,12 +190,12 @@ mod tests {
                 "policy": [
                     { "name": "one", "by": ["header:x-api-key", "ip"], "algorithm": "gcra",
                       "limit": "100/minute", "burst": 20, "on_missing": "deny", "mode": "shadow",
-                      "on_redis_error": "open" },
+                      "on_redis_error": "open", "ipv6_prefix": 56 },
                     { "name": "two", "by": ["everyone"], "algorithm": "gcra", "limit": "7/90s", "burst": 7,
                       "on_missing": "ip", "mode": "enforce", "on_redis_error": "local" },
                     { "name": "three", "by": ["ip"], "algorithm": "fixed_window", "limit": "1000/month",
                       "time_zone": "Europe/Berlin", "on_missing": "ip", "mode": "enforce",
-                      "on_redis_error": "local", "block_after": 3, "block_within": "600s", "block_for": "3600s" },
+                      "on_redis_error": "local", "ipv6_prefix": 64, "block_after": 3, "block_within": "600s", "block_for": "3600s" },
                 ],
             },
             { "name": "rest", "cost": 1, "policy": [] },
