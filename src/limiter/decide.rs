@@ -64,7 +64,10 @@ impl<S: Store> Limiter<S> {
         let mut verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here);
         verdicts.extend(bill.verdicts(Arm::Canary, Backend::Redis, None, &readings));
         let decision = Decision::of_what_is_known(Arc::clone(rules), bill.revision, verdicts);
-        self.penalise(bill, &decision, false, now);
+        // A share is a guess: nobody is shut out by it.
+        if share == Share::WHOLE {
+            self.penalise(bill, &decision, false, now);
+        }
         Some(decision)
     }
 
@@ -80,8 +83,12 @@ impl<S: Store> Limiter<S> {
         if decision.allowed() || peek {
             return;
         }
+        // A share is a guess: nobody is shut out by it.
+        let guessed = |fallback: Option<FaultKind>| fallback.is_some() && self.share() != Share::WHOLE;
         for (policy, verdict) in decision.verdicts() {
-            let denied = !verdict.reading.allowed && policy.mode == Mode::Enforce;
+            let denied = !verdict.reading.allowed
+                && policy.mode == Mode::Enforce
+                && !(policy.penalty.is_some() && guessed(verdict.fallback));
             if let (Some(penalty), true) = (&policy.penalty, denied)
                 && let Some(item) = bill.items.iter().find(|item| item.policy == verdict.policy)
             {

@@ -277,7 +277,10 @@ impl<S: Store> Limiter<S> {
     pub fn held(&self) -> Held {
         Held {
             keys: self.memory.len(),
-            blocked: self.penalties.count(self.clock.now()),
+            blocked: match self.penalties.count(self.clock.now()) {
+                0 => 0,
+                _ => self.blocked().len(),
+            },
             evicted: self.memory.evicted_in_debt(),
             decided_unknown: self.memory.decided_unknown(),
             forgiven: self.forgiven.load(Ordering::Relaxed),
