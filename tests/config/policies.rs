@@ -346,3 +346,46 @@ fn lists_stand_at_the_top_in_a_rule_and_in_files_and_a_bad_entry_is_named_withou
         assert!(errors.contains(words) && !errors.contains("hunter2marker"), "{text}: {errors}");
     }
 }
+
+#[test]
+fn the_examples_of_the_documentation_are_accepted_and_it_names_every_key() {
+    let page = include_str!("../../docs/policies.md");
+    let examples =
+        |page: &'static str| page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let readme = examples(include_str!("../../README.md")).filter(|text| text.contains("[[rule]]"));
+    assert_eq!((examples(page).count(), readme.clone().count()), (2, 1));
+    for text in examples(page).chain(readme) {
+        let read = policies::parse_with("p", text, &mut |_| Ok(Some(String::new())));
+        if let Err(errors) = read {
+            panic!("{text}\n{errors}");
+        }
+    }
+    for key in [
+        "name",
+        "match",
+        "methods",
+        "host",
+        "path",
+        "cost",
+        "allow",
+        "deny",
+        "allow_files",
+        "deny_files",
+        "by",
+        "algorithm",
+        "limit",
+        "burst",
+        "time_zone",
+        "on_missing",
+        "mode",
+        "on_redis_error",
+        "block_after",
+        "block_within",
+        "block_for",
+        "ipv6_prefix",
+    ] {
+        let said =
+            page.contains(&format!("`{key}`")) || page.lines().any(|line| line.trim_start().starts_with(key));
+        assert!(said || page.contains(&format!("`{key} =")), "{key}");
+    }
+}
