@@ -25,7 +25,7 @@ deny = ["query:token=leaked"]
 async fn with_lists() -> Tidegate {
     Tidegate::start_with_files(
         LISTS,
-        &[("config/blocked.txt", "# found in March\nheader:x-api-key=thief\n203.0.113.0/24\n")],
+        &[("config/blocked.txt", "# found in March\nheader:x-api-key = thief\n203.0.113.0/24\n")],
         &[("TRUSTED_PROXIES", "127.0.0.1")],
     )
     .await

@@ -309,6 +309,11 @@ fn lists_stand_at_the_top_in_a_rule_and_in_files_and_a_bad_entry_is_named_withou
     });
     let rules = rules.unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!((rules.access().len(), rules.all()[0].access.len()), (5, 1));
+    // As editors on Windows write it.
+    let file = "\u{feff}203.0.113.0/24\r\n\r\n# why\r\n2001:db8::1\r\n";
+    let rules =
+        policies::parse_with("p", &format!("deny_files = ['a']\n{rule}"), &mut |_| Ok(Some(file.to_owned())));
+    assert_eq!(rules.unwrap_or_else(|errors| panic!("{errors}")).access().len(), 2);
     for (text, words) in [
         ("allow = '10.0.0.0/8'\n", "allow: \"10.0.0.0/8\": accepted: a list"),
         (
