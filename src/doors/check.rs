@@ -258,7 +258,7 @@ impl Facts for Attributes<'_> {
     }
 
     fn header(&self, name: &str) -> Option<&[u8]> {
-        self.under("header:", name).map(str::as_bytes)
+        self.under("header:", name).map(|value| value.as_bytes().trim_ascii())
     }
 
     fn query(&self, name: &str) -> Option<Cow<'_, [u8]>> {
@@ -288,9 +288,8 @@ impl Facts for Attributes<'_> {
             Part::Query(name) => {
                 let in_path = self.named.get("path").and_then(|path| path.split_once('?'));
                 self.under("query:", name).is_some()
-                    || in_path.is_some_and(|(_, query)| {
-                        query.split('&').any(|pair| pair.split('=').next() == Some(&**name))
-                    })
+                    || in_path
+                        .is_some_and(|(_, query)| facts::has_parameter(query.as_bytes(), b'&', name, true))
             }
             Part::Cookie(name) => self.under("cookie:", name).is_some(),
             Part::Jwt(name) => self.claim(name).is_some(),

@@ -92,8 +92,7 @@ impl Facts for HttpFacts<'_> {
             Part::Ip => self.ip.is_some(),
             Part::Header(name) => headers.contains_key(&**name),
             Part::Query(name) => {
-                let pairs = self.head.uri.query().unwrap_or_default().as_bytes().split(|&byte| byte == b'&');
-                pairs.into_iter().any(|pair| value_of(pair, name, true).is_some())
+                self.head.uri.query().is_some_and(|query| has_parameter(query.as_bytes(), b'&', name, true))
             }
             Part::Cookie(name) => cookies().any(|pair| value_of(pair.trim_ascii(), name, false).is_some()),
             Part::Jwt(name) => self.claim(name).is_some(),
@@ -111,6 +110,11 @@ pub(crate) fn parameter<'a>(
 ) -> Option<Cow<'a, [u8]>> {
     let pairs = list.split(|&byte| byte == separator);
     only(pairs.filter_map(|pair| value_of(pair, name, encoded)))
+}
+
+/// Whether `name` is in a list of pairs, be it repeated or empty.
+pub(crate) fn has_parameter(list: &[u8], separator: u8, name: &str, encoded: bool) -> bool {
+    list.split(|&byte| byte == separator).any(|pair| value_of(pair, name, encoded).is_some())
 }
 
 fn only<T>(mut values: impl Iterator<Item = T>) -> Option<T> {

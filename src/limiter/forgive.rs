@@ -101,6 +101,8 @@ impl<S: Store> Limiter<S> {
                 states.push(state);
             }
         }
+        // What an operator looks for comes first.
+        states.sort_by_key(|state| state.blocked_for.is_none());
         states
     }
 

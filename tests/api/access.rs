@@ -25,7 +25,7 @@ deny = ["query:token=leaked"]
 async fn with_lists() -> Tidegate {
     Tidegate::start_with_files(
         LISTS,
-        &[("config/blocked.txt", "# found in March\nheader:x-api-key=thief\n203.0.113.0/24\n")],
+        &[("config/blocked.txt", "# found in March\nheader:x-api-key = thief\n203.0.113.0/24\n")],
         &[("TRUSTED_PROXIES", "127.0.0.1")],
     )
     .await
@@ -285,7 +285,10 @@ async fn whoever_is_counted_by_address_for_want_of_a_key_is_forgiven_by_that_add
         let state: Value = tidegate.admin("GET", key).send().await.unwrap().json().await.unwrap();
         assert_eq!(state["policies"][0]["state"], "block");
         let forgiven: Value = tidegate.admin("DELETE", key).send().await.unwrap().json().await.unwrap();
-        assert_eq!(forgiven, json!({"policies": ["strict"], "blocks": 1, "complete": true}));
+        assert_eq!(
+            forgiven,
+            json!({"policies": ["strict"], "blocks": 1, "applied": "1/1", "complete": true})
+        );
         for wanted in [404, 404, 429] {
             assert_eq!(tidegate.get("/").await.status(), wanted, "a fresh start");
         }

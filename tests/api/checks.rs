@@ -67,6 +67,39 @@ async fn attributes_are_judged_as_the_request_that_they_describe() {
 }
 
 #[tokio::test]
+async fn what_a_request_counts_as_there_or_missing_counts_as_that_in_attributes_too() {
+    let policies = r#"
+        [[rule]]
+        name = "query"
+        match = { path = "/query" }
+          [[rule.policy]]
+          name = "query"
+          by = "query:user"
+          limit = "100/day"
+          on_missing = "skip"
+        [[rule]]
+        name = "default"
+          [[rule.policy]]
+          name = "key"
+          by = "header:x-api-key"
+          limit = "100/day"
+    "#;
+    let tidegate = Tidegate::start(Some(policies), &[]).await;
+    assert_eq!(tidegate.get_as("/", "k").await.headers()["x-ratelimit-remaining"], "99");
+    let check = async |attributes: Value| tidegate.check(json!({ "attributes": attributes })).await;
+    let spaced = check(json!({ "header:x-api-key": " k\t" })).await;
+    assert_eq!(spaced["remaining"], 98, "the space around a value is none of it");
+    // Twice is there, and names nobody: by address, not skipped, however the name is spelled.
+    for query in ["user=a&user=b", "us%65r=a&us%65r=b"] {
+        let answer = tidegate.get(&format!("/query?{query}")).await;
+        assert!(answer.headers().contains_key("ratelimit"), "{query}");
+        let answer = check(json!({ "path": format!("/query?{query}"), "ip": "192.0.2.1" })).await;
+        assert_eq!(answer["policy"], "query", "{query}");
+    }
+    assert_eq!(check(json!({ "path": "/query", "ip": "192.0.2.1" })).await["policy"], Value::Null);
+}
+
+#[tokio::test]
 async fn bad_input_is_a_4xx_that_says_what_is_accepted() {
     let tidegate = Tidegate::start(Some(POLICIES), &[]).await;
     for (body, status, words) in [

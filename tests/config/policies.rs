@@ -309,6 +309,11 @@ fn lists_stand_at_the_top_in_a_rule_and_in_files_and_a_bad_entry_is_named_withou
     });
     let rules = rules.unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!((rules.access().len(), rules.all()[0].access.len()), (5, 1));
+    // As editors on Windows write it.
+    let file = "\u{feff}203.0.113.0/24\r\n\r\n# why\r\n2001:db8::1\r\n";
+    let rules =
+        policies::parse_with("p", &format!("deny_files = ['a']\n{rule}"), &mut |_| Ok(Some(file.to_owned())));
+    assert_eq!(rules.unwrap_or_else(|errors| panic!("{errors}")).access().len(), 2);
     for (text, words) in [
         ("allow = '10.0.0.0/8'\n", "allow: \"10.0.0.0/8\": accepted: a list"),
         (
@@ -344,5 +349,48 @@ fn lists_stand_at_the_top_in_a_rule_and_in_files_and_a_bad_entry_is_named_withou
         });
         let errors = read.expect_err(text).to_string();
         assert!(errors.contains(words) && !errors.contains("hunter2marker"), "{text}: {errors}");
+    }
+}
+
+#[test]
+fn the_examples_of_the_documentation_are_accepted_and_it_names_every_key() {
+    let page = include_str!("../../docs/policies.md");
+    let examples =
+        |page: &'static str| page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let readme = examples(include_str!("../../README.md")).filter(|text| text.contains("[[rule]]"));
+    assert_eq!((examples(page).count(), readme.clone().count()), (2, 1));
+    for text in examples(page).chain(readme) {
+        let read = policies::parse_with("p", text, &mut |_| Ok(Some(String::new())));
+        if let Err(errors) = read {
+            panic!("{text}\n{errors}");
+        }
+    }
+    for key in [
+        "name",
+        "match",
+        "methods",
+        "host",
+        "path",
+        "cost",
+        "allow",
+        "deny",
+        "allow_files",
+        "deny_files",
+        "by",
+        "algorithm",
+        "limit",
+        "burst",
+        "time_zone",
+        "on_missing",
+        "mode",
+        "on_redis_error",
+        "block_after",
+        "block_within",
+        "block_for",
+        "ipv6_prefix",
+    ] {
+        let said =
+            page.contains(&format!("`{key}`")) || page.lines().any(|line| line.trim_start().starts_with(key));
+        assert!(said || page.contains(&format!("`{key} =")), "{key}");
     }
 }

@@ -46,6 +46,8 @@ pub(super) fn read(table: &Table, directory: &Path, file: &mut ReadFile<'_>) -> 
                     continue;
                 }
             };
+            // Some editors begin a file with a byte order mark.
+            let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
             for (number, line) in (1..).zip(text.lines()) {
                 // A value may hold a "#" itself, so that a comment is a line of its own or begins after a space.
                 let line = line.split_once(" #").map_or(line, |(before, _)| before).trim();
@@ -96,6 +98,8 @@ fn shown(text: &str) -> String {
 
 fn entry(text: &str, access: Access, list: &mut AccessList) -> Result<(), String> {
     if let Some((kind, value)) = text.split_once('=') {
+        // Space around "=" is for the eye: no value of a header begins with one.
+        let value = value.trim();
         let part = fields::part(kind.trim()).ok().filter(|part| !matches!(part, Part::Ip | Part::Everyone));
         let part = part.ok_or_else(|| format!("accepted: {ENTRY}"))?;
         if value.is_empty() {
