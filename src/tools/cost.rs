@@ -23,8 +23,8 @@ const BYTES_A_POLICY: f64 = 140.0;
 const REST_OF_A_KEY: usize = 36;
 /// The fleet's secret is looked at every ten minutes where Redis keeps it.
 const SECRET_LOOKS: f64 = 144.0;
-/// The connection in use, and for a moment the one that takes its place.
-const CONNECTIONS_AN_INSTANCE: u32 = 2;
+/// The connection in use, the one that listens to the fleet, and for a moment one that takes the place of either.
+const CONNECTIONS_AN_INSTANCE: u32 = 3;
 /// A month that is reckoned with: the longest.
 const DAYS_A_MONTH: f64 = 31.0;
 const MINUTES_A_DAY: f64 = 1_440.0;

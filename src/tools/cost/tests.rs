@@ -32,7 +32,7 @@ fn the_percentage_and_the_background_count() {
     let tenth = Percent::from_basis_points(1_000);
     let needs = needs(&settings, load(&settings, 100.0, tenth, Some(3))).unwrap();
     assert_eq!(needs.calls_a_day, 14_400.0 + 3.0 * 144.0);
-    assert_eq!(needs.connections, 6);
+    assert_eq!(needs.connections, 9);
     let judged = judge(&needs, &providers::parse("in", providers::COMPILED_IN).unwrap());
     let payg = plan(&judged, "Pay as you go");
     let billed = 4.0 * 14_400.0 + 432.0;
@@ -48,7 +48,7 @@ fn a_figure_that_is_exceeded_decides_and_one_that_is_unknown_leaves_it_open() {
     let free = plan(&judged, "Essentials, free");
     assert_eq!(free.fits, Some(false));
     assert_eq!(free.exceeded[0], "commands a second: 1 334 of 100");
-    assert_eq!(free.exceeded[1], "connections: 32 of 30");
+    assert_eq!(free.exceeded[1], "connections: 48 of 30");
     assert_eq!(plan(&judged, "Essentials, 250 MB").usd_a_month, None);
 }
 

@@ -2,7 +2,7 @@
 
 use crate::limiter::store::{Fault, FaultKind};
 
-/// What a user of tidegate in Redis may do and no more; `tidegate:` is `redis.namespace`.
+/// What a user of tidegate in Redis must be allowed for decisions; `tidegate:` is `redis.namespace`.
 pub const LEAST_PERMISSIONS: &str = "+evalsha +eval +get +set +mget +time";
 
 /// How to mend a fault.
@@ -24,7 +24,9 @@ pub(super) fn cure(fault: &Fault, namespace: &str) -> String {
         FaultKind::Auth if says("NOAUTH") => "Redis wants a password: redis://USER:PASSWORD@HOST, or redis://:PASSWORD@HOST where there are no users".into(),
         FaultKind::Auth if says("without any password configured") => "Redis wants no password: take it out of REDIS_URL, or set one in Redis (requirepass)".into(),
         FaultKind::Auth => "copy user and password into REDIS_URL again; in them \"@\" is written %40, \"/\" %2F, \":\" %3A, \"#\" %23, \"%\" %25".into(),
-        FaultKind::Permission => format!("ACL SETUSER … ~{namespace}:* {LEAST_PERMISSIONS}"),
+        FaultKind::Permission => format!(
+            "ACL SETUSER … ~{namespace}:* &{namespace}:* {LEAST_PERMISSIONS}, and +del +publish +subscribe to forgive keys"
+        ),
         FaultKind::ReadOnly => "this is a replica: point REDIS_URL at the primary's endpoint".into(),
         FaultKind::Oom => "Redis is full and refuses writes: give it memory, or let it evict (maxmemory-policy volatile-ttl)".into(),
         FaultKind::Loading => "Redis loads its data, or is busy in a script: wait; SCRIPT KILL ends a script that never ends".into(),
