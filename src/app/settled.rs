@@ -154,7 +154,8 @@ pub(super) fn reloading(
         vec![(policies.clone(), seen), (Arc::new(StartOnly(settings.files.clone())), Seen::default())];
     if let Some(verifier) = verifier {
         let (keys, seen) = JwtKeys::new(Arc::clone(verifier));
-        sources.push((Arc::new(keys), seen));
+        // First of all: limits by a claim must not come before the key that the claim is verified with.
+        sources.insert(0, (Arc::new(keys), seen));
     }
     if let Some(store) = limiter.store() {
         let (login, seen) = RedisLogin::new(Arc::clone(store.logins()));

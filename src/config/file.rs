@@ -1,6 +1,7 @@
 //! Reads files: text of bounded length, and TOML as options with their keys.
 
 use std::io::{self, Read as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
 use config::{Value, ValueKind};
@@ -31,6 +32,10 @@ pub(super) fn text(path: &Path) -> Result<Option<String>, String> {
 
 /// The bytes of a file, and one more than is accepted when there are too many.
 pub(super) fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    // Whoever opens a pipe waits for somebody to write to it: a reload would never end, nor any after it.
+    if std::fs::metadata(path)?.file_type().is_fifo() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a pipe"));
+    }
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(LONGEST + 1).read_to_end(&mut bytes)?;
     Ok(bytes)

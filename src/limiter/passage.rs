@@ -69,6 +69,11 @@ pub(super) struct Voyage {
 const REMEMBERED: usize = 64;
 
 impl Voyage {
+    /// How often the key was forgiven during the voyage.
+    pub(super) fn era(&self) -> u32 {
+        self.era
+    }
+
     /// Adds a charge that Redis granted at `at`, unless the bucket had no room for it, as far as this process knows.
     /// In whatever order charges are added, they are judged in their order in time: answers overtake each other on
     /// their way to us, and whoever was granted must not be denied for that.
@@ -162,6 +167,11 @@ impl Passage<'_> {
     /// The debt to send with each charge, and the calendar window that it belongs to.
     pub fn notes(&self) -> impl Iterator<Item = (Micros, Option<Span>)> {
         self.tickets.iter().map(|ticket| (ticket.note, ticket.span))
+    }
+
+    /// The era in which each charge left: another one since means that its key was forgiven.
+    pub(super) fn eras(&self) -> impl Iterator<Item = u32> {
+        self.tickets.iter().map(|ticket| ticket.era)
     }
 
     /// Redis answered: its debts become the notes. Returns what it said, but for a grant that this process knows to

@@ -237,7 +237,7 @@ impl<S: Store> Limiter<S> {
         let charged = charged.filter(complete);
         let now = self.clock.now();
         if back {
-            self.memory.sent_back(&dues, charged.as_ref(), now);
+            self.memory.sent_back(&passage, &dues, charged.as_ref(), now);
         }
         match charged {
             Some(charged) => {

@@ -415,3 +415,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_pipe_is_refused_since_whoever_reads_it_again_would_wait_for_ever() {
+    let setup = Setup::new().env("APP_ENV", "production");
+    let made = std::process::Command::new("mkfifo").arg(setup.path("production.toml")).status().unwrap();
+    assert!(made.success());
+    let lines = setup.lines();
+    assert!(lines[0].contains("production.toml: the file cannot be read (it is a pipe)"), "{lines:?}");
+}

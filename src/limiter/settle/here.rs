@@ -4,6 +4,7 @@
 use crate::limiter::charge::Charge;
 use crate::limiter::clock::Micros;
 use crate::limiter::memory::Memory;
+use crate::limiter::passage::Passage;
 use crate::limiter::policy::PolicyId;
 use crate::limiter::store::{Charged, Readings};
 use crate::limiter::subject::SubjectHash;
@@ -88,8 +89,15 @@ impl Memory {
     }
 
     /// It arrived, or it did not. What the shared store says of these buckets then becomes the note, be it less.
-    pub(super) fn sent_back(&self, dues: &[Due], charged: Option<&Charged>, now: Micros) {
-        for (at, due) in dues.iter().enumerate() {
+    /// It went with `passage`: a key that was forgiven since has nothing to be told.
+    pub(super) fn sent_back(
+        &self,
+        passage: &Passage<'_>,
+        dues: &[Due],
+        charged: Option<&Charged>,
+        now: Micros,
+    ) {
+        for ((at, due), era) in dues.iter().enumerate().zip(passage.eras()) {
             let Change::Less(amount, _) = due.change else { continue };
             let charge = &due.charge;
             let mut shard = self.shard(self.shard_of(charge.key));
@@ -98,6 +106,9 @@ impl Memory {
             let Some(charged) = charged.filter(|charged| charged.judged_at >= voyage.returned_at) else {
                 continue;
             };
+            if voyage.era() != era {
+                continue;
+            }
             voyage.returned_at = charged.judged_at;
             let from = match charge.span {
                 None => charged.judged_at,

@@ -240,11 +240,33 @@ fn an_answer_that_left_before_something_came_back_and_arrives_after_it_teaches_n
     assert_eq!(later.notes().next().unwrap().0, 0, "what is on its way back rides in no note");
     drop(later);
     let answer = said(4 * SECOND, NOON + 20);
-    memory.sent_back(&dues, Some(&answer), NOON + 30);
+    memory.sent_back(&returning, &dues, Some(&answer), NOON + 30);
     returning.answered(answer, NOON + 30);
     assert_eq!(debt(NOON + 30), 4 * SECOND - 10 + 4 * SECOND, "what is under way counts here");
     overtaken.answered(said(8 * SECOND, NOON + 10), NOON + 40);
     assert_eq!(debt(NOON + 40), 4 * SECOND - 20, "of the eight, four had come back since");
+}
+
+#[test]
+fn what_comes_back_after_its_key_was_forgiven_brings_no_debt_along() {
+    let memory = Memory::new(1_000);
+    let quota = a_second(20);
+    let key = ProcessKey::new(&[7; 16]).hash(&Subject::ip().identity_of(b"192.0.2.1"));
+    let charge = |cost| Charge { key, quota, span: None, cost, share: Share::WHOLE, enforce: true };
+    let answer = Charged {
+        readings: Readings::from_elem(quota.reading(9 * SECOND, 4, true), 1),
+        from: SmallVec::from_elem(NOON, 1),
+        judged_at: NOON,
+    };
+    let charges = [charge(4)];
+    memory.depart(&charges, false, NOON).answered(answer.clone(), NOON);
+    let dues = [Due { policy: 0, shared: None, charge: charge(4), change: Change::Less(4 * SECOND, NOON) }];
+    let returning = memory.depart(&charges, true, NOON);
+    memory.send_back(&dues);
+    assert!(memory.forgive(key), "something is under way");
+    memory.sent_back(&returning, &dues, Some(&answer), NOON);
+    returning.answered(answer, NOON);
+    assert_eq!(memory.charge(&[charge(0)], true, NOON)[0].debt, 0);
 }
 
 proptest! {
