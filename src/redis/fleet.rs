@@ -21,15 +21,10 @@ impl RedisStore {
     /// # Errors
     /// When Redis is away, or does not let this user publish.
     pub async fn tell_fleet(&self, message: &str) -> Result<usize, Fault> {
-        let link = &self.0;
-        let Some(connection) = link.connection.load_full() else { return Err(Fault::open()) };
-        let mut connection = connection.calls();
-        link.sent(1);
+        let channel = self.0.channel();
         let mut command = redis::cmd("PUBLISH");
-        command.arg(link.channel()).arg(message);
-        let told = timeout(link.options.connect_timeout, command.query_async(&mut connection)).await;
-        let told = told.map_err(|_| Fault::new(FaultKind::Timeout, "no answer in time"))?;
-        told.map_err(|error| fault::classify(&error))
+        command.arg(&channel).arg(message);
+        self.command(&channel, &command).await
     }
 
     /// Hears what the fleet tells, and calls `hear` with each message. Listens again whenever the connection is lost,

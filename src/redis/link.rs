@@ -258,25 +258,18 @@ impl Store for RedisStore {
     }
 
     async fn forget(&self, policies: &[&str], subject: SubjectHash) -> Result<(), Fault> {
-        let link = &*self.0;
-        let Some(connection) = link.connection.load_full() else { return Err(Fault::open()) };
+        let namespace = &self.0.options.namespace;
         let keys: Vec<String> =
-            policies.iter().map(|policy| charge::key(&link.options.namespace, policy, subject)).collect();
-        let mut calls = connection.calls();
-        let deleted = link.delete(&mut calls, &keys);
-        // Nobody's request waits for this: it has the patience of a connection.
-        let outcome = timeout(link.options.connect_timeout, deleted).await;
-        outcome.unwrap_or_else(|_| Err(Fault::new(FaultKind::Timeout, "no answer in time")))
+            policies.iter().map(|policy| charge::key(namespace, policy, subject)).collect();
+        let Some(first) = keys.first() else { return Ok(()) };
+        let mut command = redis::cmd("DEL");
+        command.arg(&keys);
+        // All keys of a subject are in one place.
+        self.command::<Value>(first, &command).await.map(drop)
     }
 }
 
 impl Link {
-    async fn delete(&self, connection: &mut MultiplexedConnection, keys: &[String]) -> Result<(), Fault> {
-        let mut command = redis::cmd("DEL");
-        command.arg(keys);
-        answered(connection, &command).await.map(drop).map_err(|error| fault::classify(&error))
-    }
-
     /// One EVALSHA; when the server has forgotten the script, one EVAL, which teaches it again.
     pub(super) async fn ask(
         &self,

@@ -10,6 +10,7 @@ mod lag;
 mod link;
 mod login;
 mod offset;
+mod plain;
 pub mod probe;
 mod secret;
 mod spent;
