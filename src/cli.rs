@@ -1,5 +1,7 @@
 //! The commands and their flags: what a person types, and what the process answers with its exit code.
 
+mod load_test;
+
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,6 +71,11 @@ enum Command {
     /// What the configured policies need of a Redis (commands, memory, connections) against each provider's plans
     #[command(after_help = "Example:\n  tidegate cost --rpm 1000 --percent 10")]
     Cost(Cost),
+    /// Sends a running front an open loop of requests and judges the answers; exit 0 only when all thresholds hold
+    #[command(
+        after_help = "Examples:\n  tidegate load-test --target 10x --baseline-rpm 100\n  tidegate load-test --target 10x --sustained 5x --duration 5m --url http://127.0.0.1:8080/ --key-header x-api-key --report load.html"
+    )]
+    LoadTest(Box<load_test::LoadTest>),
 }
 
 #[derive(Args)]
@@ -118,8 +125,13 @@ pub fn run() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
+    if let Some(Command::LoadTest(asked)) = &cli.command {
+        // Of the front's address alone, not of this machine's configuration.
+        return load_test::run(asked);
+    }
     let loaded = config::load(&cli.common.sources());
     match cli.command {
+        Some(Command::LoadTest(asked)) => load_test::run(&asked),
         Some(Command::Doctor { json }) => examine(&loaded, json),
         Some(Command::Cost(asked)) => match loaded {
             Ok(loaded) => reckon(&loaded, &asked),

@@ -24,6 +24,10 @@ pub use secret::Secret;
 pub use seen::{Digest, Seen};
 pub use settings::*;
 
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use crate::limiter::clock::Micros;
 use crate::limiter::rollout::Percent;
 
 /// A value in force, as it may be shown.
@@ -54,6 +58,23 @@ pub struct Loaded {
 /// What was read and what is accepted.
 pub fn percent(text: &str) -> Result<Percent, String> {
     parse::percent(text).map_err(|message| format!("read {}; {message}", error::quoted(text)))
+}
+
+/// A limit as it is written in policies, `"100/minute"`: so many, in so many microseconds.
+///
+/// # Errors
+/// What was read and what is accepted.
+pub fn limit(text: &str) -> Result<(NonZeroU32, Micros), String> {
+    policies::limit(text).map_err(|message| format!("read {}; {message}", error::quoted(text)))
+}
+
+/// A time as it is written in policies, `"30s"`.
+///
+/// # Errors
+/// What was read and what is accepted.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let read = policies::duration(text).map(Duration::from_micros);
+    read.map_err(|message| format!("read {}; {message}", error::quoted(text)))
 }
 
 /// Reads everything and returns what it means.

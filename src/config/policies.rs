@@ -16,7 +16,7 @@ use super::error::{Errors, Problem};
 use super::file;
 use super::parse;
 use crate::limiter::access::AccessList;
-use crate::limiter::clock::SECOND;
+use crate::limiter::clock::{Micros, SECOND};
 use crate::limiter::gcra::Quota;
 use crate::limiter::policy::{Mode, OnMissing, OnRedisError, Policy, Rules};
 use crate::limiter::route::Route;
@@ -25,6 +25,16 @@ pub use lists::ReadFile;
 pub use source::{Found, Source};
 
 pub use warnings::warnings;
+
+/// A limit that stands alone.
+pub(super) fn limit(text: &str) -> Result<(NonZeroU32, Micros), String> {
+    fields::limit(&Value::from(text))
+}
+
+/// A time that stands alone.
+pub(super) fn duration(text: &str) -> Result<Micros, String> {
+    fields::duration(&Value::from(text))
+}
 
 const RULE_KEYS: &[&str] = &["name", "match", "cost", "allow", "deny", "allow_files", "deny_files", "policy"];
 const TOP_KEYS: &[&str] = &["allow", "deny", "allow_files", "deny_files", "rule"];

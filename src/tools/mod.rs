@@ -2,4 +2,5 @@
 
 pub mod cost;
 pub mod doctor;
+pub mod load_test;
 pub mod providers;

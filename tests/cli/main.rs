@@ -11,6 +11,7 @@ mod support;
 
 mod cost;
 mod doctor;
+mod load_test;
 mod one_cause;
 mod run;
 mod servers;
