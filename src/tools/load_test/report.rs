@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::show::{about, mark};
+use super::show::about;
 use super::tally::Second;
 use super::verdict::{ms, share};
 use super::{Outcome, SeenPhase};
@@ -17,7 +17,7 @@ const STYLE: &str = "\
 @media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--soft:#9198a1;--line:#3d444d;--a:#58a6ff;--b:#d29922;--c:#ff7b72;--d:#bc8cff}}\
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:920px;margin:2rem auto;padding:0 1rem}\
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,td{text-align:right;padding:.3rem .5rem;border-bottom:1px solid var(--line)}\
-th:first-child,td:first-child,.words td{text-align:left}.why{color:var(--soft);font-size:.9em}svg{width:100%;height:auto}\
+th:first-child,td:first-child,.words td,.words th{text-align:left}td{white-space:nowrap}.why{white-space:normal}.yes{color:var(--a)}.no{color:var(--c);font-weight:700}.why{color:var(--soft);font-size:.9em}svg{width:100%;height:auto}\
 svg text{fill:var(--soft);font:12px system-ui,sans-serif}.grid{stroke:var(--line)}.wrap{overflow-x:auto}\
 .a{stroke:var(--a);fill:none}.b{stroke:var(--b);fill:none}.c{stroke:var(--c);fill:none}.d{stroke:var(--d);fill:none}\
 .key{font-size:.9em;color:var(--soft)}.key b{font-weight:600}.ka{color:var(--a)}.kb{color:var(--b)}.kc{color:var(--c)}.kd{color:var(--d)}";
@@ -176,4 +176,13 @@ fn label(value: f64, unit: &str) -> String {
 
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// A sign that every font has.
+fn mark(holds: Option<bool>) -> &'static str {
+    match holds {
+        Some(true) => "<span class=yes>✓</span>",
+        Some(false) => "<span class=no>✗</span>",
+        None => "?",
+    }
 }

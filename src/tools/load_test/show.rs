@@ -94,7 +94,7 @@ pub(super) fn about(outcome: &Outcome) -> String {
     format!("{}: {} client(s), seed {}; {limits}", outcome.url, outcome.keys, outcome.seed)
 }
 
-pub(super) fn mark(holds: Option<bool>) -> &'static str {
+fn mark(holds: Option<bool>) -> &'static str {
     match holds {
         Some(true) => "✅",
         Some(false) => "❌",
