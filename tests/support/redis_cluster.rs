@@ -172,6 +172,8 @@ fn node(certificates: Option<Arc<Certificates>>) -> RedisServer {
         &timeout,
         "--cluster-require-full-coverage",
         "no",
+        "--repl-diskless-sync-delay",
+        "0",
         "--cluster-replica-validity-factor",
         "0",
     ];
