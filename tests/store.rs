@@ -7,6 +7,8 @@
     reason = "a test stops at the first surprise"
 )]
 
+#[path = "store/cluster.rs"]
+mod cluster;
 mod support;
 
 use std::num::NonZeroU32;

@@ -199,6 +199,9 @@ impl Link {
     }
 
     fn unreachable(&self, fault: &Fault) {
+        if let Part::First(found) = &self.part {
+            found.suspect(fault.kind);
+        }
         self.state.lock().last_fault = Some(fault.clone());
         self.observer.observe(&Event::StoreFailed(fault.kind));
         self.observer.observe(&Event::StoreUnreachable(fault));

@@ -28,6 +28,13 @@ name = "default"
   by = "header:x-api-key"
   limit = "1000000/second"
 [[rule]]
+name = "kept"
+  [[rule.policy]]
+  name = "kept"
+  by = "header:x-api-key"
+  limit = "10000/hour"
+  burst = 10000
+[[rule]]
 name = "tight"
   [[rule.policy]]
   name = "tight"
@@ -83,7 +90,8 @@ struct Traffic {
 const TASKS: usize = 60;
 
 impl Traffic {
-    fn start(tidegate: &Arc<Tidegate>) -> Self {
+    /// `rule` is what limits next to nobody.
+    fn start(tidegate: &Arc<Tidegate>, rule: &'static str) -> Self {
         let stop = Arc::<AtomicBool>::default();
         let tasks = (0..TASKS).map(|task| {
             let (tidegate, stop) = (Arc::clone(tidegate), Arc::clone(&stop));
@@ -96,7 +104,7 @@ impl Traffic {
                     }
                     let (rule, key) = match &tight {
                         Some(key) => ("tight", key.clone()),
-                        None => ("default", format!("wide {task} {}", number % 50)),
+                        None => (rule, format!("wide {task} {}", number % 50)),
                     };
                     let sent = Instant::now();
                     // It insists on a 200.
@@ -157,7 +165,7 @@ const VICTIM: usize = 1;
 
 async fn a_failover_under_load(mut cluster: RedisCluster, death: Death) {
     let tidegate = tidegate(&cluster, &[]).await;
-    let traffic = Traffic::start(&tidegate);
+    let traffic = Traffic::start(&tidegate, "default");
     tokio::time::sleep(Duration::from_secs(1)).await;
     let promotion = cluster.promotion_of(cluster.replica_of(VICTIM));
     let died = Instant::now();
@@ -249,4 +257,100 @@ async fn a_cluster_is_found_out_and_said() {
     let keys: Vec<usize> = cluster.masters().iter().map(|master| master.buckets().len()).collect();
     assert!(keys.iter().all(|&keys| keys > 0) && keys.iter().sum::<usize>() == 30, "{keys:?}");
     until("nothing is under way", async || tidegate.status().await["redis"]["in_flight"] == 0).await;
+}
+
+/// A counter of the server's, by the start of its line.
+fn counted(cluster: &RedisCluster, node: usize, section: &str, name: &str) -> u64 {
+    let info: String = cluster.nodes[node].run(&["INFO", section]);
+    let line = info.lines().find_map(|line| line.strip_prefix(name));
+    line.map_or(0, |rest| rest.split([',', '\r']).next().unwrap().parse().unwrap())
+}
+
+/// One slot after another, with its keys, as `redis-cli --cluster reshard` does it, to a node that nobody knows before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_that_are_moved_under_load_are_followed_and_hardly_anybody_is_decided_without_redis() {
+    const SOURCE: usize = 0;
+    let mut cluster = RedisCluster::start(3, false);
+    let tidegate = tidegate(&cluster, &[]).await;
+    let traffic = Traffic::start(&tidegate, "kept");
+    let target = cluster.newcomer();
+    let mut slots: Vec<u16> =
+        (0..TASKS).flat_map(|task| (0..50).map(move |n| slot_of(&format!("wide {task} {n}")))).collect();
+    slots.retain(|slot| *slot < 5_461);
+    slots.sort_unstable();
+    slots.dedup();
+    slots.truncate(120);
+    let id = |node: usize| cluster.nodes[node].run::<String>(&["CLUSTER", "MYID"]);
+    let (from, to, port) = (id(SOURCE), id(target), cluster.nodes[target].port.to_string());
+    let pause = || tokio::time::sleep(Duration::from_millis(8));
+    for slot in slots {
+        let slot = slot.to_string();
+        let set = |node: usize, words: &[&str]| -> () {
+            let mut all = vec!["CLUSTER", "SETSLOT", slot.as_str()];
+            all.extend(words);
+            cluster.nodes[node].run(&all)
+        };
+        set(target, &["IMPORTING", &from]);
+        set(SOURCE, &["MIGRATING", &to]);
+        pause().await;
+        loop {
+            let keys: Vec<String> = cluster.nodes[SOURCE].run(&["CLUSTER", "GETKEYSINSLOT", &slot, "10"]);
+            if keys.is_empty() {
+                break;
+            }
+            let mut words = vec!["MIGRATE", "127.0.0.1", port.as_str(), "", "0", "1000", "KEYS"];
+            words.extend(keys.iter().map(String::as_str));
+            let _: redis::Value = cluster.nodes[SOURCE].run(&words);
+        }
+        pause().await;
+        set(target, &["NODE", &to]);
+        set(SOURCE, &["NODE", &to]);
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (answers, _) = traffic.stop().await;
+    no_5xx(&tidegate).await;
+    let (all, lost) = fallbacks(answers.iter());
+    let moved = counted(&cluster, SOURCE, "errorstats", "errorstat_MOVED:count=");
+    let asked = counted(&cluster, target, "commandstats", "cmdstat_asking:calls=");
+    eprintln!("{lost} of {all} without Redis; {moved} times moved, {asked} times asking");
+    assert!(moved > 0 && asked > 0, "{moved} times moved, {asked} times asking");
+    assert!(all > 2_000 && lost <= 0.01, "{lost} of {all} requests were decided without Redis");
+    let metrics = tidegate.metrics().await;
+    for line in metrics.lines().filter(|line| line.starts_with("tidegate_redis_errors_total")) {
+        assert!(line.contains(r#"kind="cluster""#) || line.ends_with(" 0"), "{line}");
+    }
+    until("the newcomer is one of four", async || {
+        let nodes = tidegate.status().await["redis"]["nodes"].clone();
+        nodes.as_array().unwrap().len() == 4
+            && nodes
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|node| node["state"] == "closed" && node["slots_percent"] != 0.0)
+    })
+    .await;
+    tidegate.says("is away", 0).await;
+}
+
+/// Where all nodes say that the cluster is down as long as one of them is missing, which is what a server does unless it is
+/// told otherwise, all keys are memory's meanwhile; and Redis' again without a warm-up, for nobody was away but one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_is_down_as_a_whole_meanwhile_is_back_as_soon_as_it_says_so() {
+    let mut cluster = RedisCluster::start(3, true);
+    for node in &cluster.nodes {
+        let _: () = node.run(&["CONFIG", "SET", "cluster-require-full-coverage", "yes"]);
+    }
+    let tidegate = tidegate(&cluster, &[]).await;
+    let traffic = Traffic::start(&tidegate, "default");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let promotion = cluster.promotion_of(cluster.replica_of(VICTIM));
+    cluster.nodes[VICTIM].kill();
+    let promoted = tokio::task::spawn_blocking(|| promotion.join().unwrap()).await.unwrap();
+    tokio::time::sleep((promoted + Duration::from_secs(4)).saturating_duration_since(Instant::now())).await;
+    let (answers, _) = traffic.stop().await;
+    no_5xx(&tidegate).await;
+    let back = answers.iter().filter(|answer| answer.fallback).map(|answer| answer.sent).max().unwrap();
+    let ours = back.saturating_duration_since(promoted);
+    eprintln!("the last fallback was sent {ours:.2?} after the failover");
+    assert!(ours <= Duration::from_secs(2), "Redis decides again {ours:?} after the server's failover");
 }

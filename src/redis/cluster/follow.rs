@@ -26,8 +26,10 @@ use crate::redis::{connect, probe, secret};
 const PATIENCE: Duration = Duration::from_millis(500);
 /// or over a fresh one; else the next is asked.
 const PATIENCE_TO_CONNECT: Duration = Duration::from_secs(1);
-/// The map is asked for at most so often, whatever happens. The first time it is asked for at once.
+/// The map is asked for at most so often while it changes or slots are not served,
 const BETWEEN: Duration = Duration::from_millis(250);
+/// and so often else, whatever happens. After a quiet time it is asked for at once.
+const BETWEEN_IN_QUIET: Duration = Duration::from_secs(1);
 /// While slots are not served it is asked for again and again: the first waits are so long, later ones an eighth of what
 /// it has lasted, up to so long. Half of each is chance.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -153,9 +155,10 @@ impl Servers {
         self.observer
             .observe(&Event::StoreRemark(&format!("Redis is a cluster, in which {masters} masters serve")));
         let mut others = Others { replicas: Vec::new(), turn: 0 };
+        let mut known = shards.clone();
         self.take(shards, &mut others);
         let Some(interval) = self.options.map_interval else { return std::future::pending().await };
-        let (mut asked, mut trouble) = (Instant::now(), None::<Instant>);
+        let (mut asked, mut trouble, mut changed) = (Instant::now(), None::<Instant>, true);
         loop {
             let wait = match self.standing.is_sound() {
                 true => {
@@ -168,12 +171,15 @@ impl Servers {
                     full / 2 + (full / 2).mul_f64(rand::random())
                 }
             };
+            let between = if changed || trouble.is_some() { BETWEEN } else { BETWEEN_IN_QUIET };
             tokio::select! {
-                () = self.standing.doubted.notified() => sleep_until(asked + BETWEEN).await,
+                () = self.standing.doubted.notified() => sleep_until(asked + between).await,
                 () = sleep(wait) => {}
             }
             asked = Instant::now();
             if let Some(shards) = self.ask_around(&mut others).await {
+                changed = shards != known;
+                known.clone_from(&shards);
                 self.take(shards, &mut others);
             }
         }

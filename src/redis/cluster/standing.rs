@@ -47,6 +47,8 @@ impl Standing {
 
     /// Looks at all links, one of which may just have failed.
     pub(super) fn look(&self, failed: Option<(&str, &Fault)>) {
+        // One after another: what is told last is what is so.
+        let mut said = self.said.lock();
         let Some(map) = self.map.load_full() else { return };
         let states: Vec<LinkState> = map.nodes.iter().map(|node| node.link.state()).collect();
         let owners: Vec<Option<usize>> = map.owners().collect();
@@ -56,7 +58,6 @@ impl Standing {
         };
         let served = (0..SLOTS.get()).filter(|&slot| is_served(slot)).count();
         self.count(&map, &states, &owners);
-        let mut said = self.said.lock();
         said.outages.retain(|outage| {
             let over = outage.slots.iter().all(|&slot| is_served(slot));
             if over {
