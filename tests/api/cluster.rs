@@ -90,8 +90,8 @@ struct Traffic {
 const TASKS: usize = 60;
 
 impl Traffic {
-    /// `rule` is what limits next to nobody.
-    fn start(tidegate: &Arc<Tidegate>, rule: &'static str) -> Self {
+    /// By a rule that limits next to nobody, and with so many keys a task.
+    fn start(tidegate: &Arc<Tidegate>, (rule, keys): (&'static str, usize)) -> Self {
         let stop = Arc::<AtomicBool>::default();
         let tasks = (0..TASKS).map(|task| {
             let (tidegate, stop) = (Arc::clone(tidegate), Arc::clone(&stop));
@@ -104,7 +104,7 @@ impl Traffic {
                     }
                     let (rule, key) = match &tight {
                         Some(key) => ("tight", key.clone()),
-                        None => (rule, format!("wide {task} {}", number % 50)),
+                        None => (rule, format!("wide {task} {}", number % keys)),
                     };
                     let sent = Instant::now();
                     // It insists on a 200.
@@ -165,7 +165,7 @@ const VICTIM: usize = 1;
 
 async fn a_failover_under_load(mut cluster: RedisCluster, death: Death) {
     let tidegate = tidegate(&cluster, &[]).await;
-    let traffic = Traffic::start(&tidegate, "default");
+    let traffic = Traffic::start(&tidegate, ("default", 50));
     tokio::time::sleep(Duration::from_secs(1)).await;
     let promotion = cluster.promotion_of(cluster.replica_of(VICTIM));
     let died = Instant::now();
@@ -270,19 +270,19 @@ fn counted(cluster: &RedisCluster, node: usize, section: &str, name: &str) -> u6
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_that_are_moved_under_load_are_followed_and_hardly_anybody_is_decided_without_redis() {
     const SOURCE: usize = 0;
+    const KEYS: usize = 4;
     let mut cluster = RedisCluster::start(3, false);
     let tidegate = tidegate(&cluster, &[]).await;
-    let traffic = Traffic::start(&tidegate, "kept");
+    let traffic = Traffic::start(&tidegate, ("kept", KEYS));
     let target = cluster.newcomer();
-    let mut slots: Vec<u16> =
-        (0..TASKS).flat_map(|task| (0..50).map(move |n| slot_of(&format!("wide {task} {n}")))).collect();
+    let keys = (0..TASKS).flat_map(|task| (0..KEYS).map(move |number| format!("wide {task} {number}")));
+    let mut slots: Vec<u16> = keys.map(|key| slot_of(&key)).collect();
     slots.retain(|slot| *slot < 5_461);
     slots.sort_unstable();
     slots.dedup();
-    slots.truncate(120);
     let id = |node: usize| cluster.nodes[node].run::<String>(&["CLUSTER", "MYID"]);
     let (from, to, port) = (id(SOURCE), id(target), cluster.nodes[target].port.to_string());
-    let pause = || tokio::time::sleep(Duration::from_millis(8));
+    let pause = || tokio::time::sleep(Duration::from_millis(25));
     for slot in slots {
         let slot = slot.to_string();
         let set = |node: usize, words: &[&str]| -> () {
@@ -341,7 +341,7 @@ async fn a_cluster_that_is_down_as_a_whole_meanwhile_is_back_as_soon_as_it_says_
         let _: () = node.run(&["CONFIG", "SET", "cluster-require-full-coverage", "yes"]);
     }
     let tidegate = tidegate(&cluster, &[]).await;
-    let traffic = Traffic::start(&tidegate, "default");
+    let traffic = Traffic::start(&tidegate, ("default", 50));
     tokio::time::sleep(Duration::from_millis(500)).await;
     let promotion = cluster.promotion_of(cluster.replica_of(VICTIM));
     cluster.nodes[VICTIM].kill();
@@ -353,4 +353,41 @@ async fn a_cluster_that_is_down_as_a_whole_meanwhile_is_back_as_soon_as_it_says_
     let ours = back.saturating_duration_since(promoted);
     eprintln!("the last fallback was sent {ours:.2?} after the failover");
     assert!(ours <= Duration::from_secs(2), "Redis decides again {ours:?} after the server's failover");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instances_on_a_cluster_forgive_a_key_together_and_log_in_anew_on_every_node() {
+    let cluster = RedisCluster::start(3, false);
+    cluster.run_on_all(&["ACL", "SETUSER", "tide", "on", ">one", "~tidegate:*", "&tidegate:*", "+@all"]);
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    std::fs::write(file("user"), "tide").unwrap();
+    std::fs::write(file("password"), "one").unwrap();
+    let (user, password) = (file("user"), file("password"));
+    let variables = [("REDIS_USERNAME_FILE", user.as_str()), ("REDIS_PASSWORD_FILE", password.as_str())];
+    let mut fleet = Vec::new();
+    for _ in 0..3 {
+        fleet.push(tidegate(&cluster, &variables).await);
+    }
+    let keeper = &cluster.nodes[cluster.master_of("tidegate:fleet")];
+    until("all of them listen to one node", async || {
+        keeper.run::<(String, usize)>(&["PUBSUB", "NUMSUB", "tidegate:fleet"]).1 == 3
+    })
+    .await;
+    let ask = json!({"rule": "tight", "key": "somebody"});
+    while fleet[1].check(ask.clone()).await["allowed"] == true {}
+    let answer = fleet[0].admin("DELETE", "/admin/keys?rule=tight&key=somebody").send().await.unwrap();
+    let answer: Value = answer.json().await.unwrap();
+    assert_eq!((&answer["applied"], &answer["complete"]), (&json!("3/3"), &json!(true)), "{answer}");
+    assert_eq!(fleet[1].check(ask).await["allowed"], true);
+
+    cluster.run_on_all(&["ACL", "SETUSER", "tide", ">two", "<one"]);
+    std::fs::write(&password, "two").unwrap();
+    fleet[0].hang_up();
+    until("each link has logged in anew", async || {
+        let metrics = fleet[0].metrics().await;
+        metrics.lines().any(|line| line == r#"tidegate_redis_connections_replaced_total{cause="login"} 3"#)
+    })
+    .await;
+    assert_eq!(fleet[0].status().await["redis"]["state"], "closed");
 }

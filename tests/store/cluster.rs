@@ -121,6 +121,24 @@ async fn subjects_of_different_nodes_are_charged_together_and_what_one_denies_is
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_request_cost_more_or_less_is_settled_on_every_node_that_it_was_charged_on() {
+    let cluster = RedisCluster::start(3, false);
+    let limiter = known(&cluster, two_subjects(OnRedisError::Local), |_| {}).await;
+    let (key, tenant) = (on_master("x-api-key", 1), on_master("x-tenant", 0));
+    let visit = Visit { key: &key, tenant: &tenant };
+    for (actual, client_left, tenant_left) in [(2, 98, 1), (0, 98, 1)] {
+        let mut tab = Tab::default();
+        let decision = limiter.check_on(&visit, Hit::ONE, Some(&mut tab)).await;
+        let Settling::Asking(asking) = limiter.settle(&tab, &decision, actual, true).unwrap().outcome else {
+            panic!("Redis is to be asked")
+        };
+        assert_eq!(asking.await, Outcome::Redis);
+        let after = limiter.check_on(&visit, PEEK, None).await;
+        assert_eq!((left(&after, "client"), left(&after, "tenant")), (client_left, tenant_left));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_part_whose_node_is_away_is_decided_in_memory_while_the_other_stays_on_redis() {
     let mut cluster = RedisCluster::start(3, false);
     let limiter = known(&cluster, two_subjects(OnRedisError::Local), |_| {}).await;

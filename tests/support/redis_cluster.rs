@@ -42,6 +42,10 @@ impl RedisCluster {
         let certificates = self.nodes[0].certificates.clone();
         self.nodes.push(node(certificates));
         self.meet();
+        wait("it knows the slots", || {
+            let info: String = self.nodes[self.nodes.len() - 1].run(&["CLUSTER", "INFO"]);
+            info.contains("cluster_state:ok") && info.contains("cluster_slots_assigned:16384")
+        });
         self.nodes.len() - 1
     }
 
