@@ -83,20 +83,59 @@ impl<S: Store> Limiter<S> {
     }
 }
 
+/// One of several that are waited for.
+enum Awaited<F: Future> {
+    UnderWay(Pin<Box<F>>),
+    Done(F::Output),
+}
+
 /// Waits for all of them at the same time.
 pub(super) async fn all<F: Future>(futures: impl Iterator<Item = F>) -> SmallVec<[F::Output; 1]> {
-    let mut waiting: SmallVec<[Result<F::Output, Pin<Box<F>>>; 4]> =
-        futures.map(|future| Err(Box::pin(future))).collect();
+    let mut awaited: Vec<Awaited<F>> = futures.map(|future| Awaited::UnderWay(Box::pin(future))).collect();
     poll_fn(|context| {
-        for one in &mut waiting {
-            if let Err(future) = one
-                && let Poll::Ready(output) = future.as_mut().poll(context)
-            {
-                *one = Ok(output);
+        let mut all = Poll::Ready(());
+        for one in &mut awaited {
+            if let Awaited::UnderWay(future) = one {
+                match future.as_mut().poll(context) {
+                    Poll::Ready(output) => *one = Awaited::Done(output),
+                    Poll::Pending => all = Poll::Pending,
+                }
             }
         }
-        if waiting.iter().all(Result::is_ok) { Poll::Ready(()) } else { Poll::Pending }
+        all
     })
     .await;
-    waiting.into_iter().filter_map(Result::ok).collect()
+    let outputs = awaited.into_iter().filter_map(|one| match one {
+        Awaited::Done(output) => Some(output),
+        Awaited::UnderWay(_) => None,
+    });
+    outputs.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[test]
+    fn all_are_under_way_at_once_and_answer_in_their_order() {
+        let (begun, open) = (Cell::new(0), Cell::new(false));
+        let one = |number: u32| {
+            let (begun, open) = (&begun, &open);
+            async move {
+                begun.set(begun.get() + 1);
+                poll_fn(|_| if open.get() || number == 1 { Poll::Ready(()) } else { Poll::Pending }).await;
+                number
+            }
+        };
+        let mut waiting = Box::pin(all((0..4).map(one)));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        assert_eq!(begun.get(), 4, "none waits for another");
+        open.set(true);
+        let Poll::Ready(numbers) = waiting.as_mut().poll(&mut context) else { panic!("all are done") };
+        assert_eq!(numbers.as_slice(), [0, 1, 2, 3]);
+    }
 }

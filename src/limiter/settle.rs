@@ -229,7 +229,7 @@ impl<S: Store> Limiter<S> {
     /// Settles in each place of the shared store at the same time.
     async fn settle_everywhere(self: Arc<Self>, rules: Arc<Rules>, dues: SmallVec<[Due; 2]>) -> Outcome {
         let place = |due: &Due| Some(self.store.as_ref()?.place(due.shared?));
-        let mut places: SmallVec<[(Option<u16>, SmallVec<[Due; 2]>); 1]> = SmallVec::new();
+        let mut places: Vec<(Option<u16>, SmallVec<[Due; 2]>)> = Vec::new();
         for due in dues {
             let place = place(&due);
             match places.iter_mut().find(|(other, _)| *other == place) {

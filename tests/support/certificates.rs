@@ -20,7 +20,7 @@ impl Certificates {
     /// For these names and addresses.
     pub fn of(names: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let names = names.iter().map(|&name| name.to_owned()).collect();
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
         write(directory.path(), &names);
         Self { directory, names }
     }
@@ -53,14 +53,14 @@ impl Certificates {
     }
 }
 
-fn write(directory: &Path, names: &Vec<String>) {
+fn write(directory: &Path, names: &[String]) {
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
     // A name of its own: a certificate with its issuer's name looks signed by itself.
     authority.distinguished_name.push(DnType::CommonName, "test authority");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(names.clone()).unwrap();
+    let certificate = CertificateParams::new(names.to_vec()).unwrap();
     let certificate = certificate.signed_by(&key, &authority).unwrap();
     for (name, text) in
         [("ca.pem", authority.pem()), ("cert.pem", certificate.pem()), ("key.pem", key.serialize_pem())]
