@@ -54,10 +54,10 @@ impl<S: Store> Limiter<S> {
         }
         let store = self.store.as_ref()?;
         let now = self.clock.now();
-        let (mut lag, mut recovering) = (Micros::MAX, false);
+        let (mut lag, mut recovering) = (0, false);
         for item in bill.items.iter().filter(|item| item.arm == Arm::Canary) {
             let subject = item.shared?;
-            lag = lag.min(store.lag(subject)?);
+            lag = store.lag(subject)?.max(lag);
             recovering |= store.is_recovering(subject, now);
         }
         let share = if recovering { self.share() } else { Share::WHOLE };

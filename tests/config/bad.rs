@@ -244,6 +244,24 @@ fn a_client_certificate_needs_its_key() {
 }
 
 #[test]
+fn a_cluster_has_one_database_and_no_unix_socket() {
+    for (url, words) in [
+        ("redis://h/3", "it names database 3, and REDIS_CLUSTER is true; accepted: no /DB"),
+        (
+            "unix:///run/redis.sock",
+            "not reached by a unix socket, and REDIS_CLUSTER is true; accepted: redis://",
+        ),
+    ] {
+        let lines = Setup::new().env("REDIS_CLUSTER", "true").env("REDIS_URL", url).lines();
+        assert!(lines[0].contains("REDIS_URL") && lines[0].contains(words), "{lines:?}");
+    }
+    for (text, wanted) in [("true", Some(true)), ("off", Some(false)), ("Auto", None)] {
+        let setup = Setup::new().env("REDIS_CLUSTER", text).env("REDIS_URL", "redis://h");
+        assert_eq!(setup.loaded().settings.redis.unwrap().cluster, wanted, "{text}");
+    }
+}
+
+#[test]
 fn a_login_stands_in_the_url_or_in_files_and_the_error_names_both() {
     let setup = || Setup::new().file("user", "tide\n").file("password", "hunter2marker\n");
     let (user, password) = ("REDIS_USERNAME_FILE", "REDIS_PASSWORD_FILE");

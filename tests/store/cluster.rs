@@ -201,6 +201,17 @@ async fn the_link_to_a_master_that_hangs_is_replaced_and_would_stay_stalled_if_t
     cluster.nodes[1].thaw();
 }
 
+/// The certificates are for no address: only by its name is a node who it says it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tls_a_node_is_known_by_the_name_that_it_announces() {
+    let cluster = RedisCluster::announcing(3);
+    let limiter = known(&cluster, one_policy(quota(10, 3600, 10)), |_| {}).await;
+    for master in 0..3 {
+        let decision = limiter.check_key("default", on_master("x-api-key", master).as_bytes(), Hit::ONE);
+        assert_eq!(decision.unwrap().await.backend(), Backend::Redis);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_spread_over_the_masters_within_ten_percent_of_even_for_a_hundred_thousand_keys() {
     let cluster = RedisCluster::start(3, false);

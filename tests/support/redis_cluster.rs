@@ -29,6 +29,22 @@ impl RedisCluster {
         Self::start_with(masters, replicas, Some(Arc::new(Certificates::of(&["localhost", "127.0.0.1"]))))
     }
 
+    /// Over TLS with certificates for one name, which all nodes announce, while they send each other's clients to addresses.
+    pub fn announcing(masters: usize) -> Self {
+        let certificates = Some(Arc::new(Certificates::new()));
+        let cluster = Self::start_with(masters, false, certificates);
+        for node in &cluster.nodes {
+            let _: () = node.run(&["CONFIG", "SET", "cluster-announce-hostname", "localhost"]);
+        }
+        wait("they know each other's name", || {
+            cluster.nodes.iter().all(|node| {
+                let nodes: String = node.run(&["CLUSTER", "NODES"]);
+                nodes.matches(",localhost").count() == masters
+            })
+        });
+        cluster
+    }
+
     fn start_with(masters: usize, replicas: bool, certificates: Option<Arc<Certificates>>) -> Self {
         let count = if replicas { 2 * masters } else { masters };
         let nodes = (0..count).map(|_| node(certificates.clone())).collect();
