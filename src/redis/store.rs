@@ -196,7 +196,7 @@ impl Store for RedisStore {
 
     fn behind(&self, refund: impl Future<Output = Outcome> + Send + 'static) -> bool {
         let place = RefundPlace::of(&self.0.refunds);
-        if place.number >= MOST_REFUNDS {
+        if !place.is_free() {
             self.0.observer.observe(&Event::ChargeReturned(Outcome::Noted));
             return false;
         }
@@ -231,10 +231,28 @@ impl RefundPlace {
     fn of(taken: &Arc<AtomicUsize>) -> Self {
         Self { number: taken.fetch_add(1, Ordering::Relaxed), taken: Arc::clone(taken) }
     }
+
+    fn is_free(&self) -> bool {
+        self.number < MOST_REFUNDS
+    }
 }
 
 impl Drop for RefundPlace {
     fn drop(&mut self) {
         self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_so_many_refunds_are_under_way_at_once() {
+        let taken = Arc::default();
+        let places: Vec<RefundPlace> = (0..MOST_REFUNDS + 5).map(|_| RefundPlace::of(&taken)).collect();
+        assert_eq!(places.iter().filter(|place| place.is_free()).count(), MOST_REFUNDS);
+        drop(places);
+        assert!(RefundPlace::of(&taken).is_free());
     }
 }

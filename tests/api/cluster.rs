@@ -183,7 +183,7 @@ async fn a_failover_under_load(mut cluster: RedisCluster, death: Death) {
     assert_eq!(ready["backend"], "redis", "two of three decide: {ready}");
     assert!(ready["reason"].as_str().unwrap().contains("67 %"), "{ready}");
     let promoted = tokio::task::spawn_blocking(|| promotion.join().unwrap()).await.unwrap();
-    tokio::time::sleep((promoted + Duration::from_secs(4)).saturating_duration_since(Instant::now())).await;
+    tokio::time::sleep((promoted + Duration::from_secs(3)).saturating_duration_since(Instant::now())).await;
     let (answers, tight) = traffic.stop().await;
 
     no_5xx(&tidegate).await;
@@ -280,6 +280,7 @@ async fn slots_that_are_moved_under_load_are_followed_and_hardly_anybody_is_deci
     slots.retain(|slot| *slot < 5_461);
     slots.sort_unstable();
     slots.dedup();
+    slots.truncate(40);
     let id = |node: usize| cluster.nodes[node].run::<String>(&["CLUSTER", "MYID"]);
     let (from, to, port) = (id(SOURCE), id(target), cluster.nodes[target].port.to_string());
     let pause = || tokio::time::sleep(Duration::from_millis(25));
@@ -346,7 +347,7 @@ async fn a_cluster_that_is_down_as_a_whole_meanwhile_is_back_as_soon_as_it_says_
     let promotion = cluster.promotion_of(cluster.replica_of(VICTIM));
     cluster.nodes[VICTIM].kill();
     let promoted = tokio::task::spawn_blocking(|| promotion.join().unwrap()).await.unwrap();
-    tokio::time::sleep((promoted + Duration::from_secs(4)).saturating_duration_since(Instant::now())).await;
+    tokio::time::sleep((promoted + Duration::from_secs(3)).saturating_duration_since(Instant::now())).await;
     let (answers, _) = traffic.stop().await;
     no_5xx(&tidegate).await;
     let back = answers.iter().filter(|answer| answer.fallback).map(|answer| answer.sent).max().unwrap();
