@@ -12,7 +12,7 @@
 //!                     Memory::depart        the note that rides along      │
 //!                           ▼                                              │
 //!                     Store::charge         one EVALSHA, all or none,      │
-//!                       within the deadline │readings        │fault        │
+//!                       within the deadline │readings        │fault        │   (of a cluster one a place, at the same time)
 //!                                           ▼                ▼             │
 //!                               Passage::answered    Passage::decide_here ─┘
 //!                               (memory notes the debt)

@@ -26,7 +26,9 @@ use tidegate::limiter::share::Share;
 use tidegate::limiter::store::SharedCharge;
 use tidegate::limiter::subject::{PolicyTag, ProcessKey, Subject, SubjectHash};
 use tidegate::redis::charge;
+use tidegate::redis::cluster::slot;
 
+use support::redis_cluster::RedisCluster;
 use support::redis_server::RedisServer;
 
 /// One bucket of a request.
@@ -134,20 +136,25 @@ fn in_memory(history: &History) -> Vec<Vec<Reading>> {
     history.steps.iter().map(answer).collect()
 }
 
-/// A real Redis, and a subject of its own for each history.
+/// A real Redis, or the nodes of a cluster, and a subject of its own for each history.
 struct InRedis {
-    connection: RefCell<redis::Connection>,
+    connections: Vec<RefCell<redis::Connection>>,
     histories: Cell<u128>,
 }
 
 impl InRedis {
-    fn on(server: &RedisServer) -> Self {
-        Self { connection: RefCell::new(server.connection_of_user()), histories: Cell::new(0) }
+    fn on(servers: &[RedisServer]) -> Self {
+        let connections = servers.iter().map(|server| RefCell::new(server.connection_of_user())).collect();
+        Self { connections, histories: Cell::new(0) }
     }
 
     fn answers(&self, history: &History) -> Vec<Vec<Reading>> {
         self.histories.set(self.histories.get() + 1);
-        in_redis(history, &mut self.connection.borrow_mut(), self.histories.get())
+        let subject = self.histories.get();
+        let slot = usize::from(slot::of_subject(SubjectHash(subject.to_be_bytes())));
+        let last = self.connections.len() - 1;
+        let node = (slot / (16_384 / self.connections.len())).min(last);
+        in_redis(history, &mut self.connections[node].borrow_mut(), subject)
     }
 }
 
@@ -191,16 +198,26 @@ fn in_redis(history: &History, connection: &mut redis::Connection, subject: u128
 
 #[test]
 fn memory_and_redis_agree_on_every_history_at_any_instant_up_to_the_year_2200() {
-    memory_and_redis_agree_on(&RedisServer::start());
+    memory_and_redis_agree_on(&[RedisServer::start()]);
 }
 
 #[test]
 fn memory_and_redis_agree_over_tls_as_an_acl_user_as_well() {
-    memory_and_redis_agree_on(&RedisServer::secure());
+    memory_and_redis_agree_on(&[RedisServer::secure()]);
 }
 
-fn memory_and_redis_agree_on(server: &RedisServer) {
-    let redis = InRedis::on(server);
+#[test]
+fn memory_and_redis_agree_on_the_nodes_of_a_cluster_as_well() {
+    memory_and_redis_agree_on(RedisCluster::start(3, false).masters());
+}
+
+#[test]
+fn memory_and_redis_agree_on_the_nodes_of_a_cluster_over_tls_as_an_acl_user() {
+    memory_and_redis_agree_on(RedisCluster::secure(3, false).masters());
+}
+
+fn memory_and_redis_agree_on(servers: &[RedisServer]) {
+    let redis = InRedis::on(servers);
     let mut runner = TestRunner::new(Config { cases: 400, failure_persistence: None, ..Config::default() });
     runner
         .run(&history(), |history| {
@@ -251,7 +268,7 @@ fn a_denied_request_is_admitted_exactly_when_it_was_told_to_come_back_over_tls_a
 }
 
 fn a_denied_request_is_admitted_exactly_when_it_was_told_by(server: &RedisServer) {
-    let redis = InRedis::on(server);
+    let redis = InRedis::on(std::slice::from_ref(server));
     let mut runner = TestRunner::new(Config { cases: 150, failure_persistence: None, ..Config::default() });
     runner
         .run(&history(), |mut history| {

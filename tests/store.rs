@@ -7,6 +7,8 @@
     reason = "a test stops at the first surprise"
 )]
 
+#[path = "store/cluster.rs"]
+mod cluster;
 mod support;
 
 use std::num::NonZeroU32;
@@ -29,6 +31,7 @@ use tidegate::limiter::{Hit, Limiter};
 use tidegate::redis::target::Target;
 use tidegate::redis::{Options, RedisStore};
 
+use support::redis_cluster::RedisCluster;
 use support::redis_server::RedisServer;
 use support::relay::Relay;
 
@@ -42,16 +45,40 @@ macro_rules! in_the_clear_and_over_tls {
         mod in_the_clear {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
-                super::$test(super::RedisServer::start()).await;
+                super::$test(&mut super::RedisServer::start().into()).await;
             })*
         }
         mod over_tls_as_an_acl_user {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
-                super::$test(super::RedisServer::secure()).await;
+                super::$test(&mut super::RedisServer::secure().into()).await;
             })*
         }
     };
+}
+
+/// The same on a cluster of three masters, one after another and each without debts: starting one takes two seconds.
+macro_rules! on_a_cluster {
+    ($($test:ident),* $(,)?) => {
+        async fn all_on(cluster: RedisCluster) {
+            let mut cluster = Redis::from(cluster);
+            $(
+                println!("{}", stringify!($test));
+                cluster.forget();
+                $test(&mut cluster).await;
+            )*
+        }
+    };
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_of_this_holds_on_a_cluster() {
+    all_on(RedisCluster::start(3, false)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_of_this_holds_on_a_cluster_over_tls_as_an_acl_user() {
+    all_on(RedisCluster::secure(3, false)).await;
 }
 
 in_the_clear_and_over_tls!(
@@ -66,9 +93,110 @@ in_the_clear_and_over_tls!(
     an_instance_without_requests_finds_out_by_itself_that_redis_is_away_and_that_it_is_back,
 );
 
+on_a_cluster!(
+    exactly_the_burst_of_ten_thousand_simultaneous_requests_passes_in_redis,
+    all_policies_of_a_subject_are_charged_in_one_call_or_none_of_them,
+    one_to_four_policies_of_a_subject_cost_one_evalsha_a_decision,
+    a_forgotten_script_is_taught_again_within_the_same_call,
+    a_request_with_subjects_in_both_stores_charges_both_or_neither,
+    the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts,
+    // It flushes: whoever starts right after that makes another secret.
+    a_key_that_moves_to_redis_takes_its_debt_along_and_brings_it_back,
+    an_instance_without_requests_finds_out_by_itself_that_redis_is_away_and_that_it_is_back,
+);
+
+/// One server or a cluster.
+enum Redis {
+    One(RedisServer),
+    Cluster(RedisCluster),
+}
+
+impl From<RedisServer> for Redis {
+    fn from(server: RedisServer) -> Self {
+        Self::One(server)
+    }
+}
+
+impl From<RedisCluster> for Redis {
+    fn from(cluster: RedisCluster) -> Self {
+        Self::Cluster(cluster)
+    }
+}
+
+/// Whatever keys are in.
+trait Reached {
+    fn servers(&self) -> &[RedisServer];
+
+    /// On each of them.
+    fn run(&self, words: &[&str]) {
+        for server in self.servers() {
+            let _: redis::Value = server.run(words);
+        }
+    }
+
+    fn calls(&self, command: &str) -> u64 {
+        let calls = |server: &RedisServer| {
+            let stats: String = server.run(&["INFO", "commandstats"]);
+            let name = format!("cmdstat_{command}:calls=");
+            let calls = stats.lines().find_map(|line| line.strip_prefix(&name));
+            calls.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+        };
+        self.servers().iter().map(calls).sum()
+    }
+
+    fn buckets(&self) -> Vec<String> {
+        self.servers().iter().flat_map(RedisServer::buckets).collect()
+    }
+}
+
+impl Reached for RedisServer {
+    fn servers(&self) -> &[RedisServer] {
+        std::slice::from_ref(self)
+    }
+}
+
+impl Reached for Redis {
+    fn servers(&self) -> &[RedisServer] {
+        match self {
+            Self::One(server) => server.servers(),
+            Self::Cluster(cluster) => cluster.masters(),
+        }
+    }
+}
+
+impl Reached for RedisCluster {
+    fn servers(&self) -> &[RedisServer] {
+        self.masters()
+    }
+}
+
+impl Redis {
+    /// All debts and the script, and not the secret: the limiters of before are still there.
+    fn forget(&self) {
+        for server in self.servers() {
+            for key in server.buckets() {
+                let _: u32 = server.run(&["DEL", &key]);
+            }
+            let _: () = server.run(&["SCRIPT", "FLUSH"]);
+        }
+    }
+
+    /// Where this key is.
+    fn server_of(&mut self, key: &str) -> &mut RedisServer {
+        match self {
+            Self::One(server) => server,
+            Self::Cluster(cluster) => {
+                let at = cluster.master_of(key);
+                &mut cluster.nodes[at]
+            }
+        }
+    }
+}
+
 /// A limiter at 100 percent on this Redis, once it is connected.
-async fn limiter(server: &RedisServer, rules: Rules, timeout: Duration) -> Arc<Limiter<RedisStore>> {
-    limiter_by(server, server.port, rules, timeout).await
+async fn limiter(servers: &impl Reached, rules: Rules, timeout: Duration) -> Arc<Limiter<RedisStore>> {
+    let first = &servers.servers()[0];
+    limiter_by(first, first.port, rules, timeout).await
 }
 
 /// The same through a relay on that port.
@@ -101,6 +229,8 @@ fn options(server: &RedisServer, port: u16) -> Options {
         max_in_flight: 20_000,
         namespace: "tidegate".into(),
         secret_interval: Some(Duration::from_millis(200)),
+        cluster: None,
+        map_interval: Some(Duration::from_secs(60)),
     }
 }
 
@@ -144,8 +274,8 @@ fn one_policy(quota: Quota) -> Rules {
     rules
 }
 
-async fn exactly_the_burst_of_ten_thousand_simultaneous_requests_passes_in_redis(server: RedisServer) {
-    let limiter = limiter(&server, one_policy(quota(60, 3600, 137)), Duration::from_secs(20)).await;
+async fn exactly_the_burst_of_ten_thousand_simultaneous_requests_passes_in_redis(server: &mut Redis) {
+    let limiter = limiter(server, one_policy(quota(60, 3600, 137)), Duration::from_secs(20)).await;
     let hits = (0..10_000).map(|_| {
         let limiter = Arc::clone(&limiter);
         tokio::spawn(async move { limiter.check_key("default", b"one key", Hit::ONE).unwrap().await })
@@ -155,7 +285,7 @@ async fn exactly_the_burst_of_ten_thousand_simultaneous_requests_passes_in_redis
     assert_eq!(decisions.iter().filter(|one| one.allowed()).count(), 137);
 }
 
-async fn all_policies_of_a_subject_are_charged_in_one_call_or_none_of_them(server: RedisServer) {
+async fn all_policies_of_a_subject_are_charged_in_one_call_or_none_of_them(server: &mut Redis) {
     let mut rules = Rules::none();
     let by = || Subject::new([Part::Header("x-api-key".into())]);
     let mut shadow = Policy::new("shadow", by(), quota(1, 3600, 1));
@@ -170,16 +300,15 @@ async fn all_policies_of_a_subject_are_charged_in_one_call_or_none_of_them(serve
             shadow,
         ],
     );
-    let limiter = limiter(&server, rules, Duration::from_secs(5)).await;
-    let _: String = server.run(&["CONFIG", "RESETSTAT"]);
+    let limiter = limiter(server, rules, Duration::from_secs(5)).await;
+    server.run(&["CONFIG", "RESETSTAT"]);
     let mut allowed = Vec::new();
     for _ in 0..5 {
         allowed.push(limiter.check_key("default", b"k", Hit::ONE).unwrap().await.allowed());
     }
     assert_eq!(allowed, [true, true, false, false, false], "the shadow policy denies nothing");
-    let stats: String = server.run(&["INFO", "commandstats"]);
     // The denials are known from what the second call told.
-    assert!(stats.contains("cmdstat_evalsha:calls=2,"), "one call a decision:\n{stats}");
+    assert_eq!(server.calls("evalsha"), 2, "one call a decision");
     let peek = limiter.check_key("default", b"k", Hit { cost: 0, peek: true }).unwrap().await;
     let left: Vec<u32> = peek.verdicts().map(|(_, verdict)| verdict.reading.remaining).collect();
     assert_eq!(left, [98, 0, 0], "what was denied cost the wide policy nothing");
@@ -190,34 +319,33 @@ async fn all_policies_of_a_subject_are_charged_in_one_call_or_none_of_them(serve
     assert!(keys.iter().all(|key| !key.contains(":k")), "no identity in the clear: {keys:?}");
 }
 
-async fn one_to_four_policies_of_a_subject_cost_one_evalsha_a_decision(server: RedisServer) {
+async fn one_to_four_policies_of_a_subject_cost_one_evalsha_a_decision(server: &mut Redis) {
     let mut rules = Rules::none();
     for policies in 1..=4 {
         let by = || Subject::new([Part::Header("x-api-key".into())]);
         let policy = |of: u32| Policy::new(format!("{policies}-{of}"), by(), quota(1_000, 3600, 1_000));
         rules.add(format!("rule-{policies}"), Route::any(), 1, (0..policies).map(policy));
     }
-    let limiter = limiter(&server, rules, Duration::from_secs(5)).await;
+    let limiter = limiter(server, rules, Duration::from_secs(5)).await;
     for policies in 1..=4 {
-        let _: String = server.run(&["CONFIG", "RESETSTAT"]);
+        server.run(&["CONFIG", "RESETSTAT"]);
         for _ in 0..10 {
             let rule = format!("rule-{policies}");
             let decision = limiter.check_key(&rule, b"k", Hit::ONE).unwrap().await;
             assert!(decision.allowed() && decision.backend() == Backend::Redis);
         }
-        let stats: String = server.run(&["INFO", "commandstats"]);
-        assert!(stats.contains("cmdstat_evalsha:calls=10,"), "{policies} policies:\n{stats}");
-        assert!(!stats.contains("cmdstat_eval:"), "{policies} policies:\n{stats}");
+        assert_eq!((server.calls("evalsha"), server.calls("eval")), (10, 0), "{policies} policies");
     }
 }
 
 /// Notes ride on every call. Were they drained only by our clock, every rise of the network's delay would be charged
 /// to the client; a client that stays within its limit would be denied.
-async fn a_client_within_its_limit_is_never_denied_however_the_delay_varies(server: RedisServer) {
+async fn a_client_within_its_limit_is_never_denied_however_the_delay_varies(server: &mut Redis) {
+    let server = &server.servers()[0];
     let relay = Relay::to(server.port).await;
     relay.hold(Duration::from_millis(12));
     let limiter =
-        limiter_by(&server, relay.address.port(), one_policy(quota(100, 1, 4)), Duration::from_secs(5)).await;
+        limiter_by(server, relay.address.port(), one_policy(quota(100, 1, 4)), Duration::from_secs(5)).await;
     let mut denied = 0;
     for _ in 0..300 {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -228,8 +356,8 @@ async fn a_client_within_its_limit_is_never_denied_however_the_delay_varies(serv
     assert_eq!(denied, 0);
 }
 
-async fn a_key_that_moves_to_redis_takes_its_debt_along_and_brings_it_back(server: RedisServer) {
-    let limiter = limiter(&server, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
+async fn a_key_that_moves_to_redis_takes_its_debt_along_and_brings_it_back(server: &mut Redis) {
+    let limiter = limiter(server, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
     let spend = async |count: usize| {
         let mut allowed = 0;
         for _ in 0..count {
@@ -246,20 +374,20 @@ async fn a_key_that_moves_to_redis_takes_its_debt_along_and_brings_it_back(serve
     assert_eq!(spend(10).await, 3, "seven of ten were spent, wherever they were counted");
     limiter.rollout().put(InForce { percent: Percent::ALL, revision: 5 });
     assert_eq!(spend(10).await, 0);
-    let _: String = server.run(&["FLUSHALL"]);
+    server.run(&["FLUSHALL"]);
     assert_eq!(spend(10).await, 0, "what Redis forgot, this process still knows");
 }
 
-async fn a_forgotten_script_is_taught_again_within_the_same_call(server: RedisServer) {
-    let limiter = limiter(&server, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
+async fn a_forgotten_script_is_taught_again_within_the_same_call(server: &mut Redis) {
+    let limiter = limiter(server, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
     for _ in 0..3 {
-        let _: String = server.run(&["SCRIPT", "FLUSH"]);
+        server.run(&["SCRIPT", "FLUSH"]);
         let decision = limiter.check_key("default", b"k", Hit::ONE).unwrap().await;
         assert_eq!((decision.backend(), decision.fallback()), (Backend::Redis, None));
     }
 }
 
-async fn a_request_with_subjects_in_both_stores_charges_both_or_neither(server: RedisServer) {
+async fn a_request_with_subjects_in_both_stores_charges_both_or_neither(server: &mut Redis) {
     let mut rules = Rules::none();
     let by_key = Subject::new([Part::Header("x-api-key".into())]);
     let everyone = Subject::new([Part::Everyone]);
@@ -269,7 +397,7 @@ async fn a_request_with_subjects_in_both_stores_charges_both_or_neither(server: 
         1,
         [Policy::new("all", everyone, quota(100, 3600, 100)), Policy::new("each", by_key, quota(2, 3600, 2))],
     );
-    let limiter = limiter(&server, rules, Duration::from_secs(5)).await;
+    let limiter = limiter(server, rules, Duration::from_secs(5)).await;
     // A bucket for everyone moves only at 100 %; look for a key that has moved at 99.99 %.
     let nearly = Percent::from_basis_points(9_999).unwrap();
     limiter.rollout().put(InForce { percent: nearly, revision: 2 });
@@ -288,22 +416,24 @@ async fn a_request_with_subjects_in_both_stores_charges_both_or_neither(server: 
 }
 
 /// A cache evicts first what nobody reads; then the next instance to start would make another secret.
-async fn the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts(server: RedisServer) {
-    let limiter = limiter(&server, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
-    let secret: String = server.run(&["GET", "tidegate:secret"]);
-    let _: String = server.run(&["FLUSHALL"]);
+async fn the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts(server: &mut Redis) {
+    let limiter = limiter(server, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
+    let keeper = server.server_of("tidegate:secret");
+    let secret: String = keeper.run(&["GET", "tidegate:secret"]);
+    let _: String = keeper.run(&["FLUSHALL"]);
     support::until("the secret is there again", async || {
-        server.run::<Option<String>>(&["GET", "tidegate:secret"]).as_ref() == Some(&secret)
+        keeper.run::<Option<String>>(&["GET", "tidegate:secret"]).as_ref() == Some(&secret)
     })
     .await;
     assert!(limiter.store().unwrap().is_in_use());
 }
 
 async fn an_instance_without_requests_finds_out_by_itself_that_redis_is_away_and_that_it_is_back(
-    mut server: RedisServer,
+    server: &mut Redis,
 ) {
-    let limiter = limiter(&server, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
+    let limiter = limiter(server, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
     let store = limiter.store().unwrap();
+    let server = server.server_of("any key");
     server.kill();
     support::until("it knows", async || !store.is_in_use()).await;
     let kind = store.state().last_fault.unwrap().kind.as_str();

@@ -184,6 +184,8 @@ pub(super) fn store(
         namespace: redis.namespace.clone(),
         // 144 commands a day: little even of a free plan's 10 000.
         secret_interval: settings.rollout.secret.is_none().then_some(Duration::from_secs(600)),
+        cluster: redis.cluster,
+        map_interval: Some(Duration::from_secs(60)),
     };
     RedisStore::new(options, clock, Arc::clone(rollout), Arc::clone(observer))
         .map(|store| Some(store.with_plan(redis.commands_per_day, redis.billed_per_call)))

@@ -185,6 +185,8 @@ pub struct Redis {
     pub warn_interval: Duration,
     /// First part of every key.
     pub namespace: String,
+    /// Whether it is a cluster; `None`: that is found out.
+    pub cluster: Option<bool>,
     /// What the plan allows this instance a day, if somebody says.
     pub commands_per_day: Option<NonZeroU64>,
     /// What the provider counts for one script call.

@@ -1,7 +1,7 @@
 //! How things stand, gathered from whoever knows.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
@@ -14,7 +14,7 @@ use crate::limiter::clock::Micros;
 use crate::limiter::rollout::Percent;
 use crate::limiter::{Held, Limiter};
 use crate::redis::target::Protocol;
-use crate::redis::{LinkState, RedisStore, Spending};
+use crate::redis::{LinkState, NodeState, RedisStore, Spending};
 
 /// Where `/metrics` comes from.
 pub type Scrape = Box<dyn Fn(Held, u32) -> String + Send + Sync>;
@@ -48,6 +48,45 @@ pub struct RedisView {
     probe_ms: Option<f64>,
     /// Calls under way.
     in_flight: u32,
+    /// Of a cluster its nodes; `null` of one server.
+    nodes: Option<Vec<NodeView>>,
+}
+
+/// A node of a cluster in the admin API's words.
+#[derive(Debug, Serialize)]
+struct NodeView {
+    address: String,
+    /// How much of all slots it serves.
+    slots_percent: f64,
+    /// As `state` above.
+    state: &'static str,
+    since: String,
+    next_probe_in_ms: Option<u64>,
+    last_error_kind: Option<&'static str>,
+    last_error: Option<String>,
+    probe_ms: Option<f64>,
+    in_flight: u32,
+}
+
+impl From<NodeState> for NodeView {
+    fn from(NodeState { address, percent, link, in_flight }: NodeState) -> Self {
+        let until = |at: Micros| at.saturating_sub(Utc::now().timestamp_micros().max(0) as Micros) / 1_000;
+        Self {
+            address,
+            slots_percent: percent,
+            state: link.breaker.as_str(),
+            since: time(link.since),
+            next_probe_in_ms: link.next_probe.map(until),
+            last_error_kind: link.last_fault.as_ref().map(|fault| fault.kind.as_str()),
+            last_error: link.last_fault.map(|fault| fault.detail.into()),
+            probe_ms: link.probe_took.map(milliseconds),
+            in_flight,
+        }
+    }
+}
+
+fn milliseconds(took: Duration) -> f64 {
+    took.as_micros() as f64 / 1_000.0
 }
 
 /// The commands of a day in the admin API's words.
@@ -129,6 +168,7 @@ impl Status {
                 protocol: None,
                 probe_ms: None,
                 in_flight: 0,
+                nodes: None,
             };
         };
         let LinkState { breaker, since, last_fault, protocol, probe_took, .. } = store.state();
@@ -143,14 +183,23 @@ impl Status {
             address: Some(store.target().to_string()),
             commands: Some(CommandsView { today, per_day, exhausted_at: exhausted_at.map(time) }),
             protocol: protocol.map(Protocol::as_str),
-            probe_ms: probe_took.map(|took| took.as_micros() as f64 / 1_000.0),
+            probe_ms: probe_took.map(milliseconds),
             in_flight: store.in_flight(),
+            nodes: store.nodes().map(|nodes| nodes.into_iter().map(NodeView::from).collect()),
         }
+    }
+
+    /// How much of its keys Redis decides, in percent, where that is a cluster of which some nodes are away.
+    fn part_in_use(&self) -> Option<f64> {
+        let nodes = self.limiter.store()?.nodes()?;
+        let closed = nodes.iter().filter(|node| node.link.breaker == State::Closed);
+        let percent = closed.map(|node| node.percent).sum::<f64>().min(100.0);
+        (percent > 0.0).then_some(percent)
     }
 
     /// Who decides for the keys of the canary right now.
     pub fn effective_backend(&self) -> &'static str {
-        let in_use = self.limiter.store().is_some_and(RedisStore::is_in_use);
+        let in_use = self.limiter.store().is_some_and(RedisStore::is_in_use) || self.part_in_use().is_some();
         let wanted = self.limiter.rollout().in_force().percent > Percent::NONE;
         if in_use && wanted { "redis" } else { "memory" }
     }
@@ -167,6 +216,11 @@ impl Status {
             }
             Some(LinkState { breaker: State::Closed, .. }) => {
                 format!("Redis decides {percent} % of the keys")
+            }
+            Some(_) if let Some(part) = self.part_in_use() => {
+                format!(
+                    "degraded: nodes of the Redis Cluster are away, {part:.0} % of Redis' keys are decided by it"
+                )
             }
             Some(LinkState { breaker: State::HalfOpen, .. }) => {
                 "degraded: Redis is back and warms up, some of its keys are still decided in memory"

@@ -10,10 +10,11 @@ use super::check::Check;
 use super::clock::Micros;
 use super::decision::{Backend, Decision, Ruling};
 use super::passage::Passage;
+use super::places::{self, Answered, Part, Payment};
 use super::policy::{Mode, OnRedisError, PolicyId, Rules};
 use super::rollout::Arm;
 use super::share::Share;
-use super::store::{Fault, FaultKind, Readings, SharedCharge, Store};
+use super::store::{Fault, FaultKind, SharedCharge, Store};
 use super::{Hit, Limiter};
 
 impl<S: Store> Limiter<S> {
@@ -52,8 +53,14 @@ impl<S: Store> Limiter<S> {
             return None;
         }
         let store = self.store.as_ref()?;
-        let (lag, now) = (store.lag()?, self.clock.now());
-        let share = if store.is_recovering(now) { self.share() } else { Share::WHOLE };
+        let now = self.clock.now();
+        let (mut lag, mut recovering) = (0, false);
+        for item in bill.items.iter().filter(|item| item.arm == Arm::Canary) {
+            let subject = item.shared?;
+            lag = store.lag(subject)?.max(lag);
+            recovering |= store.is_recovering(subject, now);
+        }
+        let share = if recovering { self.share() } else { Share::WHOLE };
         let charges = |arm: Arm, share: Share| -> Charges {
             let items = bill.items.iter().filter(|item| item.arm == arm);
             items.map(|item| Charge { share, ..self.charge(item, rules, cost, now) }).collect()
@@ -105,13 +112,11 @@ impl<S: Store> Limiter<S> {
         hit: Hit,
     ) -> Decision {
         let charged_at = self.clock.now();
-        let charges = |arm: Arm| -> Charges {
-            let items = bill.items.iter().filter(|item| item.arm == arm);
-            items.map(|item| self.charge(item, &rules, cost, charged_at)).collect()
-        };
+        let payment = Payment { rules: &rules, cost, charged_at };
         // Memory first: when it denies, Redis is not asked.
         let peek = hit.writes_nothing();
-        let (here, there) = (charges(Arm::Control), charges(Arm::Canary));
+        let here = bill.items.iter().filter(|item| item.arm == Arm::Control);
+        let here: Charges = here.map(|item| self.charge(item, &rules, cost, charged_at)).collect();
         let here_readings = self.memory.charge(&here, peek, charged_at);
         if denied(&here, &here_readings) {
             let verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here_readings);
@@ -119,47 +124,62 @@ impl<S: Store> Limiter<S> {
             self.penalise(&bill, &decision, peek, charged_at);
             return decision;
         }
-        let (there_readings, fault) = match self.charge_there(&rules, &bill, &there, peek).await {
-            Ok(charged) => charged,
-            Err((policy, fault)) => {
-                if !peek {
-                    self.memory.refund(&here, &here_readings, charged_at, self.clock.now());
-                }
-                return Decision::ruled(rules, bill.revision, Ruling::StoreAway(policy, fault));
-            }
+        let parts = self.parts(&bill, payment);
+        let asked = |part| self.charge_there(&rules, part, peek);
+        let answers = match parts.as_slice() {
+            [one] => SmallVec::from_iter([asked(one).await]),
+            several => places::all(several.iter().map(asked)).await,
         };
-        let backend = if fault.is_some() { Backend::Memory } else { Backend::Redis };
+        // What was charged in one place although another denies or refuses. Of one place the store itself charges all or
+        // nothing, and memory had room.
+        let take_back = || {
+            if peek {
+                return;
+            }
+            self.memory.refund(&here, &here_readings, charged_at, self.clock.now());
+            let charged = parts.iter().zip(&answers).filter(|_| parts.len() > 1);
+            let charged = charged.filter_map(|(part, answer)| Some((part, answer.as_ref().ok()?)));
+            charged.for_each(|(part, answered)| self.take_back(part, answered, payment));
+        };
+        let refused = answers.iter().find_map(|answer| answer.as_ref().err());
+        if let Some(&(policy, fault)) = refused {
+            take_back();
+            return Decision::ruled(rules, bill.revision, Ruling::StoreAway(policy, fault));
+        }
         let mut verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here_readings);
-        verdicts.extend(bill.verdicts(Arm::Canary, backend, fault, &there_readings));
+        for (part, answered) in parts.iter().zip(&answers) {
+            let Ok(Answered { readings, fault, .. }) = answered else { continue };
+            let backend = if fault.is_some() { Backend::Memory } else { Backend::Redis };
+            let judged = part.items.iter().zip(readings);
+            verdicts.extend(judged.map(|(item, &reading)| item.verdict(backend, *fault, reading)));
+        }
         for verdict in verdicts.iter_mut().filter(|verdict| verdict.fallback.is_some()) {
             let policy = rules.policy(verdict.policy);
             if policy.on_redis_error == OnRedisError::Open && policy.mode == Mode::Enforce {
                 verdict.waive();
             }
         }
-        let decision = Decision::of(rules, bill.revision, verdicts);
-        // Memory had room.
-        if !decision.allowed() && !peek && !here.is_empty() {
-            self.memory.refund(&here, &here_readings, charged_at, self.clock.now());
+        let decision = Decision::of(Arc::clone(&rules), bill.revision, verdicts);
+        if !decision.allowed() {
+            take_back();
         }
         self.penalise(&bill, &decision, peek, charged_at);
         decision
     }
 
-    /// Charges the shared store, or memory in its place. An error is the policy that refuses when that happens.
+    /// Charges one place of the shared store, or memory in its place. An error is the policy that refuses when that happens.
     async fn charge_there(
         &self,
         rules: &Rules,
-        bill: &Bill,
-        charges: &Charges,
+        part: &Part<'_>,
         peek: bool,
-    ) -> Result<(Readings, Option<FaultKind>), (PolicyId, FaultKind)> {
+    ) -> Result<Answered, (PolicyId, FaultKind)> {
         let now = self.clock.now();
+        let charges = &part.charges;
         let passage = self.memory.depart(charges, peek, now);
-        let shared: Option<SmallVec<[SharedCharge<'_>; 2]>> = bill
+        let shared: Option<SmallVec<[SharedCharge<'_>; 2]>> = part
             .items
             .iter()
-            .filter(|item| item.arm == Arm::Canary)
             .zip(charges.iter().zip(passage.notes()))
             .map(|(item, (charge, (note, span)))| {
                 Some(SharedCharge {
@@ -181,10 +201,11 @@ impl<S: Store> Limiter<S> {
         };
         match charged {
             Ok(charged) if charged.readings.len() == charges.len() && charged.from.len() == charges.len() => {
-                Ok((passage.answered(charged, self.clock.now()), None))
+                let readings = passage.answered(charged, self.clock.now());
+                Ok(Answered { readings, fault: None, here: Charges::new() })
             }
-            Ok(_) => self.decide_here(rules, bill, charges, passage, FaultKind::Protocol),
-            Err(fault) => self.decide_here(rules, bill, charges, passage, fault.kind),
+            Ok(_) => self.decide_here(rules, part, passage, FaultKind::Protocol),
+            Err(fault) => self.decide_here(rules, part, passage, fault.kind),
         }
     }
 
@@ -192,23 +213,22 @@ impl<S: Store> Limiter<S> {
     fn decide_here(
         &self,
         rules: &Rules,
-        bill: &Bill,
-        charges: &Charges,
+        part: &Part<'_>,
         passage: Passage<'_>,
         fault: FaultKind,
-    ) -> Result<(Readings, Option<FaultKind>), (PolicyId, FaultKind)> {
-        let items = || bill.items.iter().filter(|item| item.arm == Arm::Canary);
-        let policies = || items().map(|item| rules.policy(item.policy));
-        let refuses = |item: &&Item| {
+    ) -> Result<Answered, (PolicyId, FaultKind)> {
+        let policies = || part.items.iter().map(|item| rules.policy(item.policy));
+        let refuses = |item: &&&Item| {
             let policy = rules.policy(item.policy);
             policy.on_redis_error == OnRedisError::Deny && policy.mode == Mode::Enforce
         };
         // Given up by being dropped: nothing is charged.
-        if let Some(item) = items().find(refuses) {
+        if let Some(item) = part.items.iter().find(refuses) {
             return Err((item.policy, fault));
         }
         let share = self.share();
-        let here: Charges = charges
+        let here: Charges = part
+            .charges
             .iter()
             .zip(policies())
             .map(|(charge, policy)| Charge {
@@ -218,11 +238,11 @@ impl<S: Store> Limiter<S> {
             })
             .collect();
         let readings = passage.decide_here(&here, self.clock.now());
-        Ok((readings, Some(fault)))
+        Ok(Answered { readings, fault: Some(fault), here })
     }
 
     #[inline]
-    fn charge(&self, item: &Item, rules: &Rules, cost: u32, now: Micros) -> Charge {
+    pub(super) fn charge(&self, item: &Item, rules: &Rules, cost: u32, now: Micros) -> Charge {
         let policy = rules.policy(item.policy);
         let span = policy.calendar.as_ref().map(|calendar| calendar.span(now, self.clock.behind_the_wall()));
         Charge {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::breaker;
 use super::clock::Micros;
 use super::decision::Decision;
 use super::policy::Rules;
@@ -58,6 +59,37 @@ pub enum Event<'a> {
     StoreLost(&'a Fault),
     /// An attempt to connect failed.
     StoreUnreachable(&'a Fault),
+    /// A part of the store can't be used: from now on memory decides for its share of the keys.
+    StorePartLost {
+        /// Which node, by its address.
+        node: &'a str,
+        /// How much of all slots it served.
+        percent: f64,
+        /// Why.
+        fault: &'a Fault,
+    },
+    /// The store decides for that share of the keys again.
+    StorePartBack {
+        /// Which node had served it.
+        node: &'a str,
+        /// How much of all slots it was.
+        percent: f64,
+        /// How long memory decided.
+        lasted: Duration,
+    },
+    /// The links to the nodes of a store that has several.
+    StoreNodes {
+        /// The worst of their states.
+        worst: breaker::State,
+        /// How many connections are in use.
+        connections: usize,
+        /// How many nodes are in each state.
+        nodes: [u32; 3],
+    },
+    /// Something about the store that is worth a word.
+    StoreRemark(&'a str),
+    /// What a request had been charged in one place was given back, because another denied it.
+    ChargeReturned(Outcome),
     /// Most of what the provider allows a day is spent.
     StoreAllowanceNearlySpent {
         /// Commands today.

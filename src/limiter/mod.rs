@@ -18,6 +18,7 @@ mod identity;
 pub mod memory;
 pub mod passage;
 pub mod penalty;
+mod places;
 pub mod policy;
 pub mod rollout;
 pub mod route;

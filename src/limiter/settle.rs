@@ -25,6 +25,7 @@ use super::charge::Charge;
 use super::clock::Micros;
 use super::decision::{Backend, Decision, Verdict, Verdicts};
 use super::gcra::Reading;
+use super::places;
 use super::policy::{Policy, PolicyId, Rules};
 use super::share::Share;
 use super::store::{Charged, SharedCharge, Store};
@@ -157,7 +158,7 @@ impl<S: Store> Limiter<S> {
         let outcome = if there.is_empty() {
             Settling::Done(outcome?)
         } else {
-            Settling::Asking(Box::pin(Arc::clone(self).settle_there(Arc::clone(rules), there)))
+            Settling::Asking(Box::pin(Arc::clone(self).settle_everywhere(Arc::clone(rules), there)))
         };
         let decision = Decision::of(Arc::clone(rules), decision.revision, verdicts);
         Some(Settlement { decision, outcome })
@@ -196,7 +197,53 @@ impl<S: Store> Limiter<S> {
         (!nothing).then_some(Due { policy: item.policy, shared: item.shared, charge, change })
     }
 
-    /// Settles in the shared store. The whole request is due more, or all of it less.
+    /// Gives back what these buckets of one place were charged for a request that was then denied elsewhere: as if it had
+    /// turned out to cost nothing.
+    pub(super) fn give_back<'i>(
+        self: &Arc<Self>,
+        rules: &Arc<Rules>,
+        charged: impl Iterator<Item = (&'i bill::Item, Reading)>,
+        cost: u32,
+        charged_at: Micros,
+    ) {
+        let now = self.clock.now();
+        let mut tab = Tab::default();
+        (tab.cost, tab.opened_at) = (cost, charged_at);
+        let dues: SmallVec<[Due; 2]> = charged
+            .filter_map(|(item, reading)| {
+                let policy = rules.policy(item.policy);
+                let verdict = item.verdict(Backend::Redis, None, reading);
+                let charged = policy.quota.charge(cost);
+                let bill::Item { policy: id, key, shared, .. } = *item;
+                let item = Item { policy: id, key, shared, charged, open_before: 0 };
+                self.due(&item, policy, &verdict, (&tab, 0, now))
+            })
+            .collect();
+        let Some(store) = self.store.as_ref().filter(|_| !dues.is_empty()) else { return };
+        let refund = Arc::clone(self).settle_there(Arc::clone(rules), dues.clone());
+        if !store.behind(refund) {
+            dues.into_iter().for_each(|due| self.memory.take(due, now));
+        }
+    }
+
+    /// Settles in each place of the shared store at the same time.
+    async fn settle_everywhere(self: Arc<Self>, rules: Arc<Rules>, dues: SmallVec<[Due; 2]>) -> Outcome {
+        let place = |due: &Due| Some(self.store.as_ref()?.place(due.shared?));
+        let mut places: Vec<(Option<u16>, SmallVec<[Due; 2]>)> = Vec::new();
+        for due in dues {
+            let place = place(&due);
+            match places.iter_mut().find(|(other, _)| *other == place) {
+                Some((_, dues)) => dues.push(due),
+                None => places.push((place, SmallVec::from_iter([due]))),
+            }
+        }
+        let settled =
+            places.into_iter().map(|(_, dues)| Arc::clone(&self).settle_there(Arc::clone(&rules), dues));
+        // What was noted here alone is the greatest.
+        places::all(settled).await.into_iter().max_by_key(|outcome| *outcome as u8).unwrap_or(Outcome::Noted)
+    }
+
+    /// Settles in one place of the shared store. The whole request is due more, or all of it less.
     async fn settle_there(self: Arc<Self>, rules: Arc<Rules>, mut dues: SmallVec<[Due; 2]>) -> Outcome {
         let now = self.clock.now();
         dues.iter_mut().for_each(|due| due.age(now));

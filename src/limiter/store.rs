@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::calendar::Span;
 use super::clock::Micros;
 use super::gcra::{Quota, Reading};
+use super::settle::Outcome;
 use super::subject::SubjectHash;
 
 /// One reading per charge, in the order of the charges.
@@ -63,13 +64,16 @@ pub trait Store: Send + Sync + 'static {
         now: Micros,
     ) -> impl Future<Output = Result<Charged, Fault>> + Send;
 
-    /// The shortest that a call took lately, in microseconds: no call made now is judged much before. `None` when none
-    /// would be made.
-    fn lag(&self) -> Option<Micros>;
+    /// Where this subject's buckets are kept: those of subjects in different places can't be charged in one call.
+    fn place(&self, subject: SubjectHash) -> u16;
 
-    /// Whether it came back a short while ago: then a hit has to pass the share of this instance as well, since what the
-    /// others admitted meanwhile is not there yet.
-    fn is_recovering(&self, now: Micros) -> bool;
+    /// The shortest that a call about this subject took lately, in microseconds: no call made now is judged much before.
+    /// `None` when none would be made.
+    fn lag(&self, subject: SubjectHash) -> Option<Micros>;
+
+    /// Whether the place of this subject came back a short while ago: then a hit has to pass the share of this instance as
+    /// well, since what the others admitted meanwhile is not there yet.
+    fn is_recovering(&self, subject: SubjectHash, now: Micros) -> bool;
 
     /// Forgets the debts of one subject under these policies.
     ///
@@ -80,6 +84,10 @@ pub trait Store: Send + Sync + 'static {
         policies: &[&str],
         subject: SubjectHash,
     ) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// Gives back in the background what was charged for a request that another place denied. False when too many such are
+    /// under way: then it is not done.
+    fn behind(&self, refund: impl Future<Output = Outcome> + Send + 'static) -> bool;
 }
 
 /// The store of a process that has none.
@@ -91,15 +99,23 @@ impl Store for NoStore {
         match *self {}
     }
 
-    fn lag(&self) -> Option<Micros> {
+    fn place(&self, _: SubjectHash) -> u16 {
         match *self {}
     }
 
-    fn is_recovering(&self, _: Micros) -> bool {
+    fn lag(&self, _: SubjectHash) -> Option<Micros> {
+        match *self {}
+    }
+
+    fn is_recovering(&self, _: SubjectHash, _: Micros) -> bool {
         match *self {}
     }
 
     async fn forget(&self, _: &[&str], _: SubjectHash) -> Result<(), Fault> {
+        match *self {}
+    }
+
+    fn behind(&self, _: impl Future<Output = Outcome> + Send + 'static) -> bool {
         match *self {}
     }
 }

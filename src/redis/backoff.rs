@@ -9,6 +9,9 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// or from here, up to there, when a person has to mend something: asking hot would only fill the server's log.
 const FIRST_WAIT_FOR_A_PERSON: Duration = Duration::from_secs(30);
 const LONGEST_WAIT_FOR_A_PERSON: Duration = Duration::from_secs(300);
+/// A node whose cluster is down is soon another one's replica, or sound again.
+const FIRST_WAIT_FOR_A_CLUSTER: Duration = Duration::from_millis(250);
+const LONGEST_WAIT_FOR_A_CLUSTER: Duration = Duration::from_secs(1);
 /// A provider's quota is not asked for more often than this: each question may be billed.
 const WAIT_FOR_QUOTA: Duration = Duration::from_secs(300);
 /// So much health makes the next outage a new one.
@@ -20,12 +23,18 @@ pub(super) struct Backoff {
     longest: Duration,
     attempt: u32,
     for_a_person: bool,
+    of_a_node: bool,
 }
 
 impl Backoff {
     /// Waits of at most `longest`, but for what needs a person.
     pub(super) fn new(longest: Duration) -> Self {
-        Self { longest, attempt: 0, for_a_person: false }
+        Self { longest, attempt: 0, for_a_person: false, of_a_node: false }
+    }
+
+    /// For a link to a node of a cluster, whose word that the cluster is down is soon out of date.
+    pub(super) fn of_a_node(self) -> Self {
+        Self { of_a_node: true, ..self }
     }
 
     /// Redis was in use for so long.
@@ -49,6 +58,9 @@ impl Backoff {
             return WAIT_FOR_QUOTA + FIRST_WAIT_FOR_A_PERSON.mul_f64(chance);
         }
         let (first, longest) = match person {
+            _ if self.of_a_node && kind == FaultKind::Cluster => {
+                (FIRST_WAIT_FOR_A_CLUSTER, LONGEST_WAIT_FOR_A_CLUSTER)
+            }
             true => (FIRST_WAIT_FOR_A_PERSON, LONGEST_WAIT_FOR_A_PERSON.max(self.longest)),
             false => (FIRST_WAIT, self.longest),
         };

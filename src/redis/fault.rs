@@ -16,6 +16,9 @@ pub(super) fn classify(error: &RedisError) -> Fault {
         ErrorKind::AuthenticationFailed => {
             "the server refused the user or password (or wants none, and one was sent)".to_owned()
         }
+        ErrorKind::Server(_) | ErrorKind::Extension if is_select_on_a_cluster(error) => {
+            "a Redis Cluster has database 0 only: remove /DB from REDIS_URL".to_owned()
+        }
         ErrorKind::Server(_) | ErrorKind::Extension => {
             let detail = error.detail().unwrap_or_default();
             // "unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'default' …" and the password is next.
@@ -55,6 +58,7 @@ fn of_words(error: &RedisError) -> FaultKind {
     let detail = error.detail().unwrap_or_default();
     let says = |words: &str| detail.contains(words);
     match error.code() {
+        _ if is_select_on_a_cluster(error) => FaultKind::Cluster,
         Some("NOAUTH" | "WRONGPASS") => FaultKind::Auth,
         Some("OOM") => FaultKind::Oom,
         Some("BUSY" | "LOADING") => FaultKind::Loading,
@@ -66,6 +70,10 @@ fn of_words(error: &RedisError) -> FaultKind {
         _ if says("max requests limit") || says("max daily request limit") => FaultKind::Quota,
         _ => FaultKind::Other,
     }
+}
+
+fn is_select_on_a_cluster(error: &RedisError) -> bool {
+    error.detail().is_some_and(|detail| detail.contains("SELECT is not allowed in cluster mode"))
 }
 
 fn of_io(error: &RedisError) -> FaultKind {

@@ -8,6 +8,7 @@ use tokio::time::{sleep, timeout};
 
 use super::backoff::Backoff;
 use super::connect::Connection;
+use super::link::Link;
 use super::{RedisStore, connect, fault};
 use crate::limiter::breaker::State;
 use crate::limiter::store::{Fault, FaultKind};
@@ -21,7 +22,7 @@ impl RedisStore {
     /// # Errors
     /// When Redis is away, or does not let this user publish.
     pub async fn tell_fleet(&self, message: &str) -> Result<usize, Fault> {
-        let channel = self.0.channel();
+        let channel = self.channel();
         let mut command = redis::cmd("PUBLISH");
         command.arg(&channel).arg(message);
         self.command(&channel, &command).await
@@ -30,16 +31,20 @@ impl RedisStore {
     /// Hears what the fleet tells, and calls `hear` with each message. Listens again whenever the connection is lost,
     /// with the same patience as for any other. Runs until it is dropped.
     pub async fn hear_fleet(&self, hear: impl Fn(String)) {
-        let link = &self.0;
-        let mut backoff = Backoff::new(link.options.reconnect_interval);
+        let options = &self.0.options;
+        let mut backoff = Backoff::new(options.reconnect_interval);
         loop {
-            // Whether Redis is there is for the supervisor to find out.
-            while link.breaker.state() == State::Open {
-                sleep(LOOK_EVERY).await;
-            }
+            // Whether Redis is there is for the supervisor to find out. Of a cluster each node passes on what another is
+            // told, but counts only who listens to itself: so all listen to the one that is told.
+            let link = loop {
+                match self.0.link_of(&self.channel()) {
+                    Ok(link) if link.breaker.state() != State::Open => break link,
+                    _ => sleep(LOOK_EVERY).await,
+                }
+            };
             // Weak: whoever holds a connection keeps it open.
             let beside = link.connection.load().as_ref().map(Arc::downgrade);
-            let kind = match timeout(link.options.connect_timeout, self.subscribed()).await {
+            let kind = match timeout(options.connect_timeout, self.subscribed(&link)).await {
                 Ok(Ok(mut messages)) => {
                     let since = Instant::now();
                     let is_over = self.pass_on(&mut messages, beside.as_ref(), &hear).await;
@@ -64,7 +69,6 @@ impl RedisStore {
         beside: Option<&Weak<Connection>>,
         hear: &impl Fn(String),
     ) -> bool {
-        let link = &self.0;
         loop {
             tokio::select! {
                 message = messages.next() => match message.map(|message| message.get_payload::<String>()) {
@@ -74,6 +78,7 @@ impl RedisStore {
                     Some(Err(_)) => {}
                 },
                 () = sleep(LOOK_EVERY) => {
+                    let Ok(link) = self.0.link_of(&self.channel()) else { return false };
                     let now = link.connection.load();
                     if now.as_ref().map(Arc::as_ptr) != beside.map(Weak::as_ptr)
                         || link.breaker.state() == State::Open
@@ -85,17 +90,14 @@ impl RedisStore {
         }
     }
 
-    async fn subscribed(&self) -> Result<redis::aio::PubSubStream, Fault> {
-        let link = &self.0;
+    async fn subscribed(&self, link: &Link) -> Result<redis::aio::PubSubStream, Fault> {
         let login = link.newest_login().await;
         let mut channel = connect::listen(&link.options.target, &login).await?;
-        channel.subscribe(link.channel()).await.map_err(|error| fault::classify(&error))?;
+        channel.subscribe(self.channel()).await.map_err(|error| fault::classify(&error))?;
         Ok(channel.into_on_message())
     }
-}
 
-impl super::link::Link {
     fn channel(&self) -> String {
-        format!("{}:fleet", self.options.namespace)
+        format!("{}:fleet", self.0.options.namespace)
     }
 }

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+use super::cluster::Refusal;
 use super::connect::Connection;
-use super::link::Link;
+use super::link::{Link, Part};
 use super::login::Login;
 use super::target::Protocol;
 use super::{connect, fault, probe, secret};
-use crate::limiter::event::Event;
-use crate::limiter::store::{Fault, FaultKind};
+use crate::limiter::event::{Event, Observer};
+use crate::limiter::store::{Fault, FaultKind, SharedCharge};
 
 impl Link {
     /// A connection that was just made and has proven itself by what a decision needs: the secret, the real script. With
@@ -57,10 +58,8 @@ impl Link {
         within: Duration,
         making: impl Future<Output = Result<T, Fault>>,
     ) -> Result<T, Fault> {
-        self.observer.observe(&Event::StoreConnecting(true));
-        let made = in_time(within, making).await;
-        self.observer.observe(&Event::StoreConnecting(false));
-        made
+        let _connecting = Connecting::told_to(&*self.observer);
+        in_time(within, making).await
     }
 
     async fn make(&self, login: &Arc<Login>, secret: &mut Option<String>) -> Result<Connection, Fault> {
@@ -105,13 +104,14 @@ impl Link {
 
     /// What a decision needs: the secret, the real script.
     async fn settle(&self, connection: &Connection, secret: &mut Option<String>) -> Result<(), Fault> {
+        self.find_out(connection).await?;
         self.agree(connection, secret).await?;
         self.prove(connection).await
     }
 
     /// What the files hold now. One that is of no use is said once, and what it held before stays.
     pub(super) async fn newest_login(&self) -> Arc<Login> {
-        let (newest, bad) = self.logins.newest().await;
+        let (newest, bad) = self.common.logins.newest().await;
         let mut state = self.login.lock();
         if let Some(bad) = bad.as_ref().filter(|bad| state.bad.as_ref() != Some(bad)) {
             self.observer.observe(&Event::StoreLoginUnreadable { detail: &bad.to_string() });
@@ -131,7 +131,7 @@ impl Link {
 
     /// Whether the login that is wanted is another than the one that was let in last.
     pub(super) fn has_other_login(&self) -> bool {
-        let wanted = self.logins.wanted();
+        let wanted = self.common.logins.wanted();
         self.login.lock().proven.as_ref().is_none_or(|proven| !proven.is_same(&wanted))
     }
 
@@ -140,9 +140,18 @@ impl Link {
         let Some(probe) = probe::charge() else {
             return Err(Fault::new(FaultKind::Other, "the probe's quota is malformed"));
         };
-        let (now, started) = (self.clock.now(), Instant::now());
-        let answer = self.ask(connection.calls(), &[probe], false, now).await?;
-        self.offset.learn(answer.now, now, self.clock.now());
+        let subject = match &self.part {
+            Part::First(_) => probe.subject,
+            Part::Node { probe, .. } => probe::subject(probe.load(Ordering::Relaxed)),
+        };
+        let probe = SharedCharge { subject, ..probe };
+        let (now, started) = (self.common.clock.now(), Instant::now());
+        match self.ask(connection.calls(), &[probe], false, (now, false)).await {
+            Ok(answer) => drop(self.offset.learn(answer.now, now, self.common.clock.now())),
+            // It has no slot, or its slots were moved meanwhile: what it does have is the map's to tell.
+            Err(Refusal::Moved(_) | Refusal::Ask(_) | Refusal::NotNow(_)) => {}
+            Err(Refusal::Fault(fault)) => return Err(fault),
+        }
         self.state.lock().probe_took = Some(started.elapsed());
         Ok(())
     }
@@ -153,8 +162,16 @@ impl Link {
         connection: &Connection,
         secret: &mut Option<String>,
     ) -> Result<(), Fault> {
-        if self.options.secret_interval.is_none() {
+        let elsewhere = match &self.part {
+            Part::First(_) => false,
+            Part::Node { keeps_secret, .. } => !keeps_secret.load(Ordering::Relaxed),
+        };
+        if self.options.secret_interval.is_none() || elsewhere {
             return Ok(());
+        }
+        // Another link may have been told it, whose slot this link's node has taken over.
+        if secret.is_none() {
+            secret.clone_from(&self.common.secret.lock());
         }
         // A GET, as a rule.
         self.sent(1);
@@ -162,10 +179,27 @@ impl Link {
         let shared = secret::shared(&mut calls, &self.options.namespace, secret.as_deref()).await;
         let shared = shared.map_err(|error| fault::classify(&error))?;
         if secret.as_ref() != Some(&shared) {
-            self.rollout.learn_keys(secret::derive(shared.as_bytes()));
+            self.common.rollout.learn_keys(secret::derive(shared.as_bytes()));
+            *self.common.secret.lock() = Some(shared.clone());
             *secret = Some(shared);
         }
         Ok(())
+    }
+}
+
+/// A connection is being made, until this is dropped.
+struct Connecting<'a>(&'a dyn Observer);
+
+impl<'a> Connecting<'a> {
+    fn told_to(observer: &'a dyn Observer) -> Self {
+        observer.observe(&Event::StoreConnecting(true));
+        Self(observer)
+    }
+}
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        self.0.observe(&Event::StoreConnecting(false));
     }
 }
 

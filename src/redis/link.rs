@@ -1,7 +1,6 @@
-//! The link to Redis: calls under our own deadline, over a connection that the background makes, proves and replaces
-//! (`supervisor.rs`). No request ever waits for a connection.
+//! The link to one server: calls under a deadline, over a connection that the background makes, proves and replaces
+//! (`supervisor.rs`). No request ever waits for a connection. Of a cluster each master has a link of its own.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,11 +8,12 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{Cmd, Value};
+use redis::{Cmd, FromRedisValue, RedisResult, Value};
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::charge::{self, Answer, SCRIPT};
+use super::cluster::{Found, Refusal};
 use super::connect::Connection;
 use super::fault;
 use super::lag::Lag;
@@ -25,8 +25,7 @@ use crate::limiter::breaker::{Breaker, Permit, State, Verdict};
 use crate::limiter::clock::{Clock, Micros};
 use crate::limiter::event::{Event, Observer};
 use crate::limiter::rollout::Rollout;
-use crate::limiter::store::{Charged, Fault, FaultKind, SharedCharge, Store};
-use crate::limiter::subject::SubjectHash;
+use crate::limiter::store::{Charged, Fault, FaultKind, SharedCharge};
 
 /// How to reach Redis and how patiently.
 #[derive(Clone, Debug)]
@@ -43,7 +42,7 @@ pub struct Options {
     pub reconnect_interval: Duration,
     /// How long the share of the subjects that Redis decides grows after an outage; 0: everybody at once.
     pub warm_up: Duration,
-    /// The most calls under way at once. Whoever comes then is decided from memory, at once.
+    /// The most calls under way at once, to each node of a cluster. Whoever comes then is decided from memory, at once.
     pub max_in_flight: u32,
     /// What our keys begin with.
     pub namespace: String,
@@ -51,19 +50,47 @@ pub struct Options {
     /// cache under pressure evicts first what nobody reads, and the next instance to start would make another
     /// secret: buckets and keys of its own. Each look is a command that the provider bills.
     pub secret_interval: Option<Duration>,
+    /// Whether it is a cluster; `None`: it is found out by the first connection.
+    pub cluster: Option<bool>,
+    /// How often a cluster is asked for its map without a cause. `None`: it never is, nor with a cause, so that nothing
+    /// that moves is followed but by the word of the servers themselves: only tests want that.
+    pub map_interval: Option<Duration>,
 }
 
-/// The shared store in Redis. Cheap to clone: all clones are one.
-#[derive(Clone)]
-pub struct RedisStore(pub(super) Arc<Link>);
+/// What all links of a store share.
+pub(super) struct Common {
+    pub(super) logins: Arc<Logins>,
+    pub(super) spent: Spent,
+    /// The fleet's secret, once Redis has told it.
+    pub(super) secret: Mutex<Option<String>>,
+    pub(super) clock: Clock,
+    pub(super) rollout: Arc<Rollout>,
+    /// EVALSHA's first argument.
+    script: redis::Script,
+}
+
+impl Common {
+    pub(super) fn new(options: &Options, clock: Clock, rollout: Arc<Rollout>) -> Result<Self, BadLogin> {
+        Ok(Self {
+            logins: Arc::new(Logins::new(options.target.clone(), options.files.clone())?),
+            spent: Spent::default(),
+            secret: Mutex::default(),
+            clock,
+            rollout,
+            script: redis::Script::new(SCRIPT),
+        })
+    }
+}
 
 pub(super) struct Link {
     pub(super) options: Options,
-    pub(super) logins: Arc<Logins>,
+    pub(super) common: Arc<Common>,
+    /// What it is of.
+    pub(super) part: Part,
+    /// The login that it has heard of: see [`Logins::changed`].
+    pub(super) heard_login: AtomicU64,
     /// What the connection in use was made with, and what was said of others.
     pub(super) login: Mutex<LoginState>,
-    /// EVALSHA's first argument.
-    script: redis::Script,
     /// The connection in use; the supervisor alone puts it there and takes it away. Whether it is asked is the
     /// breaker's to say.
     pub(super) connection: ArcSwapOption<Connection>,
@@ -77,15 +104,27 @@ pub(super) struct Link {
     pub(super) suspected: Notify,
     /// A call found the connection closed.
     pub(super) missed: Notify,
+    /// The map of the cluster says what is this node's.
+    pub(super) mapped: Notify,
     pub(super) offset: ClockOffset,
     lag: Lag,
-    spent: Spent,
     /// Until when hits have to pass this instance's share as well.
     pub(super) recovered_at: AtomicU64,
-    pub(super) clock: Clock,
-    pub(super) rollout: Arc<Rollout>,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) state: Mutex<LinkState>,
+}
+
+/// What a link is of.
+pub(super) enum Part {
+    /// Of the server that the URL names, which turns out to be the only one or a node of a cluster.
+    First(Found),
+    /// Of a node of a cluster.
+    Node {
+        /// Whose bucket the probe charges: a slot of this node's.
+        probe: AtomicU64,
+        /// Whether the slot of the fleet's secret is this node's.
+        keeps_secret: AtomicBool,
+    },
 }
 
 /// A connection that lasted this long and is lost is replaced before it is called an outage. Where they break as soon as
@@ -120,30 +159,26 @@ pub struct LinkState {
     pub probe_took: Option<Duration>,
 }
 
-impl RedisStore {
-    /// A store that is not connected yet: spawn [`RedisStore::keep_connected`].
-    ///
-    /// # Errors
-    /// When a file can't be read or makes no sense. Nothing is asked of the network.
-    pub fn new(
+impl Link {
+    pub(super) fn new(
         options: Options,
-        clock: Clock,
-        rollout: Arc<Rollout>,
+        common: Arc<Common>,
+        part: Part,
         observer: Arc<dyn Observer>,
-    ) -> Result<Self, BadLogin> {
-        let logins = Arc::new(Logins::new(options.target.clone(), options.files.clone())?);
+    ) -> Self {
         let state = LinkState {
             breaker: State::Open,
-            since: clock.now(),
+            since: common.clock.now(),
             last_fault: None,
             next_probe: None,
             protocol: None,
             probe_took: None,
         };
-        Ok(Self(Arc::new(Link {
-            logins,
+        Self {
+            common,
+            part,
+            heard_login: AtomicU64::new(0),
             login: Mutex::default(),
-            script: redis::Script::new(SCRIPT),
             connection: ArcSwapOption::empty(),
             without_hello: AtomicBool::new(false),
             breaker: Breaker::new(options.max_in_flight),
@@ -151,155 +186,142 @@ impl RedisStore {
             opened: Notify::new(),
             suspected: Notify::new(),
             missed: Notify::new(),
+            mapped: Notify::new(),
             offset: ClockOffset::default(),
             lag: Lag::default(),
-            spent: Spent::default(),
             recovered_at: AtomicU64::new(0),
-            clock,
-            rollout,
             observer,
             state: Mutex::new(state),
             options,
-        })))
+        }
     }
 
-    /// What the provider's plan allows this instance a day, and what it counts for one script call.
-    pub fn with_plan(self, commands_per_day: Option<NonZeroU64>, billed_per_call: u32) -> Self {
-        let per_day = commands_per_day.map_or(0, NonZeroU64::get);
-        self.0.spent.plan(per_day, u64::from(billed_per_call), self.0.clock.now());
-        self
+    /// What it says of itself.
+    pub(super) fn state(&self) -> LinkState {
+        self.state.lock().clone()
     }
 
-    /// What is spent of that.
-    pub fn spending(&self) -> Spending {
-        self.0.spent.spending(self.0.clock.now())
-    }
-
-    /// Connects, and connects again whenever the connection is lost. Runs until it is dropped.
-    pub async fn keep_connected(self) {
-        self.0.supervise().await;
-    }
-
-    /// What the link says of itself.
-    pub fn state(&self) -> LinkState {
-        self.0.state.lock().clone()
-    }
-
-    /// Whether Redis is in use by all of its subjects.
-    pub fn is_in_use(&self) -> bool {
-        self.0.state.lock().breaker == State::Closed
-    }
-
-    /// How long until Redis is tried next; `None` while it is in use or being tried.
-    pub fn next_probe_in(&self) -> Option<Duration> {
-        let next = self.0.state.lock().next_probe?;
-        Some(Duration::from_micros(next.saturating_sub(self.0.clock.now())))
-    }
-
-    /// The user, password and certificates, to be read again when their files change.
-    pub fn logins(&self) -> &Arc<Logins> {
-        &self.0.logins
-    }
-
-    /// Calls under way.
-    pub fn in_flight(&self) -> u32 {
-        self.0.breaker.in_flight()
-    }
-
-    /// Where Redis is, in words that hold no secret.
-    pub fn target(&self) -> &Target {
-        &self.0.options.target
-    }
-}
-
-impl Store for RedisStore {
-    async fn charge(&self, charges: &[SharedCharge<'_>], peek: bool, now: Micros) -> Result<Charged, Fault> {
-        let link = &*self.0;
-        let permit = link.breaker.admit(rank(charges), now).map_err(Fault::unasked)?;
+    /// Charges until the deadline. `asking`: of a slot that is about to be this node's.
+    ///
+    /// # Errors
+    /// See [`Store::charge`](crate::limiter::store::Store::charge), and where else to ask.
+    pub(super) async fn charge(
+        &self,
+        charges: &[SharedCharge<'_>],
+        peek: bool,
+        now: Micros,
+        (deadline, asking): (Instant, bool),
+    ) -> Result<Charged, Refusal> {
+        let permit = self.breaker.admit(rank(charges), now).map_err(Fault::unasked)?;
         // After the permit: so this is the connection of its generation or a younger one, never an older.
-        let Some(connection) = link.connection.load_full() else { return Err(Fault::open()) };
+        let Some(connection) = self.connection.load_full() else { return Err(Fault::open().into()) };
         if connection.is_over() {
             // The background makes a fresh one, and says how that goes.
-            link.missed.notify_one();
-            return Err(Fault::open());
+            self.missed.notify_one();
+            return Err(Fault::open().into());
         }
         connection.note_use();
         let started = Instant::now();
-        let asked = link.ask(connection.calls(), charges, peek, now);
-        let outcome = match timeout(link.options.timeout, asked).await {
+        let asked = self.ask(connection.calls(), charges, peek, (now, asking));
+        let outcome = match timeout_at(deadline, asked).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Fault::new(FaultKind::Timeout, "no answer within REDIS_TIMEOUT_MS")),
+            Err(_) => Err(Fault::new(FaultKind::Timeout, "no answer within REDIS_TIMEOUT_MS").into()),
         };
         match outcome {
             Ok(Answer { now: server, readings, from }) => {
-                let received = link.clock.now();
+                let received = self.common.clock.now();
                 permit.succeeded(received);
-                link.lag.learn(received.saturating_sub(now), received);
-                link.observer.observe(&Event::StoreAnswered { took: started.elapsed() });
-                let judged_at = link.offset.learn(server, now, received);
+                self.lag.learn(received.saturating_sub(now), received);
+                self.observer.observe(&Event::StoreAnswered { took: started.elapsed() });
+                let judged_at = self.offset.learn(server, now, received);
                 Ok(Charged { readings, from, judged_at })
             }
-            Err(fault) => {
-                link.failed(permit, &connection, &fault);
-                Err(fault)
+            Err(Refusal::Fault(fault)) => {
+                self.failed(permit, &connection, &fault);
+                Err(fault.into())
             }
+            // A sound node's word about one slot counts neither way.
+            Err(elsewhere) => Err(elsewhere),
         }
     }
 
-    fn lag(&self) -> Option<Micros> {
-        match self.0.breaker.state() {
-            State::Closed | State::HalfOpen => Some(self.0.lag.shortest()),
-            State::Open => None,
-        }
-    }
-
-    fn is_recovering(&self, now: Micros) -> bool {
-        now < self.0.recovered_at.load(Ordering::Relaxed)
-    }
-
-    async fn forget(&self, policies: &[&str], subject: SubjectHash) -> Result<(), Fault> {
-        let namespace = &self.0.options.namespace;
-        let keys: Vec<String> =
-            policies.iter().map(|policy| charge::key(namespace, policy, subject)).collect();
-        let Some(first) = keys.first() else { return Ok(()) };
-        let mut command = redis::cmd("DEL");
-        command.arg(&keys);
-        // All keys of a subject are in one place.
-        self.command::<Value>(first, &command).await.map(drop)
-    }
-}
-
-impl Link {
     /// One EVALSHA; when the server has forgotten the script, one EVAL, which teaches it again.
     pub(super) async fn ask(
         &self,
         mut connection: MultiplexedConnection,
         charges: &[SharedCharge<'_>],
         peek: bool,
-        now: Micros,
-    ) -> Result<Answer, Fault> {
+        (now, asking): (Micros, bool),
+    ) -> Result<Answer, Refusal> {
         let sent_at = self.offset.server_time(now);
-        self.spend(self.spent.call(now));
+        self.spend(self.common.spent.call(now));
         let mut command = redis::cmd("EVALSHA");
-        command.arg(self.script.get_hash());
+        command.arg(self.common.script.get_hash());
         charge::arguments(&mut command, &self.options.namespace, charges, peek, sent_at);
-        let value = match answered(&mut connection, &command).await {
+        let value = match answered(&mut connection, &command, asking).await {
             Err(error) if charge::is_unknown_script(&error) => {
-                self.spend(self.spent.call(now));
+                self.spend(self.common.spent.call(now));
                 let mut command = redis::cmd("EVAL");
                 command.arg(SCRIPT);
                 charge::arguments(&mut command, &self.options.namespace, charges, peek, sent_at);
-                answered(&mut connection, &command).await
+                answered(&mut connection, &command, asking).await
             }
             outcome => outcome,
         };
-        let value = value.map_err(|error| fault::classify(&error))?;
-        charge::answer(&value, charges)
+        let value = value.map_err(|error| self.refusal(&error))?;
+        Ok(charge::answer(&value, charges)?)
+    }
+
+    /// Sends one command of the background, with the patience of a connection. `asking` as for [`Link::charge`].
+    pub(super) async fn send<T: FromRedisValue>(&self, command: &Cmd, asking: bool) -> Result<T, Refusal> {
+        let Some(connection) = self.connection.load_full() else { return Err(Fault::open().into()) };
+        let mut calls = connection.calls();
+        self.sent(1);
+        let answer = timeout(self.options.connect_timeout, answered(&mut calls, command, asking)).await;
+        let answer = answer.map_err(|_| Fault::new(FaultKind::Timeout, "no answer in time"))?;
+        let value = answer.map_err(|error| self.refusal(&error))?;
+        redis::from_redis_value(value).map_err(|_| Fault::new(FaultKind::Protocol, "an odd answer").into())
+    }
+
+    /// Nobody but a node of a cluster sends us elsewhere: from another server it is a fault as any other.
+    fn refusal(&self, error: &redis::RedisError) -> Refusal {
+        match &self.part {
+            Part::Node { .. } => Refusal::of(error),
+            Part::First(found) => {
+                let fault = fault::classify(error);
+                found.suspect(fault.kind);
+                fault.into()
+            }
+        }
+    }
+
+    /// The shortest call of late; `None` while it is away.
+    pub(super) fn lag(&self) -> Option<Micros> {
+        match self.breaker.state() {
+            State::Closed | State::HalfOpen => Some(self.lag.shortest()),
+            State::Open => None,
+        }
+    }
+
+    /// Whether there is a connection that is not known to be over.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.load().as_ref().is_some_and(|connection| !connection.is_over())
+    }
+
+    /// Whether it came back a short while ago.
+    pub(super) fn is_recovering(&self, now: Micros) -> bool {
+        now < self.recovered_at.load(Ordering::Relaxed)
+    }
+
+    /// From now on, and for so long, it is as one that came back.
+    pub(super) fn recovers(&self, lasts: Duration) {
+        let until = self.common.clock.now() + lasts.as_micros() as u64;
+        self.recovered_at.store(until, Ordering::Relaxed);
     }
 
     /// Plain commands of the background were sent.
     pub(super) fn sent(&self, commands: u64) {
-        self.spend(self.spent.commands(commands, self.clock.now()));
+        self.spend(self.common.spent.commands(commands, self.common.clock.now()));
     }
 
     fn spend(&self, nearly: Option<Spending>) {
@@ -320,7 +342,7 @@ impl Link {
             connection.note_lost_call();
             return;
         }
-        match permit.failed(fault.kind, self.clock.now()) {
+        match permit.failed(fault.kind, self.common.clock.now()) {
             Verdict::Opened => {
                 *self.opened_by.lock() = Some(fault.clone());
                 self.opened.notify_one();
@@ -341,6 +363,13 @@ fn rank(charges: &[SharedCharge<'_>]) -> u16 {
 }
 
 /// The server's answer; an error among its values is one.
-async fn answered(connection: &mut MultiplexedConnection, command: &Cmd) -> redis::RedisResult<Value> {
-    connection.req_packed_command(command).await?.extract_error()
+async fn answered(connection: &mut MultiplexedConnection, command: &Cmd, asking: bool) -> RedisResult<Value> {
+    if !asking {
+        return connection.req_packed_command(command).await?.extract_error();
+    }
+    // In one piece: the permission is for the next command of the connection, which others use as well.
+    let mut both = redis::pipe();
+    both.cmd("ASKING").add_command(command.clone());
+    let mut values = connection.req_packed_commands(&both, 0, 2).await?;
+    values.pop().unwrap_or(Value::Nil).extract_error()
 }

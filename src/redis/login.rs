@@ -7,10 +7,11 @@ use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use rustls::ClientConfig;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use super::target::Target;
 
@@ -102,7 +103,8 @@ pub struct Logins {
     files: LoginFiles,
     target: Target,
     wanted: ArcSwap<Login>,
-    changed: Notify,
+    /// How often something was taken.
+    takes: watch::Sender<u64>,
 }
 
 impl Logins {
@@ -112,7 +114,7 @@ impl Logins {
     /// When a file can't be read or makes no sense.
     pub fn new(target: Target, files: LoginFiles) -> Result<Self, BadLogin> {
         let login = read(&target, &files)?;
-        Ok(Self { files, target, wanted: ArcSwap::from_pointee(login), changed: Notify::new() })
+        Ok(Self { files, target, wanted: ArcSwap::from_pointee(login), takes: watch::Sender::new(0) })
     }
 
     /// The files that it is read from.
@@ -136,7 +138,7 @@ impl Logins {
     /// From now on connections are made with this, the next at once.
     pub fn take(&self, fresh: Login) {
         self.wanted.store(Arc::new(fresh));
-        self.changed.notify_one();
+        self.takes.send_modify(|takes| *takes += 1);
     }
 
     /// What the files hold now, or what they held last and what is wrong with them. For whoever makes a connection.
@@ -154,9 +156,15 @@ impl Logins {
         (self.wanted(), None)
     }
 
-    /// Something was taken. Whether it is something else is for the caller to look at.
-    pub(super) async fn changed(&self) {
-        self.changed.notified().await;
+    /// Something was taken since `heard`, which each link keeps for itself. Whether it is something else is for the caller to
+    /// look at.
+    pub(super) async fn changed(&self, heard: &AtomicU64) {
+        let mut takes = self.takes.subscribe();
+        let news = takes.wait_for(|&takes| takes != heard.load(Ordering::Relaxed)).await;
+        // The sender is ours, and so never gone.
+        if let Ok(takes) = news {
+            heard.store(*takes, Ordering::Relaxed);
+        }
     }
 }
 

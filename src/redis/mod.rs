@@ -2,6 +2,7 @@
 
 mod backoff;
 pub mod charge;
+pub mod cluster;
 mod connect;
 mod fault;
 mod fleet;
@@ -14,13 +15,15 @@ mod plain;
 pub mod probe;
 mod secret;
 mod spent;
+mod store;
 mod supervisor;
 pub mod target;
 mod tend;
 #[cfg(feature = "server")]
 pub mod wire;
 
-pub use link::{LinkState, Options, RedisStore};
+pub use link::{LinkState, Options};
 pub use login::{BadLogin, Login, LoginFiles, Logins};
 pub use secret::derive;
 pub use spent::Spending;
+pub use store::{NodeState, RedisStore};

@@ -19,6 +19,11 @@ pub(super) fn charge() -> Option<SharedCharge<'static>> {
     })
 }
 
+/// Another subject for the same: of a cluster each node has a reserved key of its own.
+pub(super) fn subject(number: u64) -> SubjectHash {
+    SubjectHash(u128::from(number).to_be_bytes())
+}
+
 /// The reserved key.
 pub fn key(namespace: &str) -> String {
     super::charge::key(namespace, "probe", SubjectHash([0; 16]))

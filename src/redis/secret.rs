@@ -30,7 +30,7 @@ pub(super) async fn shared(
     namespace: &str,
     known: Option<&str>,
 ) -> RedisResult<String> {
-    let key = format!("{namespace}:secret");
+    let key = key(namespace);
     if let Some(there) = cmd("GET").arg(&key).query_async(connection).await? {
         return Ok(there);
     }
@@ -41,6 +41,11 @@ pub(super) async fn shared(
     // Another instance may come first between the two: then its secret is the fleet's.
     cmd("SET").arg(&key).arg(&candidate).arg("NX").exec_async(connection).await?;
     cmd("GET").arg(&key).query_async(connection).await
+}
+
+/// Where it is kept.
+pub(super) fn key(namespace: &str) -> String {
+    format!("{namespace}:secret")
 }
 
 #[cfg(test)]

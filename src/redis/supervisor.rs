@@ -2,7 +2,6 @@
 //! puts them to use, and takes them away.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -10,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::backoff::Backoff;
 use super::connect::Connection;
 use super::fresh::{in_time, is_about_login};
-use super::link::Link;
+use super::link::{Link, Part};
 use crate::limiter::breaker::State;
 use crate::limiter::event::Event;
 use crate::limiter::store::{Fault, FaultKind};
@@ -25,10 +24,15 @@ const PROBES_TO_MEASURE: u32 = 5;
 impl Link {
     pub(super) async fn supervise(&self) {
         let mut backoff = Backoff::new(self.options.reconnect_interval);
+        if matches!(self.part, Part::Node { .. }) {
+            backoff = backoff.of_a_node();
+        }
         let mut secret = None;
         // The first attempt of a process follows no outage: nobody was decided without Redis, no fleet comes back
         // together. One proof is enough for it, and no subject waits for a warm-up.
         let mut after_outage = false;
+        // A node that only said that its cluster is down was there all the time: it need not warm up.
+        let mut was_away = false;
         loop {
             let fault = match self.try_again(&mut secret, after_outage).await {
                 Ok(connection) => {
@@ -36,8 +40,9 @@ impl Link {
                         self.measure(&connection).await;
                     }
                     let since = Instant::now();
-                    let fault = self.serve(connection, &mut secret, after_outage).await;
+                    let fault = self.serve(connection, &mut secret, (after_outage, was_away)).await;
                     backoff.healthy(since.elapsed());
+                    was_away = false;
                     self.lost(&fault);
                     fault
                 }
@@ -47,22 +52,23 @@ impl Link {
                 }
             };
             after_outage = true;
+            was_away |= fault.kind != FaultKind::Cluster;
             let wait = backoff.wait(fault.kind, rand::random());
-            self.state.lock().next_probe = Some(self.clock.now() + wait.as_micros() as u64);
+            self.state.lock().next_probe = Some(self.common.clock.now() + wait.as_micros() as u64);
             self.pause(wait, fault.kind).await;
         }
     }
 
     /// Waits before the next attempt, unless the login has changed since the last: that may be all that was missing.
     async fn pause(&self, wait: Duration, after: FaultKind) {
-        let tried = self.logins.wanted();
-        let differs = || !self.logins.wanted().is_same(&tried);
+        let tried = self.common.logins.wanted();
+        let differs = || !self.common.logins.wanted().is_same(&tried);
         if is_about_login(after) {
             self.newest_login().await;
         }
         let changed = async {
             while !differs() {
-                self.logins.changed().await;
+                self.common.logins.changed(&self.heard_login).await;
             }
         };
         // Whichever comes first.
@@ -110,17 +116,20 @@ impl Link {
     }
 
     /// Puts a connection to use until the breaker opens. Returns what opened it.
-    async fn serve(&self, connection: Connection, secret: &mut Option<String>, after_outage: bool) -> Fault {
+    async fn serve(
+        &self,
+        connection: Connection,
+        secret: &mut Option<String>,
+        (after_outage, was_away): (bool, bool),
+    ) -> Fault {
         let connection = Arc::new(connection);
-        let warm_up = if after_outage { self.options.warm_up } else { Duration::ZERO };
+        let warm_up = if was_away { self.options.warm_up } else { Duration::ZERO };
         if after_outage {
-            let recovering = warm_up + self.options.reconnect_interval;
-            let until = self.clock.now() + recovering.as_micros() as u64;
-            self.recovered_at.store(until, Ordering::Relaxed);
+            self.recovers(warm_up + self.options.reconnect_interval);
         }
         // The breaker second: whoever it lets through must find the connection.
         self.put_to_use(&connection);
-        self.breaker.proven(self.clock.now(), warm_up.as_micros() as u64);
+        self.breaker.proven(self.common.clock.now(), warm_up.as_micros() as u64);
         if !warm_up.is_zero() {
             self.came_to(State::HalfOpen);
             self.observer.observe(&Event::StoreWarming { lasts: warm_up });
@@ -173,7 +182,7 @@ impl Link {
     fn came_to(&self, breaker: State) {
         let mut state = self.state.lock();
         state.breaker = breaker;
-        state.since = self.clock.now();
+        state.since = self.common.clock.now();
         state.next_probe = None;
     }
 
@@ -190,6 +199,9 @@ impl Link {
     }
 
     fn unreachable(&self, fault: &Fault) {
+        if let Part::First(found) = &self.part {
+            found.suspect(fault.kind);
+        }
         self.state.lock().last_fault = Some(fault.clone());
         self.observer.observe(&Event::StoreFailed(fault.kind));
         self.observer.observe(&Event::StoreUnreachable(fault));

@@ -61,6 +61,12 @@ impl Target {
         self
     }
 
+    /// A node of the cluster that this is the way into.
+    pub(super) fn of_node(&self, host: &str, port: u16) -> Self {
+        let place = Place::Tcp { tls: self.tls(), host: host.to_owned(), port };
+        Self { place, ..self.clone() }
+    }
+
     /// Whether the connection is encrypted.
     pub fn tls(&self) -> bool {
         matches!(self.place, Place::Tcp { tls: true, .. })

@@ -50,7 +50,7 @@ impl Link {
             let occasion = tokio::select! {
                 () = connection.over() => Occasion::Over,
                 () = self.suspected.notified() => Occasion::Suspect,
-                () = self.logins.changed() => Occasion::Login,
+                () = self.common.logins.changed(&self.heard_login) => Occasion::Login,
                 () = at(login_again) => Occasion::Login,
                 () = at(look) => Occasion::Look,
             };
@@ -67,7 +67,7 @@ impl Link {
                         // the provider bills: the next one is made when it is missed.
                         tokio::select! {
                             () = self.missed.notified() => {}
-                            () = self.logins.changed() => {}
+                            () = self.common.logins.changed(&self.heard_login) => {}
                             () = at(look) => {}
                         }
                     }

@@ -5,6 +5,7 @@ mod links;
 mod metrics;
 mod outage;
 mod output;
+mod parts;
 mod reloads;
 mod request_line;
 mod root_span;
@@ -26,6 +27,7 @@ use crate::limiter::store::Fault;
 use links::Links;
 use metrics::Metrics;
 use outage::{Back, Outages, Sparing};
+use parts::Parts;
 
 /// What is told, and how.
 pub struct Options {
@@ -47,6 +49,8 @@ pub struct Telemetry {
     outages: Outages,
     /// What is said of the link to Redis while it is in use.
     links: Links,
+    /// And of a part of it that is away.
+    parts: Parts,
     /// Keep what an outage of the upstream, or somebody who guesses, writes to a line a second.
     upstream: Sparing,
     refusals: Sparing,
@@ -60,6 +64,7 @@ impl Telemetry {
             metrics: Metrics::new(rules, options.redis),
             outages: Outages::new(options.warn_interval),
             links: Links::new(options.warn_interval),
+            parts: Parts::new(options.warn_interval),
             upstream: Sparing::new(Duration::from_secs(1)),
             refusals: Sparing::new(Duration::from_secs(1)),
             costs: Sparing::new(Duration::from_secs(1)),
@@ -174,6 +179,13 @@ impl Observer for Telemetry {
                 self.degraded(fault);
             }
             Event::StoreUnreachable(fault) => self.degraded(fault),
+            Event::StorePartLost { node, percent, fault } => self.parts.lost(node, *percent, fault),
+            Event::StorePartBack { node, percent, lasted } => self.parts.back(node, *percent, *lasted),
+            Event::StoreNodes { worst, connections, nodes } => {
+                self.metrics.link().are(*worst, *connections, *nodes);
+            }
+            Event::StoreRemark(words) => self.say(words),
+            Event::ChargeReturned(outcome) => self.metrics.settlements.returned(*outcome),
             Event::StoreAllowanceNearlySpent { today, per_day, exhausted_at } => {
                 let end = exhausted_at.and_then(|at| DateTime::<Utc>::from_timestamp_micros(at as i64));
                 let end = end.map_or("not today".to_owned(), |at| at.format("%H:%M UTC").to_string());

@@ -10,6 +10,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
 
 use crate::support::process::Tidegate;
+use crate::support::redis_cluster::RedisCluster;
 use crate::support::redis_server::RedisServer;
 
 const RATE: f64 = 5.0;
@@ -56,11 +57,16 @@ fn schedule(random: &mut StdRng, acts: usize) -> Vec<(u64, Act)> {
 type Admitted = (Instant, Instant);
 
 async fn holds(seed: u64, acts: usize) {
+    holds_on(&mut [RedisServer::start()], seed, acts).await;
+}
+
+/// The same on the nodes of a cluster, one of which each act strikes.
+async fn holds_on(servers: &mut [RedisServer], seed: u64, acts: usize) {
     let mut random = StdRng::seed_from_u64(seed);
     let schedule = schedule(&mut random, acts);
-    let mut redis = RedisServer::start();
+    let mut strikes = StdRng::seed_from_u64(!seed);
     let variables = [
-        ("REDIS_URL", &*redis.url()),
+        ("REDIS_URL", &*servers[0].url()),
         ("TIDEGATE_SECRET", "a seed makes the same canary each time"),
         ("RATE_LIMIT_CANARY_PERCENT", "50"),
         ("TIDEGATE__REDIS__RECONNECT_INTERVAL_S", "1"),
@@ -92,6 +98,7 @@ async fn holds(seed: u64, acts: usize) {
         .collect();
     for &(after, act) in &schedule {
         tokio::time::sleep(Duration::from_millis(after)).await;
+        let redis = &mut servers[strikes.random_range(0..servers.len())];
         match act {
             Act::Percent(percent) => drop(tidegate.set_percent(f64::from(percent)).await),
             Act::Kill(away) => {
@@ -157,11 +164,21 @@ async fn no_schedule_of_percentages_kills_hangs_and_flushes_admits_more_than_bur
     holds(3, 10).await;
 }
 
+#[tokio::test]
+async fn no_schedule_of_percentages_kills_hangs_and_flushes_of_nodes_of_a_cluster_admits_more_than_burst_and_rate()
+ {
+    holds_on(&mut RedisCluster::start(3, false).nodes, 4, 10).await;
+}
+
 mod soak {
     #[tokio::test]
     async fn nor_does_any_of_forty_random_schedules() {
         if std::env::var_os("TIDEGATE_SOAK").is_none() {
             return;
+        }
+        for _ in 0..5 {
+            let mut cluster = crate::support::redis_cluster::RedisCluster::start(3, false);
+            super::holds_on(&mut cluster.nodes, rand::random(), 30).await;
         }
         for _ in 0..10 {
             let four = std::array::from_fn::<_, 4, _>(|_| super::holds(rand::random(), 30));

@@ -12,6 +12,7 @@ mod support;
 mod access;
 mod admin;
 mod checks;
+mod cluster;
 mod costs;
 mod faults;
 mod fleet;

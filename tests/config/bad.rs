@@ -67,8 +67,7 @@ fn a_bad_variable_is_named_with_what_was_read_and_what_is_accepted() {
         ("REDIS_TLS", "tls", &["true or false"]),
         ("REDIS_CA_CERT", "/nowhere/ca.pem", &["no such file"]),
         ("REDIS_CA_CERT", "/", &["cannot be read"]),
-        ("REDIS_CLUSTER", "true", &["not in this version"]),
-        ("REDIS_CLUSTER", "maybe", &["auto or false"]),
+        ("REDIS_CLUSTER", "maybe", &["auto, true or false"]),
         ("REDIS_TIMEOUT_MS", "10001", &["1 to 10000"]),
         ("TIDEGATE__REDIS__CONNECT_TIMEOUT_MS", "0", &["1 to 60000"]),
         ("TIDEGATE__REDIS__RECONNECT_INTERVAL_S", "0", &["1 to 3600"]),
@@ -242,6 +241,24 @@ fn a_client_certificate_needs_its_key() {
     assert!(setup.lines()[0].starts_with("REDIS_CLIENT_KEY: ") && setup.lines()[0].contains("a PEM file"));
     let setup = setup.env("REDIS_CLIENT_KEY", &cert).env("REDIS_URL", "rediss://h");
     assert!(setup.loaded().settings.redis.unwrap().files.client_key.is_some());
+}
+
+#[test]
+fn a_cluster_has_one_database_and_no_unix_socket() {
+    for (url, words) in [
+        ("redis://h/3", "it names database 3, and REDIS_CLUSTER is true; accepted: no /DB"),
+        (
+            "unix:///run/redis.sock",
+            "not reached by a unix socket, and REDIS_CLUSTER is true; accepted: redis://",
+        ),
+    ] {
+        let lines = Setup::new().env("REDIS_CLUSTER", "true").env("REDIS_URL", url).lines();
+        assert!(lines[0].contains("REDIS_URL") && lines[0].contains(words), "{lines:?}");
+    }
+    for (text, wanted) in [("true", Some(true)), ("off", Some(false)), ("Auto", None)] {
+        let setup = Setup::new().env("REDIS_CLUSTER", text).env("REDIS_URL", "redis://h");
+        assert_eq!(setup.loaded().settings.redis.unwrap().cluster, wanted, "{text}");
+    }
 }
 
 #[test]

@@ -6,21 +6,28 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use tempfile::TempDir;
 use tidegate::redis::LoginFiles;
 
-/// `ca.pem`, and `cert.pem` with `key.pem` for `localhost`, which the server shows, and the client as well where it has to.
+/// `ca.pem`, and `cert.pem` with `key.pem` for the names of [`Certificates::of`], which the server shows, and the client as well where it has to.
 pub struct Certificates {
     directory: TempDir,
+    names: Vec<String>,
 }
 
 impl Certificates {
     pub fn new() -> Self {
+        Self::of(&["localhost"])
+    }
+
+    /// For these names and addresses.
+    pub fn of(names: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        write(directory.path());
-        Self { directory }
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        write(directory.path(), &names);
+        Self { directory, names }
     }
 
     /// Another authority and what it signed, in the same files.
     pub fn renew(&self) {
-        write(self.directory.path());
+        write(self.directory.path(), &self.names);
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -46,14 +53,14 @@ impl Certificates {
     }
 }
 
-fn write(directory: &Path) {
+fn write(directory: &Path, names: &[String]) {
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
     // A name of its own: a certificate with its issuer's name looks signed by itself.
     authority.distinguished_name.push(DnType::CommonName, "test authority");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let certificate = CertificateParams::new(names.to_vec()).unwrap();
     let certificate = certificate.signed_by(&key, &authority).unwrap();
     for (name, text) in
         [("ca.pem", authority.pem()), ("cert.pem", certificate.pem()), ("key.pem", key.serialize_pem())]

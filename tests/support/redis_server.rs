@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -15,7 +16,9 @@ pub struct RedisServer {
     pub port: u16,
     pub password: Option<String>,
     /// Where it speaks TLS and nothing else.
-    pub certificates: Option<Certificates>,
+    pub certificates: Option<Arc<Certificates>>,
+    /// On which a node of a cluster speaks to the others.
+    pub bus_port: u16,
     arguments: Vec<String>,
     directory: TempDir,
 }
@@ -48,27 +51,56 @@ impl RedisServer {
         Self::secure_with(&["--tls-auth-clients", "yes"])
     }
 
+    /// A node of a cluster, with these certificates if they are given, and then for the user of [`RedisServer::url`].
+    pub fn node(arguments: &[&str], certificates: Option<Arc<Certificates>>, bus_port: u16) -> Self {
+        let bus = bus_port.to_string();
+        let mut all = vec!["--cluster-port", &bus];
+        all.extend(arguments);
+        let mut node = match certificates {
+            None => Self::start_with(&all),
+            Some(certificates) => {
+                all.extend(["--tls-cluster", "yes", "--tls-replication", "yes", "--tls-auth-clients", "no"]);
+                Self::secure_by(certificates, &all)
+            }
+        };
+        node.bus_port = bus_port;
+        node
+    }
+
     fn secure_with(arguments: &[&str]) -> Self {
-        let certificates = Certificates::new();
+        Self::secure_by(Arc::new(Certificates::new()), arguments)
+    }
+
+    fn secure_by(certificates: Arc<Certificates>, arguments: &[&str]) -> Self {
         let (ca, cert, key) =
             (certificates.text("ca.pem"), certificates.text("cert.pem"), certificates.text("key.pem"));
         let mut all = vec!["--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
         all.extend(["--user", USER, "on", ACL_PASSWORD, "~tidegate:*", "~test:*"]);
-        all.extend(["+evalsha", "+eval", "+get", "+set", "+mget", "+time", "+del"]);
+        all.extend([
+            "+evalsha",
+            "+eval",
+            "+get",
+            "+set",
+            "+mget",
+            "+time",
+            "+del",
+            "+cluster|slots",
+            "+asking",
+        ]);
         all.extend(arguments);
         let all: Vec<String> = all.into_iter().map(str::to_owned).collect();
         Self::start_as(&all.iter().map(String::as_str).collect::<Vec<_>>(), None, Some(certificates))
     }
 
-    fn start_as(arguments: &[&str], password: Option<&str>, certificates: Option<Certificates>) -> Self {
+    fn start_as(arguments: &[&str], password: Option<&str>, certificates: Option<Arc<Certificates>>) -> Self {
         // Another test may take the port between our look and the server's: then the next one.
         for _ in 0..20 {
             let port = free_port();
             let directory = tempfile::tempdir().unwrap();
             let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
             let mut child = spawn(port, &directory, &arguments, certificates.is_some());
-            if answers(&mut child, &client(port, password, certificates.as_ref())) {
-                return Self { child, port, password: None, certificates, arguments, directory };
+            if answers(&mut child, &client(port, password, certificates.as_deref())) {
+                return Self { child, port, password: None, certificates, bus_port: 0, arguments, directory };
             }
             let _ = child.kill();
             let _ = child.wait();
@@ -90,11 +122,11 @@ impl RedisServer {
 
     /// What a client needs to get in besides the URL.
     pub fn files(&self) -> LoginFiles {
-        self.certificates.as_ref().map(Certificates::files).unwrap_or_default()
+        self.certificates.as_ref().map(|certificates| certificates.files()).unwrap_or_default()
     }
 
     pub fn client(&self) -> redis::Client {
-        client(self.port, self.password.as_deref(), self.certificates.as_ref())
+        client(self.port, self.password.as_deref(), self.certificates.as_deref())
     }
 
     pub fn connection(&self) -> redis::Connection {

@@ -16,16 +16,26 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
     let target = taken.optional("redis.url", |url| Target::parse(url).map_err(|error| error.to_string()));
     let tls = boolean(taken, "redis.tls");
     let target = target.map(|target| if tls { target.with_tls() } else { target });
-    taken.get("redis.cluster", (), |text| {
-        let cluster = !text.eq_ignore_ascii_case("auto") && parse::boolean(text) != Ok(false);
-        if parse::boolean(text) == Ok(true) {
-            Err("Redis Cluster is not in this version; accepted: auto or false".to_owned())
-        } else if cluster {
-            Err("accepted: auto or false".to_owned())
-        } else {
-            Ok(())
-        }
+    let cluster = taken.get("redis.cluster", None, |text| match text.eq_ignore_ascii_case("auto") {
+        true => Ok(None),
+        false => parse::boolean(text).map(Some).map_err(|_| "accepted: auto, true or false".to_owned()),
     });
+    if let Some(target) = target.as_ref().filter(|_| cluster == Some(true)) {
+        let place = taken.place("redis.cluster");
+        if target.db() != 0 {
+            let words = format!(
+                "it names database {}, and {place} is true; accepted: no /DB, since a cluster has database 0 only",
+                target.db()
+            );
+            taken.refuse("redis.url", words);
+        }
+        if target.socket_path().is_some() {
+            let words = format!(
+                "a cluster is not reached by a unix socket, and {place} is true; accepted: redis:// or rediss://"
+            );
+            taken.refuse("redis.url", words);
+        }
+    }
     let files = login_files(taken, target.as_ref());
     let require_tls = boolean(taken, "redis.require_tls");
     let range = 1..=60_000;
@@ -85,6 +95,7 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
         warm_up,
         warn_interval,
         namespace,
+        cluster,
         commands_per_day: NonZeroU64::new(commands_per_day),
         billed_per_call,
     })

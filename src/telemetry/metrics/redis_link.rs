@@ -18,6 +18,7 @@ pub(in crate::telemetry) struct RedisLink {
     in_use: Gauge,
     connecting: Gauge,
     in_flight: Gauge,
+    nodes: [Gauge; 3],
     replaced: [Counter; 3],
 }
 
@@ -27,7 +28,13 @@ impl RedisLink {
         let (breaker, in_flight) = (Gauge::default(), Gauge::default());
         let connections = Family::<Labels, Gauge>::default();
         let replaced = Family::<Labels, Counter>::default();
+        let nodes = Family::<Labels, Gauge>::default();
         if store {
+            registry.register(
+                "redis_nodes",
+                "Masters of a Redis Cluster that serve slots, by the state of their breaker; all 0 without a cluster",
+                nodes.clone(),
+            );
             registry.register(
                 "breaker_state",
                 "Whether Redis is asked: 0 closed (it is), 1 half-open (for some keys), 2 open (it is not)",
@@ -56,6 +63,8 @@ impl RedisLink {
             in_use: connections.get_or_create_owned(&one("state", "in_use")),
             connecting: connections.get_or_create_owned(&one("state", "connecting")),
             in_flight,
+            nodes: [State::Closed, State::HalfOpen, State::Open]
+                .map(|state| nodes.get_or_create_owned(&one("breaker", state.as_str()))),
             replaced: REPLACED.map(|why| replaced.get_or_create_owned(&one("cause", why.as_str()))),
         }
     }
@@ -65,6 +74,15 @@ impl RedisLink {
         self.breaker.set(breaker as i64);
         self.in_use.set(i64::from(breaker != State::Open));
         self.up.set(i64::from(breaker == State::Closed));
+    }
+
+    /// Notes the same of the nodes of a cluster: the worst of them, their connections, and how many are in each state.
+    pub(in crate::telemetry) fn are(&self, worst: State, connections: usize, nodes: [u32; 3]) {
+        self.is(worst);
+        self.in_use.set(connections as i64);
+        for (gauge, nodes) in self.nodes.iter().zip(nodes) {
+            gauge.set(i64::from(nodes));
+        }
     }
 
     /// Notes that there is no connection until there is a fresh one.
@@ -81,9 +99,12 @@ impl RedisLink {
         }
     }
 
-    /// Notes whether a connection is being made.
+    /// Notes that a connection is being made, or no longer is.
     pub(in crate::telemetry) fn connecting(&self, connecting: bool) {
-        self.connecting.set(i64::from(connecting));
+        match connecting {
+            true => self.connecting.inc(),
+            false => self.connecting.dec(),
+        };
     }
 
     /// Notes how many calls are under way.

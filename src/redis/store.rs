@@ -1,0 +1,258 @@
+//! The shared store: one server, or a cluster of which each call goes to the node that serves its slot.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use redis::Value;
+use tokio::time::Instant;
+
+use super::charge;
+use super::cluster::{Refusal, Servers, slot, standing};
+use super::link::{Link, LinkState, Options};
+use super::login::{BadLogin, Logins};
+use super::spent::Spending;
+use super::target::Target;
+use crate::limiter::breaker::State;
+use crate::limiter::clock::{Clock, Micros};
+use crate::limiter::event::{Event, Observer};
+use crate::limiter::rollout::Rollout;
+use crate::limiter::settle::Outcome;
+use crate::limiter::store::{Charged, Fault, SharedCharge, Store};
+use crate::limiter::subject::SubjectHash;
+
+/// So many refunds may be under way at once. What is to be given back beyond them is noted in this process alone.
+const MOST_REFUNDS: usize = 1_024;
+
+/// The shared store in Redis. Cheap to clone: all clones are one.
+#[derive(Clone)]
+pub struct RedisStore(pub(super) Arc<Servers>);
+
+/// What the link to one node of a cluster says of itself.
+#[derive(Clone, Debug)]
+pub struct NodeState {
+    /// `host:port`, as the cluster calls it.
+    pub address: String,
+    /// How much of all slots it serves, in percent.
+    pub percent: f64,
+    /// Its link.
+    pub link: LinkState,
+    /// Calls under way.
+    pub in_flight: u32,
+}
+
+impl RedisStore {
+    /// A store that is not connected yet: spawn [`RedisStore::keep_connected`].
+    ///
+    /// # Errors
+    /// When a file can't be read or makes no sense. Nothing is asked of the network.
+    pub fn new(
+        options: Options,
+        clock: Clock,
+        rollout: Arc<Rollout>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, BadLogin> {
+        Ok(Self(Arc::new(Servers::new(options, clock, rollout, observer)?)))
+    }
+
+    /// What the provider's plan allows this instance a day, and what it counts for one script call.
+    pub fn with_plan(self, commands_per_day: Option<NonZeroU64>, billed_per_call: u32) -> Self {
+        let per_day = commands_per_day.map_or(0, NonZeroU64::get);
+        let common = &self.0.common;
+        common.spent.plan(per_day, u64::from(billed_per_call), common.clock.now());
+        self
+    }
+
+    /// What is spent of that, on all nodes.
+    pub fn spending(&self) -> Spending {
+        self.0.common.spent.spending(self.0.common.clock.now())
+    }
+
+    /// Connects, and connects again whenever the connection is lost. Runs until it is dropped.
+    pub async fn keep_connected(self) {
+        self.0.keep().await;
+    }
+
+    /// What the link says of itself. Of a cluster: the worst of what the links of its nodes say.
+    pub fn state(&self) -> LinkState {
+        let Some(nodes) = self.nodes() else { return self.0.first.state() };
+        let orphaned =
+            self.0.standing.map.load().as_ref().is_none_or(|map| map.owners().any(|at| at.is_none()));
+        let last_fault = nodes.iter().filter(|node| node.link.last_fault.is_some());
+        let last_fault = last_fault.max_by_key(|node| node.link.since);
+        let last_fault = last_fault.and_then(|node| node.link.last_fault.clone());
+        let serving = nodes.iter().filter(|node| node.percent > 0.0);
+        let worst = serving.max_by_key(|node| (node.link.breaker as u8, node.link.since));
+        let Some(worst) = worst else { return LinkState { last_fault, ..self.0.first.state() } };
+        // A slot that nobody serves is no node's state.
+        let breaker = if orphaned { State::Open } else { worst.link.breaker };
+        LinkState {
+            breaker,
+            last_fault,
+            next_probe: nodes.iter().filter_map(|node| node.link.next_probe).min(),
+            protocol: nodes.iter().find_map(|node| node.link.protocol),
+            probe_took: nodes.iter().filter_map(|node| node.link.probe_took).max(),
+            ..worst.link.clone()
+        }
+    }
+
+    /// The nodes of a cluster that serve slots or were heard of; `None` of one server.
+    pub fn nodes(&self) -> Option<Vec<NodeState>> {
+        let map = self.0.standing.map.load_full()?;
+        let mut slots = vec![0; map.nodes.len()];
+        map.owners().flatten().for_each(|at| slots[at] += 1);
+        let nodes = map.nodes.iter().zip(slots).map(|(node, slots)| NodeState {
+            address: node.place.address.to_string(),
+            percent: standing::percent(slots),
+            link: node.link.state(),
+            in_flight: node.link.breaker.in_flight(),
+        });
+        Some(nodes.collect())
+    }
+
+    /// Whether Redis is in use by all of its subjects.
+    pub fn is_in_use(&self) -> bool {
+        self.state().breaker == State::Closed
+    }
+
+    /// How long until Redis is tried next; `None` while it is in use or being tried.
+    pub fn next_probe_in(&self) -> Option<Duration> {
+        let next = self.state().next_probe?;
+        Some(Duration::from_micros(next.saturating_sub(self.0.common.clock.now())))
+    }
+
+    /// The user, password and certificates, to be read again when their files change.
+    pub fn logins(&self) -> &Arc<Logins> {
+        &self.0.common.logins
+    }
+
+    /// Calls under way.
+    pub fn in_flight(&self) -> u32 {
+        match self.0.standing.map.load().as_ref() {
+            None => self.0.first.breaker.in_flight(),
+            Some(map) => map.nodes.iter().map(|node| node.link.breaker.in_flight()).sum(),
+        }
+    }
+
+    /// Where Redis is, in words that hold no secret.
+    pub fn target(&self) -> &Target {
+        &self.0.options.target
+    }
+}
+
+impl Store for RedisStore {
+    async fn charge(&self, charges: &[SharedCharge<'_>], peek: bool, now: Micros) -> Result<Charged, Fault> {
+        let servers = &*self.0;
+        let deadline = Instant::now() + servers.options.timeout;
+        if !servers.is_cluster() {
+            let charged = servers.first.charge(charges, peek, now, (deadline, false)).await;
+            return charged.map_err(Refusal::into_fault);
+        }
+        let slot = charges.first().map(|charge| slot::of_subject(charge.subject)).unwrap_or_default();
+        let link = servers.link_at(slot)?;
+        let refusal = match link.charge(charges, peek, now, (deadline, false)).await {
+            Ok(charged) => return Ok(charged),
+            Err(Refusal::Fault(fault)) => return Err(fault),
+            Err(refusal) => refusal,
+        };
+        // Followed once: whoever is sent on again is caught in a map that is just changing.
+        let asking = matches!(refusal, Refusal::Ask(_));
+        let last = match servers.sent_elsewhere(slot, &refusal, &link) {
+            None => refusal,
+            Some(other) => match other.charge(charges, peek, now, (deadline, asking)).await {
+                Ok(charged) => return Ok(charged),
+                Err(Refusal::Fault(fault)) => return Err(fault),
+                Err(refusal) => refusal,
+            },
+        };
+        let fault = last.into_fault();
+        link.observer.observe(&Event::StoreFailed(fault.kind));
+        Err(fault)
+    }
+
+    fn place(&self, subject: SubjectHash) -> u16 {
+        if self.0.is_cluster() { slot::of_subject(subject) } else { 0 }
+    }
+
+    fn lag(&self, subject: SubjectHash) -> Option<Micros> {
+        self.of(subject, Link::lag).flatten()
+    }
+
+    fn is_recovering(&self, subject: SubjectHash, now: Micros) -> bool {
+        self.of(subject, |link| link.is_recovering(now)).unwrap_or_default()
+    }
+
+    async fn forget(&self, policies: &[&str], subject: SubjectHash) -> Result<(), Fault> {
+        let namespace = &self.0.options.namespace;
+        let keys: Vec<String> =
+            policies.iter().map(|policy| charge::key(namespace, policy, subject)).collect();
+        let Some(first) = keys.first() else { return Ok(()) };
+        let mut command = redis::cmd("DEL");
+        command.arg(&keys);
+        // All keys of a subject are in one place.
+        self.command::<Value>(first, &command).await.map(drop)
+    }
+
+    fn behind(&self, refund: impl Future<Output = Outcome> + Send + 'static) -> bool {
+        let place = RefundPlace::of(&self.0.refunds);
+        if !place.is_free() {
+            self.0.observer.observe(&Event::ChargeReturned(Outcome::Noted));
+            return false;
+        }
+        let observer = Arc::clone(&self.0.observer);
+        tokio::spawn(async move {
+            let _place = place;
+            let outcome = refund.await;
+            observer.observe(&Event::ChargeReturned(outcome));
+        });
+        true
+    }
+}
+
+impl RedisStore {
+    /// What the link says that this subject is decided over.
+    #[inline]
+    fn of<T>(&self, subject: SubjectHash, say: impl Fn(&Link) -> T) -> Option<T> {
+        match self.0.standing.map.load().as_ref() {
+            None => Some(say(&self.0.first)),
+            Some(map) => map.node_at(slot::of_subject(subject)).map(|node| say(&node.link)),
+        }
+    }
+}
+
+/// One of the refunds under way.
+struct RefundPlace {
+    taken: Arc<AtomicUsize>,
+    number: usize,
+}
+
+impl RefundPlace {
+    fn of(taken: &Arc<AtomicUsize>) -> Self {
+        Self { number: taken.fetch_add(1, Ordering::Relaxed), taken: Arc::clone(taken) }
+    }
+
+    fn is_free(&self) -> bool {
+        self.number < MOST_REFUNDS
+    }
+}
+
+impl Drop for RefundPlace {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_so_many_refunds_are_under_way_at_once() {
+        let taken = Arc::default();
+        let places: Vec<RefundPlace> = (0..MOST_REFUNDS + 5).map(|_| RefundPlace::of(&taken)).collect();
+        assert_eq!(places.iter().filter(|place| place.is_free()).count(), MOST_REFUNDS);
+        drop(places);
+        assert!(RefundPlace::of(&taken).is_free());
+    }
+}
