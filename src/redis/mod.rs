@@ -13,6 +13,7 @@ mod offset;
 mod plain;
 pub mod probe;
 mod secret;
+mod sentinel;
 mod spent;
 mod supervisor;
 pub mod target;

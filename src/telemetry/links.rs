@@ -54,6 +54,10 @@ impl Links {
                 target: "tidegate",
                 "Redis: the changed user, password or certificates are in use"
             ),
+            Replaced::Failover => tracing::info!(
+                target: "tidegate",
+                "Redis: the new master is in use"
+            ),
         }
     }
 
@@ -96,6 +100,11 @@ pub(super) fn slow(took: Duration, timeout: Duration) {
         target: "tidegate",
         "Redis is slower than requests wait for it: measured {took} ms, REDIS_TIMEOUT_MS is {timeout}: set {enough}"
     );
+}
+
+/// The sentinels have made another server the master.
+pub(super) fn switched(to: &str) {
+    tracing::info!(target: "tidegate", master = to, "Redis: the sentinels name another master");
 }
 
 /// A login that was just put in its files is not let in.
