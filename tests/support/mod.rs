@@ -13,6 +13,7 @@ pub mod outage;
 pub mod process;
 pub mod redis_server;
 pub mod relay;
+pub mod sentinel;
 pub mod structured;
 pub mod upstream;
 

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -15,7 +16,7 @@ pub struct RedisServer {
     pub port: u16,
     pub password: Option<String>,
     /// Where it speaks TLS and nothing else.
-    pub certificates: Option<Certificates>,
+    pub certificates: Option<Arc<Certificates>>,
     arguments: Vec<String>,
     directory: TempDir,
 }
@@ -49,7 +50,12 @@ impl RedisServer {
     }
 
     fn secure_with(arguments: &[&str]) -> Self {
-        let certificates = Certificates::new();
+        Self::secure_by(Arc::new(Certificates::new()), arguments)
+    }
+
+    /// As [`RedisServer::secure`], with these certificates, which others have as well. The arguments begin where those of
+    /// the user end: a permission more may come first.
+    pub fn secure_by(certificates: Arc<Certificates>, arguments: &[&str]) -> Self {
         let (ca, cert, key) =
             (certificates.text("ca.pem"), certificates.text("cert.pem"), certificates.text("key.pem"));
         let mut all = vec!["--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
@@ -60,14 +66,14 @@ impl RedisServer {
         Self::start_as(&all.iter().map(String::as_str).collect::<Vec<_>>(), None, Some(certificates))
     }
 
-    fn start_as(arguments: &[&str], password: Option<&str>, certificates: Option<Certificates>) -> Self {
+    fn start_as(arguments: &[&str], password: Option<&str>, certificates: Option<Arc<Certificates>>) -> Self {
         // Another test may take the port between our look and the server's: then the next one.
         for _ in 0..20 {
             let port = free_port();
             let directory = tempfile::tempdir().unwrap();
             let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
             let mut child = spawn(port, &directory, &arguments, certificates.is_some());
-            if answers(&mut child, &client(port, password, certificates.as_ref())) {
+            if answers(&mut child, &client(port, password, certificates.as_deref())) {
                 return Self { child, port, password: None, certificates, arguments, directory };
             }
             let _ = child.kill();
@@ -90,11 +96,11 @@ impl RedisServer {
 
     /// What a client needs to get in besides the URL.
     pub fn files(&self) -> LoginFiles {
-        self.certificates.as_ref().map(Certificates::files).unwrap_or_default()
+        self.certificates.as_deref().map(Certificates::files).unwrap_or_default()
     }
 
     pub fn client(&self) -> redis::Client {
-        client(self.port, self.password.as_deref(), self.certificates.as_ref())
+        client(self.port, self.password.as_deref(), self.certificates.as_deref())
     }
 
     pub fn connection(&self) -> redis::Connection {
@@ -157,9 +163,9 @@ impl Drop for RedisServer {
 }
 
 /// Who is let in by TLS, and its password as an ACL rule has it and as it stands in a URL.
-const USER: &str = "tide";
+pub const USER: &str = "tide";
 const ACL_PASSWORD: &str = ">p@ss/w#rd?%:";
-const ENCODED_PASSWORD: &str = "p%40ss%2Fw%23rd%3F%25%3A";
+pub const ENCODED_PASSWORD: &str = "p%40ss%2Fw%23rd%3F%25%3A";
 
 /// Over a connection that was made before the server turned others away.
 pub fn ask<T: redis::FromRedisValue>(connection: &mut redis::Connection, words: &[&str]) -> T {
