@@ -28,6 +28,7 @@ use tidegate::limiter::subject::{PolicyTag, ProcessKey, Subject, SubjectHash};
 use tidegate::redis::charge;
 
 use support::redis_server::RedisServer;
+use support::sentinel::Trio;
 
 /// One bucket of a request.
 #[derive(Clone, Debug)]
@@ -197,6 +198,18 @@ fn memory_and_redis_agree_on_every_history_at_any_instant_up_to_the_year_2200() 
 #[test]
 fn memory_and_redis_agree_over_tls_as_an_acl_user_as_well() {
     memory_and_redis_agree_on(&RedisServer::secure());
+}
+
+/// A replica runs no script: it is told what became of its master's.
+#[tokio::test]
+async fn memory_and_redis_agree_on_a_replica_that_sentinels_made_the_master() {
+    let trio = Trio::start();
+    trio.ready().await;
+    let old = trio.servers[0].port;
+    trio.fail_over();
+    let master = async || trio.master_port().is_some_and(|port| port != old);
+    support::until("another server is the master", master).await;
+    memory_and_redis_agree_on(trio.server_on(trio.master_port().unwrap()));
 }
 
 fn memory_and_redis_agree_on(server: &RedisServer) {

@@ -31,6 +31,7 @@ use tidegate::redis::{Options, RedisStore};
 
 use support::redis_server::RedisServer;
 use support::relay::Relay;
+use support::sentinel::Trio;
 
 fn quota(limit: u32, seconds: u64, burst: u32) -> Quota {
     Quota::new(NonZeroU32::new(limit).unwrap(), seconds * SECOND, NonZeroU32::new(burst).unwrap()).unwrap()
@@ -66,6 +67,41 @@ in_the_clear_and_over_tls!(
     an_instance_without_requests_finds_out_by_itself_that_redis_is_away_and_that_it_is_back,
 );
 
+/// The same where sentinels say which server it is, but for the one about the way there: a relay stands in it, of which no
+/// sentinel knows.
+macro_rules! found_by_sentinels {
+    ($($test:ident($trio:ident => $server:expr)),* $(,)?) => {
+        mod found_by_sentinels {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let $trio = super::Trio::start();
+                super::$test($server).await;
+            })*
+        }
+        mod found_by_sentinels_over_tls_with_two_logins {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let $trio = super::Trio::secure();
+                super::$test($server).await;
+            })*
+        }
+    };
+}
+
+found_by_sentinels!(
+    exactly_the_burst_of_ten_thousand_simultaneous_requests_passes_in_redis(trio => trio.into_master()),
+    all_policies_of_a_subject_are_charged_in_one_call_or_none_of_them(trio => trio.into_master()),
+    one_to_four_policies_of_a_subject_cost_one_evalsha_a_decision(trio => trio.into_master()),
+    a_key_that_moves_to_redis_takes_its_debt_along_and_brings_it_back(trio => trio.into_master()),
+    a_forgotten_script_is_taught_again_within_the_same_call(trio => trio.into_master()),
+    a_request_with_subjects_in_both_stores_charges_both_or_neither(trio => trio.into_master()),
+    the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts(trio => trio.into_master()),
+    an_instance_without_requests_finds_out_by_itself_that_redis_is_away_and_that_it_is_back(
+        trio => trio.into_master()
+    ),
+    what_was_counted_before_a_planned_failover_is_counted_after_it(trio => trio),
+);
+
 /// A limiter at 100 percent on this Redis, once it is connected.
 async fn limiter(server: &RedisServer, rules: Rules, timeout: Duration) -> Arc<Limiter<RedisStore>> {
     limiter_by(server, server.port, rules, timeout).await
@@ -78,7 +114,10 @@ async fn limiter_by(
     rules: Rules,
     timeout: Duration,
 ) -> Arc<Limiter<RedisStore>> {
-    let options = Options { timeout, ..options(server, port) };
+    connected(Options { timeout, ..options(server, port) }, rules).await
+}
+
+async fn connected(options: Options, rules: Rules) -> Arc<Limiter<RedisStore>> {
     let rollout = Arc::new(Rollout::default());
     rollout.put(InForce { percent: Percent::ALL, revision: 1 });
     let clock = Clock::system();
@@ -310,6 +349,37 @@ async fn an_instance_without_requests_finds_out_by_itself_that_redis_is_away_and
     assert!(["lost", "refused"].contains(&kind), "{kind}");
     server.restart();
     support::until("it knows again", async || store.is_in_use()).await;
+}
+
+/// What one master has counted, the next one knows: an instance that begins after the failover has no notes to bring along.
+async fn what_was_counted_before_a_planned_failover_is_counted_after_it(trio: Trio) {
+    trio.ready().await;
+    let (url, files, old) = (trio.url(), trio.files(), trio.servers[0].port);
+    let limiter = || async {
+        let target = Target::parse(&url).unwrap();
+        let options = Options { target, files: files.clone(), ..options(&trio.servers[0], old) };
+        connected(options, one_policy(quota(10, 3600, 10))).await
+    };
+    let spend = async |limiter: &Arc<Limiter<RedisStore>>| {
+        let mut allowed = 0;
+        for _ in 0..6 {
+            let decision = limiter.check_key("default", b"k", Hit::ONE).unwrap().await;
+            assert_eq!((decision.backend(), decision.fallback()), (Backend::Redis, None));
+            allowed += usize::from(decision.allowed());
+        }
+        allowed
+    };
+    let first = limiter().await;
+    assert_eq!(spend(&first).await, 6);
+    trio.fail_over();
+    let master = || first.store().unwrap().state().master.unwrap_or_default();
+    support::until("the new master is in use", async || {
+        !master().is_empty() && !master().ends_with(&old.to_string())
+    })
+    .await;
+    let second = limiter().await;
+    assert_eq!(second.store().unwrap().state().master, Some(master()));
+    assert_eq!(spend(&second).await, 4, "six of ten were spent on a server that is no master any more");
 }
 
 /// One client, wherever it is.

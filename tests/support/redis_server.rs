@@ -1,5 +1,6 @@
 //! A real redis-server on a port of its own.
 
+use std::any::Any;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -19,6 +20,8 @@ pub struct RedisServer {
     pub certificates: Option<Arc<Certificates>>,
     arguments: Vec<String>,
     directory: TempDir,
+    /// The URL of those who name it, and what has to live for them to.
+    found_by: Option<(String, Box<dyn Any + Send + Sync>)>,
 }
 
 impl RedisServer {
@@ -74,12 +77,19 @@ impl RedisServer {
             let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
             let mut child = spawn(port, &directory, &arguments, certificates.is_some());
             if answers(&mut child, &client(port, password, certificates.as_deref())) {
-                return Self { child, port, password: None, certificates, arguments, directory };
+                let found_by = None;
+                return Self { child, port, password: None, certificates, arguments, directory, found_by };
             }
             let _ = child.kill();
             let _ = child.wait();
         }
         panic!("redis-server does not start; is it installed? `make test` installs it");
+    }
+
+    /// From now on its URL is theirs.
+    pub fn found_by(mut self, url: String, whom: impl Any + Send + Sync) -> Self {
+        self.found_by = Some((url, Box::new(whom)));
+        self
     }
 
     pub fn url(&self) -> String {
@@ -88,6 +98,9 @@ impl RedisServer {
 
     /// The same through a relay on another port.
     pub fn url_by(&self, port: u16) -> String {
+        if let Some((url, _)) = self.found_by.as_ref().filter(|_| port == self.port) {
+            return url.clone();
+        }
         match self.certificates {
             None => format!("redis://127.0.0.1:{port}"),
             Some(_) => format!("rediss://{USER}:{ENCODED_PASSWORD}@localhost:{port}"),

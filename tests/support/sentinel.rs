@@ -170,6 +170,13 @@ impl Trio {
         variables
     }
 
+    /// Its master, as a server that its URL asks the sentinels for.
+    pub fn into_master(mut self) -> RedisServer {
+        let url = self.url();
+        let master = self.servers.remove(0);
+        master.found_by(url, self)
+    }
+
     /// Waits until a failover could succeed: everybody knows everybody, and the replicas have all that the master has.
     pub async fn ready(&self) {
         until("the replicas are in step", async || {
