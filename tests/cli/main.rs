@@ -9,8 +9,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod clusters;
 mod cost;
 mod doctor;
 mod one_cause;
 mod run;
+mod sentinels;
 mod servers;
