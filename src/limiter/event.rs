@@ -43,6 +43,8 @@ pub enum Event<'a> {
         /// Where it is.
         to: &'a str,
     },
+    /// None of those who know the store's master can be listened to: another master would be found by calls that fail.
+    StoreUnfollowed(&'a Fault),
     /// A call failed, and the breaker stays closed.
     StoreRefusedCall(&'a Fault),
     /// Probes of the store take longer than a request waits for it.

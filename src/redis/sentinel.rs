@@ -7,6 +7,7 @@
 mod find;
 mod follow;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -30,6 +31,14 @@ const NEWS_LAST: Duration = Duration::from_secs(10);
 /// A master that took over has all that its predecessor had but for the last moment: all keys are its own this soon.
 const WARM_UP: Duration = Duration::from_millis(500);
 
+/// To whom nobody could listen of late.
+#[derive(Default)]
+struct Deaf {
+    /// The places of those to whom that happened twice in a row, among the sentinels.
+    to: HashSet<usize>,
+    said: bool,
+}
+
 /// What is known of the master beyond the connection in use. Without sentinels nothing ever happens here.
 pub(super) struct Following {
     /// Counts what may have made another server the master.
@@ -40,6 +49,7 @@ pub(super) struct Following {
     told: Mutex<Option<(Address, Instant)>>,
     /// A sentinel is there that was not: who waits may have something to ask.
     heard: Notify,
+    deaf: Mutex<Deaf>,
     /// The master that was last in use.
     served: Mutex<Option<Target>>,
 }
@@ -47,8 +57,8 @@ pub(super) struct Following {
 impl Default for Following {
     fn default() -> Self {
         let (news, _) = watch::channel(0);
-        let (told, served) = (Mutex::default(), Mutex::default());
-        Self { news, tried: AtomicU64::new(0), told, heard: Notify::new(), served }
+        let (told, deaf, served) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { news, tried: AtomicU64::new(0), told, heard: Notify::new(), deaf, served }
     }
 }
 
@@ -98,6 +108,21 @@ impl Following {
         }
         self.look_again();
         true
+    }
+
+    /// This sentinel can be listened to.
+    fn listens_to(&self, sentinel: usize) {
+        let mut deaf = self.deaf.lock();
+        deaf.to.remove(&sentinel);
+        deaf.said = false;
+    }
+
+    /// This one can't, twice in a row. True when that makes it all of them, and was not said.
+    fn is_deaf_to(&self, sentinel: usize, of: usize) -> bool {
+        let mut deaf = self.deaf.lock();
+        deaf.to.insert(sentinel);
+        let all = deaf.to.len() == of;
+        all && !std::mem::replace(&mut deaf.said, true)
     }
 
     fn look_again(&self) {

@@ -107,6 +107,15 @@ pub(super) fn switched(to: &str) {
     tracing::info!(target: "tidegate", master = to, "Redis: the sentinels name another master");
 }
 
+/// No sentinel tells anything.
+pub(super) fn unfollowed(fault: &Fault) {
+    let (error_kind, detail) = (fault.kind.as_str(), &*fault.detail);
+    tracing::warn!(
+        target: "tidegate", error_kind, detail,
+        "Redis: none of the sentinels can be listened to; a failover would be noticed only by calls that fail"
+    );
+}
+
 /// A login that was just put in its files is not let in.
 pub(super) fn login_refused(fault: &Fault) {
     let (error_kind, detail) = (fault.kind.as_str(), &*fault.detail);

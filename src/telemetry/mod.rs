@@ -162,6 +162,7 @@ impl Observer for Telemetry {
                 self.links.replaced(*why);
             }
             Event::StoreSwitched { to } => links::switched(to),
+            Event::StoreUnfollowed(fault) => links::unfollowed(fault),
             Event::StoreRefusedCall(fault) => self.links.refused_call(fault, Instant::now()),
             Event::StoreSlow { took, timeout } => links::slow(*took, *timeout),
             Event::StoreLoginRefused(fault) => links::login_refused(fault),

@@ -267,6 +267,33 @@ async fn sentinels_that_are_away_are_told_as_such() {
     is_said(&url, "refused", &["none of 2 sentinels tells where the master is"]).await;
 }
 
+/// Redis goes on deciding, and somebody should know that nobody would hear of a failover.
+#[tokio::test]
+async fn sentinels_that_die_while_redis_is_in_use_are_a_warning_and_heard_again_when_they_are_back() {
+    let mut trio = Trio::start();
+    trio.ready().await;
+    let tidegate = start(&trio, &[]).await;
+    tidegate.connected().await;
+    for sentinel in &mut trio.sentinels {
+        sentinel.kill();
+    }
+    tidegate.says("none of the sentinels can be listened to", 1).await;
+    assert_eq!(tidegate.check(json!({"key": "k"})).await["backend"], "redis");
+    for sentinel in &mut trio.sentinels {
+        sentinel.restart();
+    }
+    // What they tell before they are listened to again is asked for then.
+    trio.ready().await;
+    let old = trio.servers[0].port;
+    trio.fail_over();
+    until("the new master is in use", async || {
+        let master = master_in_use(&tidegate).await;
+        !master.is_empty() && !is_on(&master, old)
+    })
+    .await;
+    tidegate.says(DEGRADED, 0).await;
+}
+
 #[tokio::test]
 async fn a_server_that_is_no_sentinel_is_told_as_such() {
     let trio = Trio::without_replicas(false);
@@ -337,7 +364,8 @@ async fn a_changed_password_of_the_sentinels_is_taken_from_its_file() {
     ];
     let tidegate = start(&trio, &more).await;
     last_error(&tidegate, "auth", &["REDIS_SENTINEL_PASSWORD_FILE"]).await;
-    std::fs::write(file("password"), "w@tch-word\n").unwrap();
+    std::fs::write(file("new"), "w@tch-word\n").unwrap();
+    std::fs::rename(file("new"), file("password")).unwrap();
     tidegate.connected().await;
     assert_eq!(tidegate.lines_with("w@tch-word"), 0);
 }

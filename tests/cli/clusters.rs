@@ -26,6 +26,9 @@ impl Cluster {
                 "2000",
                 "--repl-diskless-sync-delay",
                 "0",
+                // A replica that has read nothing yet is not shown.
+                "--repl-ping-replica-period",
+                "1",
                 "--cluster-require-full-coverage",
                 "no",
             ])

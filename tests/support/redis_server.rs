@@ -92,6 +92,11 @@ impl RedisServer {
         self
     }
 
+    /// Whether somebody has to be asked where it is.
+    pub fn is_found(&self) -> bool {
+        self.found_by.is_some()
+    }
+
     pub fn url(&self) -> String {
         self.url_by(self.port)
     }

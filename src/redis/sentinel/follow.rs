@@ -27,34 +27,41 @@ impl Link {
     /// Listens to every sentinel. Runs until it is dropped.
     pub(in crate::redis) async fn follow(&self) {
         let sentinels = self.options.target.sentinels();
-        join_all(sentinels.iter().map(|sentinel| self.follow_one(sentinel))).await;
+        let all = sentinels.len();
+        let each = sentinels.iter().enumerate();
+        join_all(each.map(|(place, sentinel)| self.follow_one(sentinel, place, all))).await;
         pending().await
     }
 
-    async fn follow_one(&self, sentinel: &Target) {
+    async fn follow_one(&self, sentinel: &Target, place: usize, all: usize) {
         let mut backoff = Backoff::new(LONGEST_WAIT);
-        let mut lost = false;
+        let mut failures = 0u32;
         loop {
-            let kind = match timeout(self.options.connect_timeout, self.subscribed_to(sentinel)).await {
+            let fault = match timeout(self.options.connect_timeout, self.subscribed_to(sentinel)).await {
                 Ok(Ok(mut told)) => {
                     let since = Instant::now();
-                    if lost {
+                    self.following.listens_to(place);
+                    if failures > 0 {
                         self.following.heard.notify_waiters();
                         self.catch_up(sentinel).await;
                     }
+                    failures = 0;
                     while let Some(message) = told.next().await {
                         if let Ok(text) = message.get_payload::<String>() {
                             self.told(&text);
                         }
                     }
                     backoff.healthy(since.elapsed());
-                    FaultKind::Lost
+                    Fault::new(FaultKind::Lost, "the sentinel has closed the connection")
                 }
-                Ok(Err(fault)) => fault.kind,
-                Err(_) => FaultKind::Timeout,
+                Ok(Err(fault)) => fault,
+                Err(_) => Fault::new(FaultKind::Timeout, "the sentinel does not answer"),
             };
-            lost = true;
-            sleep(backoff.wait(kind, rand::random())).await;
+            failures = failures.saturating_add(1);
+            if failures > 1 && self.following.is_deaf_to(place, all) {
+                self.observer.observe(&Event::StoreUnfollowed(&fault));
+            }
+            sleep(backoff.wait(fault.kind, rand::random())).await;
         }
     }
 
