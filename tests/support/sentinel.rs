@@ -207,22 +207,26 @@ impl Trio {
         self.servers.iter().find(|server| server.port == port).unwrap()
     }
 
-    /// When the first of the sentinels tells of another master.
-    pub fn first_switch(&self) -> Switch {
-        let at = Arc::<Mutex<Option<Instant>>>::default();
+    /// Notes when the first of the sentinels tells of another master.
+    pub fn switches(&self) -> Switches {
+        let told = Arc::<Mutex<Vec<(String, Instant)>>>::default();
         for sentinel in &self.sentinels {
             let mut connection = sentinel.connection();
-            let at = Arc::clone(&at);
+            let told = Arc::clone(&told);
             std::thread::spawn(move || {
                 let mut channel = connection.as_pubsub();
                 channel.subscribe("+switch-master").unwrap();
                 // Ends with the sentinel.
-                if channel.get_message().is_ok() {
-                    at.lock().unwrap().get_or_insert_with(Instant::now);
+                while let Ok(message) = channel.get_message() {
+                    let (text, mut told): (String, _) =
+                        (message.get_payload().unwrap(), told.lock().unwrap());
+                    if told.iter().all(|(known, _)| *known != text) {
+                        told.push((text, Instant::now()));
+                    }
                 }
             });
         }
-        Switch(at)
+        Switches(told)
     }
 
     /// What takes the sentinels some ten seconds (a master that came back is told that it is a replica) takes them one.
@@ -243,12 +247,13 @@ impl Trio {
     }
 }
 
-/// The moment of a failover, when there was one.
-pub struct Switch(Arc<Mutex<Option<Instant>>>);
+/// The failovers so far.
+pub struct Switches(Arc<Mutex<Vec<(String, Instant)>>>);
 
-impl Switch {
-    pub fn at(&self) -> Option<Instant> {
-        *self.0.lock().unwrap()
+impl Switches {
+    /// When they were, each by the word of the first sentinel that told of it.
+    pub fn at(&self) -> Vec<Instant> {
+        self.0.lock().unwrap().iter().map(|(_, at)| *at).collect()
     }
 }
 
