@@ -27,6 +27,8 @@ pub struct Trio {
     pub servers: Vec<RedisServer>,
     pub sentinels: Vec<Sentinel>,
     certificates: Option<Arc<Certificates>>,
+    /// Whether the sentinels themselves are in the clear, for anybody.
+    open: bool,
 }
 
 /// One sentinel.
@@ -40,22 +42,27 @@ pub struct Sentinel {
 impl Trio {
     /// In the clear, with three servers.
     pub fn start() -> Self {
-        Self::with(3, None)
+        Self::with(3, None, true)
     }
 
     /// Over TLS, which names everybody `localhost`, as users of the servers and of the sentinels who may do what is needed
     /// and no more.
     pub fn secure() -> Self {
-        Self::with(3, Some(Arc::new(Certificates::new())))
+        Self::with(3, Some(Arc::new(Certificates::new())), false)
+    }
+
+    /// Servers over TLS for a user, and sentinels in the clear for anybody; with no replica.
+    pub fn half_secure() -> Self {
+        Self::with(1, Some(Arc::new(Certificates::new())), true)
     }
 
     /// With no replica that could take over.
     pub fn without_replicas(secure: bool) -> Self {
-        Self::with(1, secure.then(|| Arc::new(Certificates::new())))
+        Self::with(1, secure.then(|| Arc::new(Certificates::new())), !secure)
     }
 
-    fn with(servers: usize, certificates: Option<Arc<Certificates>>) -> Self {
-        let mut trio = Self { servers: Vec::new(), sentinels: Vec::new(), certificates };
+    fn with(servers: usize, certificates: Option<Arc<Certificates>>, open: bool) -> Self {
+        let mut trio = Self { servers: Vec::new(), sentinels: Vec::new(), certificates, open };
         for number in 0..servers {
             let master = (number > 0).then(|| trio.servers[0].port);
             let server = trio.server(master);
@@ -110,13 +117,19 @@ impl Trio {
         lines.extend((0..3).filter(|other| *other != number).map(|other| {
             format!("sentinel known-sentinel {MASTER} 127.0.0.1 {} {}", ports[other], id(other))
         }));
-        match &self.certificates {
-            None => lines.push(format!("port {port}")),
-            Some(certificates) => lines.extend([
-                format!("port 0\ntls-port {port}\ntls-auth-clients no\ntls-replication yes"),
+        if let Some(certificates) = &self.certificates {
+            lines.extend([
+                "tls-auth-clients no\ntls-replication yes".to_owned(),
                 format!("tls-cert-file {}", certificates.text("cert.pem")),
                 format!("tls-key-file {}", certificates.text("key.pem")),
                 format!("tls-ca-cert-file {}", certificates.text("ca.pem")),
+            ]);
+        }
+        match self.open {
+            // With TLS to each other they would find each other deaf: nothing here is about that.
+            true => lines.push(format!("port {port}")),
+            false => lines.extend([
+                format!("port 0\ntls-port {port}"),
                 format!("requirepass {AMONG_SENTINELS}\nsentinel sentinel-pass {AMONG_SENTINELS}"),
                 format!(
                     "user {WATCHER} on >{WATCHERS_PASSWORD} &+switch-master +subscribe \
@@ -125,8 +138,8 @@ impl Trio {
             ]),
         }
         std::fs::write(directory.path().join("sentinel.conf"), lines.join("\n")).unwrap();
-        let mut sentinel =
-            Sentinel { child: spawn(&directory), port, directory, certificates: self.certificates.clone() };
+        let certificates = self.certificates.clone().filter(|_| !self.open);
+        let mut sentinel = Sentinel { child: spawn(&directory), port, directory, certificates };
         sentinel.answers();
         sentinel
     }
@@ -148,6 +161,9 @@ impl Trio {
         let hosts = hosts.join(",");
         match &self.certificates {
             None => format!("redis+sentinel://{hosts}/{master}"),
+            Some(_) if self.open => {
+                format!("rediss+sentinel://{USER}:{ENCODED_PASSWORD}@{hosts}/{master}?sentinel_tls=false")
+            }
             Some(_) => format!(
                 "rediss+sentinel://{USER}:{ENCODED_PASSWORD}@{hosts}/{master}?sentinel_user={WATCHER}&\
                  sentinel_password={}",

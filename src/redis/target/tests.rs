@@ -212,6 +212,12 @@ proptest! {
         before in "[\\PC@/?#:%\\[\\]&=]{0,6}", after in "[\\PC@/?#:%\\[\\]&=]{0,12}",
     ) {
         const MARKER: &str = "hunter2marker";
+        let url = format!("redis+sentinel://a,b/m?{before}&sentinel_password={MARKER}{after}");
+        let shown = match Target::parse(&url) {
+            Ok(target) => format!("{target} {target:?}"),
+            Err(error) => format!("{error} {error:?}"),
+        };
+        prop_assert!(!shown.contains(MARKER), "{}", shown);
         let url = format!("{scheme}{before}:{MARKER}{after}@h");
         let shown = match Target::parse(&url) {
             Ok(target) => {
