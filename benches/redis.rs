@@ -98,6 +98,8 @@ async fn limiter(port: u16) -> Arc<Limiter<RedisStore>> {
         max_in_flight: 1_000,
         namespace: "tidegate".into(),
         secret_interval: None,
+        cluster: Some(false),
+        map_interval: None,
     };
     let rollout = Arc::new(Rollout::default());
     rollout.learn_keys(tidegate::redis::derive(b"a bench's secret"));

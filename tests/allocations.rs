@@ -27,6 +27,7 @@ use tidegate::limiter::memory::Memory;
 use tidegate::limiter::policy::{Policy, Rules};
 use tidegate::limiter::rollout::{InForce, Percent, Rollout};
 use tidegate::limiter::route::Route;
+use tidegate::limiter::settle::Outcome;
 use tidegate::limiter::store::{Charged, Fault, SharedCharge, Store};
 use tidegate::limiter::subject::{Facts, FleetKeys, Part, Subject, SubjectHash};
 use tidegate::limiter::{Hit, Limiter};
@@ -96,12 +97,20 @@ impl Store for AtOnce {
         Ok(Charged { readings, from: charges.iter().map(|_| now).collect(), judged_at: now })
     }
 
-    fn lag(&self) -> Option<Micros> {
+    fn lag(&self, _: SubjectHash) -> Option<Micros> {
         Some(0)
     }
 
-    fn is_recovering(&self, _: Micros) -> bool {
+    fn is_recovering(&self, _: SubjectHash, _: Micros) -> bool {
         false
+    }
+
+    fn place(&self, _: SubjectHash) -> u16 {
+        0
+    }
+
+    fn behind(&self, _: impl Future<Output = Outcome> + Send + 'static) -> bool {
+        true
     }
 
     async fn forget(&self, _: &[&str], _: SubjectHash) -> Result<(), Fault> {

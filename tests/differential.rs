@@ -30,6 +30,7 @@ use tidegate::redis::cluster::slot;
 
 use support::redis_cluster::RedisCluster;
 use support::redis_server::RedisServer;
+use support::sentinel::Trio;
 
 /// One bucket of a request.
 #[derive(Clone, Debug)]
@@ -214,6 +215,18 @@ fn memory_and_redis_agree_on_the_nodes_of_a_cluster_as_well() {
 #[test]
 fn memory_and_redis_agree_on_the_nodes_of_a_cluster_over_tls_as_an_acl_user() {
     memory_and_redis_agree_on(RedisCluster::secure(3, false).masters());
+}
+
+/// A replica runs no script: it is told what became of its master's.
+#[tokio::test]
+async fn memory_and_redis_agree_on_a_replica_that_sentinels_made_the_master() {
+    let trio = Trio::start();
+    trio.ready().await;
+    let old = trio.servers[0].port;
+    trio.fail_over();
+    let master = async || trio.master_port().is_some_and(|port| port != old);
+    support::until("another server is the master", master).await;
+    memory_and_redis_agree_on(std::slice::from_ref(trio.server_on(trio.master_port().unwrap())));
 }
 
 fn memory_and_redis_agree_on(servers: &[RedisServer]) {

@@ -46,6 +46,8 @@ pub const KEYS: &[Known] = &[
     secret("redis.url", Some("REDIS_URL")),
     short("redis.username_file", "REDIS_USERNAME_FILE"),
     short("redis.password_file", "REDIS_PASSWORD_FILE"),
+    short("redis.sentinel_username_file", "REDIS_SENTINEL_USERNAME_FILE"),
+    short("redis.sentinel_password_file", "REDIS_SENTINEL_PASSWORD_FILE"),
     short("redis.tls", "REDIS_TLS"),
     plain("redis.require_tls"),
     short("redis.ca_cert", "REDIS_CA_CERT"),

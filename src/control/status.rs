@@ -40,6 +40,8 @@ pub struct RedisView {
     last_error_kind: Option<&'static str>,
     last_error: Option<String>,
     address: Option<String>,
+    /// The master in use, where sentinels name it.
+    master: Option<String>,
     /// What is spent of the day's commands; `null` without Redis.
     commands: Option<CommandsView>,
     /// `resp2` or `resp3`, as the connection in use has agreed on.
@@ -164,6 +166,7 @@ impl Status {
                 last_error_kind: None,
                 last_error: None,
                 address: None,
+                master: None,
                 commands: None,
                 protocol: None,
                 probe_ms: None,
@@ -171,7 +174,7 @@ impl Status {
                 nodes: None,
             };
         };
-        let LinkState { breaker, since, last_fault, protocol, probe_took, .. } = store.state();
+        let LinkState { breaker, since, last_fault, protocol, master, probe_took, .. } = store.state();
         let Spending { today, per_day, exhausted_at } = store.spending();
         RedisView {
             configured: true,
@@ -181,6 +184,7 @@ impl Status {
             last_error_kind: last_fault.as_ref().map(|fault| fault.kind.as_str()),
             last_error: last_fault.map(|fault| fault.detail.into()),
             address: Some(store.target().to_string()),
+            master,
             commands: Some(CommandsView { today, per_day, exhausted_at: exhausted_at.map(time) }),
             protocol: protocol.map(Protocol::as_str),
             probe_ms: probe_took.map(milliseconds),

@@ -39,6 +39,13 @@ pub enum Event<'a> {
     StoreDisconnected,
     /// A fresh connection took the place of another, and nobody needs to do anything.
     StoreReplaced(Replaced),
+    /// Those who know say that another server is the store's master.
+    StoreSwitched {
+        /// Where it is.
+        to: &'a str,
+    },
+    /// None of those who know the store's master can be listened to: another master would be found by calls that fail.
+    StoreUnfollowed(&'a Fault),
     /// A call failed, and the breaker stays closed.
     StoreRefusedCall(&'a Fault),
     /// Probes of the store take longer than a request waits for it.
@@ -157,6 +164,8 @@ pub enum Replaced {
     },
     /// The login has changed.
     Login,
+    /// Another server is the master.
+    Failover,
 }
 
 impl Replaced {
@@ -166,6 +175,7 @@ impl Replaced {
             Self::Slow => "slow",
             Self::Lost { .. } => "lost",
             Self::Login => "login",
+            Self::Failover => "failover",
         }
     }
 }

@@ -44,6 +44,11 @@ impl Backoff {
         }
     }
 
+    /// The next outage is a new one: what led to the last is over.
+    pub(super) fn anew(&mut self) {
+        self.attempt = 0;
+    }
+
     /// The wait after a fault of this kind; `chance` is a random number from 0 to 1. Half of the wait is fixed, half is
     /// chance: a fleet that lost Redis together does not come back together.
     pub(super) fn wait(&mut self, kind: FaultKind, chance: f64) -> Duration {

@@ -30,6 +30,7 @@ const UNACKNOWLEDGED_FOR: Duration = Duration::from_secs(20);
 
 /// A connection that the server has let in. Calls share it; it is closed when the last of them drops it.
 pub(super) struct Connection {
+    target: Target,
     calls: MultiplexedConnection,
     protocol: Protocol,
     since: Instant,
@@ -41,6 +42,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// The server at its other end; behind sentinels the one that they named.
+    pub(super) fn target(&self) -> &Target {
+        &self.target
+    }
+
     /// By which to call.
     pub(super) fn calls(&self) -> MultiplexedConnection {
         self.calls.clone()
@@ -143,7 +149,7 @@ pub(super) async fn listen(target: &Target, login: &Login) -> Result<PubSub, Fau
 }
 
 async fn open(target: &Target, login: &Login) -> Result<Connection, Fault> {
-    begin(stream(target, login).await?).await
+    begin(target.clone(), stream(target, login).await?).await
 }
 
 /// Whatever Redis is spoken to over.
@@ -156,7 +162,7 @@ async fn stream(target: &Target, login: &Login) -> Result<Box<dyn Stream>, Fault
     }
     let host = target.host().unwrap_or_default();
     let stream = dial(host, target.port().unwrap_or_default()).await?;
-    match &login.tls {
+    match login.tls.as_ref().filter(|_| target.tls()) {
         None => Ok(Box::new(stream)),
         Some(config) => {
             // Also what is sent as SNI, unless it is an address.
@@ -197,7 +203,7 @@ fn settle(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-async fn begin<S>(stream: S) -> Result<Connection, Fault>
+async fn begin<S>(target: Target, stream: S) -> Result<Connection, Fault>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -213,7 +219,16 @@ where
         driver.await;
     });
     let (used, lost) = (AtomicBool::new(false), AtomicU32::new(0));
-    Ok(Connection { calls, protocol: Protocol::Resp2, since: Instant::now(), used, lost, over, driver })
+    Ok(Connection {
+        target,
+        calls,
+        protocol: Protocol::Resp2,
+        since: Instant::now(),
+        used,
+        lost,
+        over,
+        driver,
+    })
 }
 
 fn of_io(error: io::Error) -> Fault {

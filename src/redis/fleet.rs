@@ -92,7 +92,10 @@ impl RedisStore {
 
     async fn subscribed(&self, link: &Link) -> Result<redis::aio::PubSubStream, Fault> {
         let login = link.newest_login().await;
-        let mut channel = connect::listen(&link.options.target, &login).await?;
+        // To where the decisions go: sentinels may name another server than a moment ago.
+        let beside = link.connection.load().as_ref().map(|connection| connection.target().clone());
+        let Some(target) = beside else { return Err(Fault::open()) };
+        let mut channel = connect::listen(&target, &login).await?;
         channel.subscribe(self.channel()).await.map_err(|error| fault::classify(&error))?;
         Ok(channel.into_on_message())
     }

@@ -11,7 +11,7 @@ use super::connect::Connection;
 use super::link::{Link, Part};
 use super::login::Login;
 use super::target::Protocol;
-use super::{connect, fault, probe, secret};
+use super::{fault, probe, secret};
 use crate::limiter::event::{Event, Observer};
 use crate::limiter::store::{Fault, FaultKind, SharedCharge};
 
@@ -25,23 +25,34 @@ impl Link {
         within: Duration,
     ) -> Result<Connection, Fault> {
         let made = async {
-            let newest = self.newest_login().await;
-            let fault = match self.make(&newest, secret).await {
-                Ok(connection) => return Ok(connection),
-                Err(fault) => fault,
-            };
-            let proven = self.login.lock().proven.clone();
-            let proven = proven.filter(|proven| is_about_login(fault.kind) && !proven.is_same(&newest));
-            let Some(proven) = proven else { return Err(fault) };
-            match self.make(&proven, secret).await {
-                Ok(connection) => {
-                    self.complain(&newest, &fault);
-                    Ok(connection)
+            loop {
+                self.following.trying();
+                tokio::select! {
+                    made = in_time(within, self.with_either_login(secret)) => break made,
+                    // The master is another: whoever waits for the old one waits in vain.
+                    () = self.following.switched() => {}
                 }
-                Err(_) => Err(fault),
             }
         };
-        self.connecting(within, made).await
+        self.connecting(made).await
+    }
+
+    async fn with_either_login(&self, secret: &mut Option<String>) -> Result<Connection, Fault> {
+        let newest = self.newest_login().await;
+        let fault = match self.make(&newest, secret).await {
+            Ok(connection) => return Ok(connection),
+            Err(fault) => fault,
+        };
+        let proven = self.login.lock().proven.clone();
+        let proven = proven.filter(|proven| is_about_login(fault.kind) && !proven.is_same(&newest));
+        let Some(proven) = proven else { return Err(fault) };
+        match self.make(&proven, secret).await {
+            Ok(connection) => {
+                self.complain(&newest, &fault);
+                Ok(connection)
+            }
+            Err(_) => Err(fault),
+        }
     }
 
     /// A connection with just this login.
@@ -50,23 +61,20 @@ impl Link {
         login: &Arc<Login>,
         secret: &mut Option<String>,
     ) -> Result<Connection, Fault> {
-        self.connecting(self.options.connect_timeout, self.make(login, secret)).await
+        let made = self.make(login, secret);
+        self.connecting(in_time(self.options.connect_timeout, made)).await
     }
 
-    async fn connecting<T>(
-        &self,
-        within: Duration,
-        making: impl Future<Output = Result<T, Fault>>,
-    ) -> Result<T, Fault> {
+    async fn connecting<T>(&self, making: impl Future<Output = T>) -> T {
         let _connecting = Connecting::told_to(&*self.observer);
-        in_time(within, making).await
+        making.await
     }
 
     async fn make(&self, login: &Arc<Login>, secret: &mut Option<String>) -> Result<Connection, Fault> {
         let connection = match self.make_with_hello(login, secret).await {
             // Some proxies hang up on a command that they do not know, or lose count of the answers.
             Err(fault) if self.may_go_without_hello(fault.kind) => {
-                let connection = connect::connect(&self.options.target, login).await?;
+                let connection = self.reach(login).await?;
                 self.settle(&connection, secret).await?;
                 self.without_hello.store(true, Ordering::Relaxed);
                 connection
@@ -81,7 +89,7 @@ impl Link {
 
     async fn make_with_hello(&self, login: &Login, secret: &mut Option<String>) -> Result<Connection, Fault> {
         let target = &self.options.target;
-        let mut connection = connect::connect(target, login).await?;
+        let mut connection = self.reach(login).await?;
         if target.protocol() == Protocol::Resp2 || self.without_hello.load(Ordering::Relaxed) {
             self.settle(&connection, secret).await?;
             return Ok(connection);

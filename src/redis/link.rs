@@ -19,6 +19,7 @@ use super::fault;
 use super::lag::Lag;
 use super::login::{BadLogin, Login, LoginFiles, Logins};
 use super::offset::ClockOffset;
+use super::sentinel::Following;
 use super::spent::{Spending, Spent};
 use super::target::{Protocol, Target};
 use crate::limiter::breaker::{Breaker, Permit, State, Verdict};
@@ -96,6 +97,8 @@ pub(super) struct Link {
     pub(super) connection: ArcSwapOption<Connection>,
     /// It was found that what is before Redis does not survive HELLO.
     pub(super) without_hello: AtomicBool,
+    /// What the sentinels tell, if there are any.
+    pub(super) following: Following,
     pub(super) breaker: Breaker,
     /// What opened the breaker, left here by the call that did for the supervisor to find.
     pub(super) opened_by: Mutex<Option<Fault>>,
@@ -130,6 +133,8 @@ pub(super) enum Part {
 /// A connection that lasted this long and is lost is replaced before it is called an outage. Where they break as soon as
 /// they are made, Redis is not sound.
 pub(super) const LASTING: Duration = Duration::from_millis(500);
+/// How long something may take that only makes a word clearer.
+pub(super) const A_MOMENT: Duration = Duration::from_millis(300);
 
 /// What is known of logins beyond the one that is wanted.
 #[derive(Default)]
@@ -155,6 +160,8 @@ pub struct LinkState {
     pub next_probe: Option<Micros>,
     /// How the connection in use speaks; `None` without one.
     pub protocol: Option<Protocol>,
+    /// The master in use, where sentinels name it.
+    pub master: Option<String>,
     /// How long the last probe took: one call of the real script, or two where the server had to be taught it.
     pub probe_took: Option<Duration>,
 }
@@ -172,6 +179,7 @@ impl Link {
             last_fault: None,
             next_probe: None,
             protocol: None,
+            master: None,
             probe_took: None,
         };
         Self {
@@ -181,6 +189,7 @@ impl Link {
             login: Mutex::default(),
             connection: ArcSwapOption::empty(),
             without_hello: AtomicBool::new(false),
+            following: Following::default(),
             breaker: Breaker::new(options.max_in_flight),
             opened_by: Mutex::new(None),
             opened: Notify::new(),

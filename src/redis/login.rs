@@ -25,6 +25,10 @@ pub struct LoginFiles {
     pub username: Option<PathBuf>,
     /// The password.
     pub password: Option<PathBuf>,
+    /// The user's name at the sentinels.
+    pub sentinel_username: Option<PathBuf>,
+    /// The password of the sentinels.
+    pub sentinel_password: Option<PathBuf>,
     /// Authorities to believe in place of the system's, PEM.
     pub ca_cert: Option<PathBuf>,
     /// Our certificate and those that vouch for it, PEM; there exactly when the key is.
@@ -36,8 +40,18 @@ pub struct LoginFiles {
 impl LoginFiles {
     /// All that are set.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        let Self { username, password, ca_cert, client_cert, client_key } = self;
-        [username, password, ca_cert, client_cert, client_key].into_iter().flatten().map(PathBuf::as_path)
+        let Self {
+            username,
+            password,
+            sentinel_username,
+            sentinel_password,
+            ca_cert,
+            client_cert,
+            client_key,
+        } = self;
+        let all =
+            [username, password, sentinel_username, sentinel_password, ca_cert, client_cert, client_key];
+        all.into_iter().flatten().map(PathBuf::as_path)
     }
 }
 
@@ -63,6 +77,8 @@ pub struct Login {
 struct Said {
     username: Option<String>,
     password: Option<String>,
+    sentinel_username: Option<String>,
+    sentinel_password: Option<String>,
     ca_cert: Option<Vec<u8>>,
     identity: Option<(Vec<u8>, Vec<u8>)>,
 }
@@ -84,6 +100,16 @@ impl Login {
     /// The password. Not to be printed.
     pub(crate) fn password(&self) -> Option<&str> {
         self.said.password.as_deref()
+    }
+
+    /// By which the sentinels let us in: user and password of their own, the same certificates.
+    pub(crate) fn of_sentinels(&self) -> Self {
+        let said = Said {
+            username: self.said.sentinel_username.clone(),
+            password: self.said.sentinel_password.clone(),
+            ..self.said.clone()
+        };
+        Self { said, tls: self.tls.clone() }
     }
 
     /// Whether the same was written.
@@ -144,7 +170,7 @@ impl Logins {
     /// What the files hold now, or what they held last and what is wrong with them. For whoever makes a connection.
     pub(super) async fn newest(self: &Arc<Self>) -> (Arc<Login>, Option<BadLogin>) {
         // Without files the system's authorities may have changed.
-        if self.files.paths().next().is_some() || self.target.tls() {
+        if self.files.paths().next().is_some() || self.target.uses_tls() {
             let this = Arc::clone(self);
             match tokio::task::spawn_blocking(move || this.read_again()).await {
                 Ok(Ok(fresh)) => self.wanted.store(Arc::new(fresh)),
@@ -177,10 +203,12 @@ fn read(target: &Target, files: &LoginFiles) -> Result<Login, BadLogin> {
     let said = Said {
         username: word(&files.username, target.username())?,
         password: word(&files.password, target.password())?,
+        sentinel_username: word(&files.sentinel_username, target.sentinel_username())?,
+        sentinel_password: word(&files.sentinel_password, target.sentinel_password())?,
         ca_cert: bytes(&files.ca_cert)?,
         identity: bytes(&files.client_cert)?.zip(bytes(&files.client_key)?),
     };
-    let tls = match target.tls() {
+    let tls = match target.uses_tls() {
         true => Some(Arc::new(tls::config(files, said.ca_cert.as_deref(), said.identity.as_ref())?)),
         false => None,
     };

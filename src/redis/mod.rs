@@ -14,6 +14,7 @@ mod offset;
 mod plain;
 pub mod probe;
 mod secret;
+mod sentinel;
 mod spent;
 mod store;
 mod supervisor;

@@ -55,12 +55,15 @@ impl Link {
             was_away |= fault.kind != FaultKind::Cluster;
             let wait = backoff.wait(fault.kind, rand::random());
             self.state.lock().next_probe = Some(self.common.clock.now() + wait.as_micros() as u64);
-            self.pause(wait, fault.kind).await;
+            if self.pause(wait, fault.kind).await {
+                backoff.anew();
+            }
         }
     }
 
-    /// Waits before the next attempt, unless the login has changed since the last: that may be all that was missing.
-    async fn pause(&self, wait: Duration, after: FaultKind) {
+    /// Waits before the next attempt, unless the login has changed since the last, or the sentinels have news: that may be
+    /// all that was missing. Whether it was the sentinels.
+    async fn pause(&self, wait: Duration, after: FaultKind) -> bool {
         let tried = self.common.logins.wanted();
         let differs = || !self.common.logins.wanted().is_same(&tried);
         if is_about_login(after) {
@@ -72,7 +75,10 @@ impl Link {
             }
         };
         // Whichever comes first.
-        let _ = timeout(wait, changed).await;
+        tokio::select! {
+            () = self.following.worth_a_try() => true,
+            _ = timeout(wait, changed) => false,
+        }
     }
 
     /// Before the first request waits for it: is it quick enough? A few more probes, and only where the first was late
@@ -124,6 +130,7 @@ impl Link {
     ) -> Fault {
         let connection = Arc::new(connection);
         let warm_up = if was_away { self.options.warm_up } else { Duration::ZERO };
+        let warm_up = self.following.warm_up(connection.target(), warm_up);
         if after_outage {
             self.recovers(warm_up + self.options.reconnect_interval);
         }
@@ -137,6 +144,7 @@ impl Link {
                 tokio::select! {
                     fault = self.opened() => fault,
                     () = connection.over() => self.trip(closed()).await,
+                    () = self.following.switched() => self.trip(closed()).await,
                 }
             };
             if let Ok(fault) = timeout(warm_up, relapse).await {
@@ -176,7 +184,11 @@ impl Link {
     /// From now on calls go over this one.
     pub(super) fn put_to_use(&self, connection: &Arc<Connection>) {
         self.connection.store(Some(Arc::clone(connection)));
-        self.state.lock().protocol = Some(connection.protocol());
+        self.following.serving(connection.target());
+        let master = self.options.target.master_name().map(|_| connection.target().to_string());
+        let mut state = self.state.lock();
+        state.protocol = Some(connection.protocol());
+        state.master = master;
     }
 
     fn came_to(&self, breaker: State) {
@@ -193,6 +205,7 @@ impl Link {
             let mut state = self.state.lock();
             state.last_fault = Some(fault.clone());
             state.protocol = None;
+            state.master = None;
         }
         self.came_to(State::Open);
         self.observer.observe(&Event::StoreLost(fault));

@@ -2,13 +2,18 @@
 
 mod error;
 mod read;
+mod sentinels;
 
 use std::fmt;
+
+use sentinels::Sentinels;
 
 pub use error::TargetError;
 
 /// The port of Redis when the URL names none.
 pub const DEFAULT_PORT: u16 = 6379;
+/// The port of a sentinel when the URL names none.
+pub const DEFAULT_SENTINEL_PORT: u16 = 26379;
 
 /// Where and how to reach Redis.
 #[derive(Clone, PartialEq, Eq)]
@@ -22,8 +27,16 @@ pub struct Target {
 
 #[derive(Clone, PartialEq, Eq)]
 enum Place {
-    Tcp { tls: bool, host: String, port: u16 },
-    Unix { path: String },
+    Tcp {
+        tls: bool,
+        host: String,
+        port: u16,
+    },
+    Unix {
+        path: String,
+    },
+    /// Wherever they say that the master is.
+    Sentinels(Box<Sentinels>),
 }
 
 /// The version of the wire protocol.
@@ -55,8 +68,10 @@ struct Password(String);
 impl Target {
     /// The same over TLS. A unix socket stays as it is: it does not leave the machine.
     pub fn with_tls(mut self) -> Self {
-        if let Place::Tcp { tls, .. } = &mut self.place {
-            *tls = true;
+        match &mut self.place {
+            Place::Tcp { tls, .. } => *tls = true,
+            Place::Sentinels(sentinels) => sentinels.encrypt(),
+            Place::Unix { .. } => {}
         }
         self
     }
@@ -67,41 +82,46 @@ impl Target {
         Self { place, ..self.clone() }
     }
 
-    /// Whether the connection is encrypted.
+    /// Whether the connection to Redis is encrypted.
     pub fn tls(&self) -> bool {
-        matches!(self.place, Place::Tcp { tls: true, .. })
-    }
-
-    /// The host, an IPv6 address without its brackets; `None` for a unix socket.
-    pub fn host(&self) -> Option<&str> {
         match &self.place {
-            Place::Tcp { host, .. } => Some(host),
-            Place::Unix { .. } => None,
+            Place::Tcp { tls, .. } => *tls,
+            Place::Unix { .. } => false,
+            Place::Sentinels(sentinels) => sentinels.tls,
         }
     }
 
-    /// The port; `None` for a unix socket.
+    /// The host, an IPv6 address without its brackets; `None` for a unix socket, and where sentinels know it.
+    pub fn host(&self) -> Option<&str> {
+        match &self.place {
+            Place::Tcp { host, .. } => Some(host),
+            Place::Unix { .. } | Place::Sentinels(_) => None,
+        }
+    }
+
+    /// The port; `None` where there is no host.
     pub fn port(&self) -> Option<u16> {
         match self.place {
             Place::Tcp { port, .. } => Some(port),
-            Place::Unix { .. } => None,
+            Place::Unix { .. } | Place::Sentinels(_) => None,
         }
     }
 
     /// The path of the unix socket, if it is one.
     pub fn socket_path(&self) -> Option<&str> {
         match &self.place {
-            Place::Tcp { .. } => None,
             Place::Unix { path } => Some(path),
+            Place::Tcp { .. } | Place::Sentinels(_) => None,
         }
     }
 
-    /// Whether it stays on this machine: a unix socket, `localhost`, or a loopback address.
+    /// Whether it stays on this machine: a unix socket, `localhost`, or a loopback address. Of sentinels each has to.
     pub fn is_local(&self) -> bool {
-        self.host().is_none_or(|host| {
-            host.eq_ignore_ascii_case("localhost")
-                || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
-        })
+        match &self.place {
+            Place::Tcp { host, .. } => is_loopback(host),
+            Place::Unix { .. } => true,
+            Place::Sentinels(sentinels) => sentinels.addresses.iter().all(|(host, _)| is_loopback(host)),
+        }
     }
 
     /// The user to authenticate as; none with a password is Redis' own `default`.
@@ -130,13 +150,10 @@ impl fmt::Display for Target {
         match &self.place {
             Place::Tcp { tls, host, port } => {
                 let scheme = if *tls { "rediss" } else { "redis" };
-                if host.contains(':') {
-                    write!(f, "{scheme}://[{host}]:{port}")
-                } else {
-                    write!(f, "{scheme}://{host}:{port}")
-                }
+                write!(f, "{scheme}://{}", address(host, *port))
             }
             Place::Unix { path } => write!(f, "unix://{path}"),
+            Place::Sentinels(sentinels) => sentinels.fmt(f),
         }
     }
 }
@@ -145,6 +162,16 @@ impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Target({self})")
     }
+}
+
+/// As it stands in a URL.
+pub fn address(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ enum Occasion {
     Suspect,
     /// Somebody has taken another login, or it is time to try it again.
     Login,
+    /// The sentinels name another master.
+    Switched,
     /// It is time to look after the secret.
     Look,
 }
@@ -49,6 +51,7 @@ impl Link {
             let look = self.options.secret_interval.map(|interval| looked + interval);
             let occasion = tokio::select! {
                 () = connection.over() => Occasion::Over,
+                () = self.following.switched() => Occasion::Switched,
                 () = self.suspected.notified() => Occasion::Suspect,
                 () = self.common.logins.changed(&self.heard_login) => Occasion::Login,
                 () = at(login_again) => Occasion::Login,
@@ -92,6 +95,16 @@ impl Link {
                     // outage.
                     let _ = self.renew(secret).await;
                 }
+                Occasion::Switched => match self.fresh(secret, self.options.connect_timeout).await {
+                    // They said nothing new.
+                    Ok(fresh) if fresh.target() == connection.target() => {}
+                    Ok(fresh) => self.replace(fresh, Replaced::Failover).await,
+                    // What the old master still counts is lost with it.
+                    Err(fault) => {
+                        self.observer.observe(&Event::StoreFailed(fault.kind));
+                        return self.trip(fault).await;
+                    }
+                },
                 Occasion::Look => {
                     looked = Instant::now();
                     let agreed = self.agree(&connection, secret);

@@ -4,6 +4,7 @@
 //! Errors are classified by the same code as the library's (`fault.rs`): one cause has one word everywhere.
 
 mod resp;
+mod slot;
 mod tls;
 
 use std::io;
@@ -15,13 +16,15 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
 
+pub use slot::SLOTS;
 pub use tls::{Certificate, Handshake, Trust};
 
 use super::charge::{self, SCRIPT};
 use super::target::Target;
 use super::{fault, probe};
 use crate::limiter::clock::Micros;
-use crate::limiter::store::{Fault, FaultKind};
+use crate::limiter::store::{Fault, FaultKind, SharedCharge};
+use crate::limiter::subject::SubjectHash;
 
 /// The longest answer that is read: nothing that the doctor asks for is near it.
 const LONGEST_ANSWER: usize = 4 * 1024 * 1024;
@@ -46,8 +49,50 @@ pub enum Reply {
     Int(i64),
     /// Nothing.
     Nil,
+    /// Several, where they were asked for; of a map names and values in turn.
+    List(Vec<Reply>),
     /// Anything else, of which nobody asks for more than that it is there.
     Other,
+}
+
+impl Reply {
+    /// As a text; a number in its digits.
+    pub fn text(&self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text.clone()),
+            Self::Int(number) => Some(number.to_string()),
+            Self::Nil | Self::List(_) | Self::Other => None,
+        }
+    }
+
+    /// Its items; none of what is no list.
+    pub fn items(&self) -> &[Self] {
+        match self {
+            Self::List(items) => items,
+            _ => &[],
+        }
+    }
+
+    /// What stands behind this name, of names and values in turn.
+    pub fn field(&self, name: &str) -> Option<String> {
+        let pairs = self.items().as_chunks::<2>().0;
+        pairs.iter().find(|[key, _]| key.text().as_deref() == Some(name)).and_then(|[_, value]| value.text())
+    }
+
+    fn of(value: Value) -> Self {
+        match value {
+            Value::SimpleString(text) | Value::VerbatimString { text, .. } => Self::Text(text),
+            Value::Okay => Self::Text("OK".to_owned()),
+            Value::BulkString(bytes) => Self::Text(String::from_utf8_lossy(&bytes).into_owned()),
+            Value::Int(number) => Self::Int(number),
+            Value::Nil => Self::Nil,
+            Value::Array(items) | Value::Set(items) => Self::List(items.into_iter().map(Self::of).collect()),
+            Value::Map(pairs) => Self::List(
+                pairs.into_iter().flat_map(|(key, value)| [Self::of(key), Self::of(value)]).collect(),
+            ),
+            _ => Self::Other,
+        }
+    }
 }
 
 /// What one run of the real script told.
@@ -129,38 +174,40 @@ impl Wire {
     /// # Errors
     /// What the server says to it, or what happened to the connection.
     pub async fn ask(&mut self, words: &[&str]) -> Result<Reply, Fault> {
+        Ok(match self.ask_for_all(words).await? {
+            // `CONFIG GET`: the name and the value, of which the value was asked for.
+            Reply::List(mut items) => match items.pop() {
+                Some(Reply::Text(text)) => Reply::Text(text),
+                _ => Reply::Other,
+            },
+            reply => reply,
+        })
+    }
+
+    /// The same, for an answer of several parts.
+    ///
+    /// # Errors
+    /// As [`Wire::ask`].
+    pub async fn ask_for_all(&mut self, words: &[&str]) -> Result<Reply, Fault> {
         let mut command = Cmd::new();
         for word in words {
             command.arg(*word);
         }
-        let value = self.send(&command).await.map_err(|error| error.into_fault())?;
-        Ok(match value {
-            Value::SimpleString(text) => Reply::Text(text),
-            Value::Okay => Reply::Text("OK".to_owned()),
-            Value::BulkString(bytes) => Reply::Text(String::from_utf8_lossy(&bytes).into_owned()),
-            Value::VerbatimString { text, .. } => Reply::Text(text),
-            Value::Int(number) => Reply::Int(number),
-            Value::Nil => Reply::Nil,
-            // `CONFIG GET`: the name and the value, of which the value was asked for.
-            Value::Array(mut items) => match items.pop() {
-                Some(Value::BulkString(bytes)) => Reply::Text(String::from_utf8_lossy(&bytes).into_owned()),
-                _ => Reply::Other,
-            },
-            _ => Reply::Other,
-        })
+        Ok(Reply::of(self.send(&command).await.map_err(|error| error.into_fault())?))
     }
 
-    /// Runs the real script on the reserved key of the probe, as a decision would: by its hash, and in full when the server
+    /// Runs the real script on a reserved key of the probe, as a decision would: by its hash, and in full when the server
     /// does not know it.
     ///
     /// # Errors
     /// As [`Wire::ask`].
-    pub async fn run_script(&mut self, namespace: &str, now: Micros) -> Result<Ran, Fault> {
+    pub async fn run_script(&mut self, probe: &Probe, now: Micros) -> Result<Ran, Fault> {
+        let (namespace, subject) = (&*probe.namespace, probe.subject);
         let hash = redis::Script::new(SCRIPT).get_hash().to_owned();
         let Some(probe) = probe::charge() else {
             return Err(Fault::new(FaultKind::Other, "the probe's quota is malformed"));
         };
-        let probe = [probe];
+        let probe = [SharedCharge { subject, ..probe }];
         let started = Instant::now();
         let mut taught = false;
         let value = loop {
@@ -220,6 +267,35 @@ impl Wire {
             }
             self.buffer.extend_from_slice(&piece[..read]);
         }
+    }
+}
+
+/// A reserved key, on which nothing that a client could spend is counted.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    namespace: String,
+    subject: SubjectHash,
+}
+
+impl Probe {
+    /// The one on which connections are proven.
+    pub fn new(namespace: &str) -> Self {
+        Self { namespace: namespace.to_owned(), subject: SubjectHash([0; 16]) }
+    }
+
+    /// One in any of these ranges of slots. `None` of ranges so narrow that none is soon found.
+    pub fn within(namespace: &str, slots: &[(u16, u16)]) -> Option<Self> {
+        let numbers = (0..200_000u128).map(|number| SubjectHash(number.to_be_bytes()));
+        let mut probes = numbers.map(|subject| Self { namespace: namespace.to_owned(), subject });
+        probes.find(|probe| {
+            let slot = slot::of(probe.key().as_bytes());
+            slots.iter().any(|(first, last)| (first..=last).contains(&&slot))
+        })
+    }
+
+    /// The key.
+    pub fn key(&self) -> String {
+        charge::key(&self.namespace, "probe", self.subject)
     }
 }
 

@@ -54,6 +54,10 @@ impl Links {
                 target: "tidegate",
                 "Redis: the changed user, password or certificates are in use"
             ),
+            Replaced::Failover => tracing::info!(
+                target: "tidegate",
+                "Redis: the new master is in use"
+            ),
         }
     }
 
@@ -95,6 +99,20 @@ pub(super) fn slow(took: Duration, timeout: Duration) {
     tracing::warn!(
         target: "tidegate",
         "Redis is slower than requests wait for it: measured {took} ms, REDIS_TIMEOUT_MS is {timeout}: set {enough}"
+    );
+}
+
+/// The sentinels have made another server the master.
+pub(super) fn switched(to: &str) {
+    tracing::info!(target: "tidegate", master = to, "Redis: the sentinels name another master");
+}
+
+/// No sentinel tells anything.
+pub(super) fn unfollowed(fault: &Fault) {
+    let (error_kind, detail) = (fault.kind.as_str(), &*fault.detail);
+    tracing::warn!(
+        target: "tidegate", error_kind, detail,
+        "Redis: none of the sentinels can be listened to; a failover would be noticed only by calls that fail"
     );
 }
 

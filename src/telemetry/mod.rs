@@ -166,6 +166,8 @@ impl Observer for Telemetry {
                 self.metrics.link().replaced(*why);
                 self.links.replaced(*why);
             }
+            Event::StoreSwitched { to } => links::switched(to),
+            Event::StoreUnfollowed(fault) => links::unfollowed(fault),
             Event::StoreRefusedCall(fault) => self.links.refused_call(fault, Instant::now()),
             Event::StoreSlow { took, timeout } => links::slow(*took, *timeout),
             Event::StoreLoginRefused(fault) => links::login_refused(fault),

@@ -4,20 +4,24 @@
 //! It needs no command that a managed service forbids, prints no secret, and changes nothing but the probe's one
 //! reserved key.
 
+mod cluster;
 mod cure;
 mod info;
 mod inside;
 mod report;
+mod sentinels;
 mod way_in;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use cure::LEAST_PERMISSIONS;
 pub use report::{Latency, Outcome, Report, STEPS, Step, Verdict};
 
 use crate::config::{Errors, Redis, Settings};
+use crate::limiter::clock::Micros;
 use crate::limiter::decision::Backend;
 use crate::limiter::store::{Fault, FaultKind};
+use crate::redis::wire::Probe;
 use inside::Inside;
 use way_in::way_in;
 
@@ -36,20 +40,35 @@ pub async fn examine(settings: &Settings, progress: Progress<'_>) -> Report {
                 cure: Some("set REDIS_URL, or RATE_LIMIT_BACKEND=memory".into()),
                 kind: None,
                 took: Duration::ZERO,
+                details: Vec::new(),
             });
         }
         return report;
     };
     report.target = Some(redis.target.to_string());
-    let mut examination =
-        Examination { redis, report, progress, step: "configuration", began: Instant::now() };
+    let mut examination = Examination {
+        redis,
+        report,
+        progress,
+        step: "configuration",
+        began: Instant::now(),
+        details: Vec::new(),
+    };
     // A step that fails has said so itself.
-    if let Ok(wire) = way_in(&mut examination).await {
-        let _ = Inside { examination: &mut examination, wire }.look().await;
-    }
+    let _ = walk(&mut examination).await;
     let mut report = examination.report;
     report.skip_the_rest();
     report
+}
+
+async fn walk(examination: &mut Examination<'_>) -> Result<(), Stop> {
+    let mut way = way_in(examination).await?;
+    let probe = match cluster::look(examination, &mut way).await? {
+        Some(probe) => probe,
+        None => Probe::new(&examination.redis.namespace),
+    };
+    let sentinels = way.sentinels.take();
+    Inside { examination, wire: way.wire, probe, sentinels }.look().await
 }
 
 /// The report on settings that can't even be read.
@@ -63,6 +82,7 @@ pub fn unreadable(errors: &Errors) -> Report {
         cure: Some("`tidegate config check` lists them one by one".into()),
         kind: None,
         took: Duration::ZERO,
+        details: Vec::new(),
     });
     report.skip_the_rest();
     report
@@ -91,6 +111,12 @@ struct Examination<'a> {
     progress: Progress<'a>,
     step: &'static str,
     began: Instant,
+    /// What there is to say of each of several in the step that is under way.
+    details: Vec<String>,
+}
+
+fn now() -> Micros {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as Micros
 }
 
 /// A step failed, and has been written down.
@@ -105,7 +131,16 @@ impl Examination<'_> {
 
     fn end(&mut self, outcome: Outcome, found: impl Into<String>, cure: Option<String>) {
         let took = self.began.elapsed();
-        self.report.add(Step { name: self.step, outcome, found: found.into(), cure, kind: None, took });
+        let details = std::mem::take(&mut self.details);
+        self.report.add(Step {
+            name: self.step,
+            outcome,
+            found: found.into(),
+            cure,
+            kind: None,
+            took,
+            details,
+        });
     }
 
     fn good(&mut self, found: impl Into<String>) {
@@ -132,7 +167,11 @@ impl Examination<'_> {
         let cure = better.unwrap_or_else(|| cure::cure(fault, &self.redis.namespace));
         // No server is known to repeat the password. One that does is not quoted, and no word is cut out of what it
         // says either: the gap would tell.
-        let quotes = self.redis.target.password().is_some_and(|password| fault.detail.contains(password));
+        let target = &self.redis.target;
+        let quotes = [target.password(), target.sentinel_password()]
+            .into_iter()
+            .flatten()
+            .any(|password| !password.is_empty() && fault.detail.contains(password));
         let found = match quotes && !matches!(self.step, "configuration" | "dns" | "tcp" | "tls") {
             true => "the server refuses; what it says is not shown here",
             false => &*fault.detail,

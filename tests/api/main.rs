@@ -33,6 +33,7 @@ mod reload_load;
 mod rollout;
 mod rules;
 mod secrets;
+mod sentinels;
 mod shadow;
 mod tls;
 mod windows;

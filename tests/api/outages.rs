@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::support::outage::{Answer, BACK, CONNECTED, DEGRADED, REPLACED, TIMEOUT, World, waited};
 use crate::support::process::Tidegate;
 use crate::support::redis_server::{RedisServer, ask, free_port};
+use crate::support::sentinel::Trio;
 use crate::support::until;
 
 /// Sees an outage through, from Redis in use to Redis in use: no 5xx, one line when it begins and one when it ends, the
@@ -298,6 +299,29 @@ async fn a_frozen_connection_is_replaced_by_a_fresh_one_and_not_waited_for() {
 async fn two_seconds_up_and_two_down_are_one_line_and_admit_no_more_than_the_limit() {
     let world = world().await;
     flaps(world, 2).await;
+}
+
+/// There is no replica to take its place: then it is the same Redis that comes back.
+mod behind_sentinels {
+    use super::{Trio, World, see_through};
+
+    async fn world() -> World {
+        World::with(Trio::without_replicas(false).into_master(), &[]).await
+    }
+
+    #[tokio::test]
+    async fn an_outage_by_a_killed_redis_ends_soon_after_its_restart() {
+        let harm = async |world: &mut World| world.redis.kill();
+        let mend = async |world: &mut World| world.redis.restart();
+        see_through("killed and restarted", world().await, &["lost", "refused"], harm, mend).await;
+    }
+
+    #[tokio::test]
+    async fn an_outage_by_a_hung_redis_ends_soon_after_it_goes_on() {
+        let harm = async |world: &mut World| world.redis.freeze();
+        let mend = async |world: &mut World| world.redis.thaw();
+        see_through("stopped and continued", world().await, &["timeout"], harm, mend).await;
+    }
 }
 
 mod soak {

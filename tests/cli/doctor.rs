@@ -262,21 +262,6 @@ async fn what_a_provider_says_of_its_quota_and_its_connections_is_understood() {
 }
 
 #[tokio::test]
-async fn a_cluster_is_said_to_be_beyond_this_version() {
-    let redis = RedisServer::start_with(&["--cluster-enabled", "yes"]);
-    failed(&doctor(&redis.url(), &[]).await, "script", "cluster", "CLUSTERDOWN", "not in this version");
-    let slots: Vec<String> = (0..16_384).map(|slot| slot.to_string()).collect();
-    let mut words = vec!["CLUSTER", "ADDSLOTS"];
-    words.extend(slots.iter().map(String::as_str));
-    let _: () = redis.run(&words);
-    crate::support::until("the cluster is up", async || {
-        redis.run::<String>(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
-    })
-    .await;
-    failed(&doctor(&redis.url(), &[]).await, "role", "cluster", "cluster_enabled:1", "not in this version");
-}
-
-#[tokio::test]
 async fn eviction_that_deletes_counters_and_memory_that_is_nearly_full_are_warnings() {
     let redis = RedisServer::start();
     let generous = [("REDIS_TIMEOUT_MS", "5000")];

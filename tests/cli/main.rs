@@ -9,9 +9,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod clusters;
 mod cost;
 mod doctor;
 mod load_test;
 mod one_cause;
 mod run;
+mod sentinels;
 mod servers;

@@ -89,7 +89,7 @@ async fn row(kind: FaultKind) -> Row {
         }
         FaultKind::Cluster => {
             let redis = RedisServer::start_with(&["--cluster-enabled", "yes"]);
-            Broken::at(redis.url(), "script", redis)
+            Broken::at(redis.url(), "cluster", redis)
         }
         FaultKind::Lost => {
             // A relay that resets may do so before the connection counts as made.

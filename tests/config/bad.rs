@@ -61,7 +61,9 @@ fn a_bad_variable_is_named_with_what_was_read_and_what_is_accepted() {
         ("REDIS_URL", "redis://:hunter2marker#x@h", &["\"#\"", "%23"]),
         ("REDIS_URL", "redis://:hunter2marker?x@h", &["\"?\"", "%3F"]),
         ("REDIS_URL", "redis://:hunter2marker%@h", &["%25"]),
-        ("REDIS_URL", "redis+sentinel://:hunter2marker@h/main", &["not in this version"]),
+        ("REDIS_URL", "redis+sentinel://:hunter2marker@h", &["name of the master", "/MASTER"]),
+        ("REDIS_URL", "redis+sentinel://h/m?sentinel_password=hunter2marker@", &["\"@\"", "%40"]),
+        ("REDIS_SENTINEL_PASSWORD_FILE", "/nowhere/password", &["no such file"]),
         ("TIDEGATE__REDIS__URL", "redis://default:hunter2marker", &["\"@HOST\" is missing"]),
         ("TIDEGATE__UPSTREAM__COST_HEADER", "x cost", &["\"x cost\"", "\"x-ratelimit-cost\""]),
         ("REDIS_TLS", "tls", &["true or false"]),
@@ -288,6 +290,30 @@ fn a_login_stands_in_the_url_or_in_files_and_the_error_names_both() {
         assert!(line.starts_with(place) && line.contains(words) && line.contains("accepted"), "{line}");
         assert!(!line.contains(MARKER), "{line}");
     }
+    let (of_sentinels, at_sentinels) = ("REDIS_SENTINEL_PASSWORD_FILE", "REDIS_SENTINEL_USERNAME_FILE");
+    for (url, files, place, words) in [
+        (
+            "redis+sentinel://h/m?sentinel_password=hunter2marker",
+            &[(of_sentinels, "password")][..],
+            of_sentinels,
+            "REDIS_URL has a sentinel_password as well",
+        ),
+        (
+            "redis+sentinel://h/m",
+            &[(at_sentinels, "user")],
+            at_sentinels,
+            "redis.sentinel_password_file is not set",
+        ),
+        ("redis://h", &[(of_sentinels, "password")], of_sentinels, "REDIS_URL names no sentinel"),
+    ] {
+        let lines = with(url, files).lines();
+        let [line] = lines.as_slice() else { panic!("{lines:?}") };
+        assert!(line.starts_with(place) && line.contains(words) && line.contains("accepted"), "{line}");
+        assert!(!line.contains(MARKER), "{line}");
+    }
+    let both = [(of_sentinels, "password"), (at_sentinels, "user")];
+    let redis = with("redis+sentinel://:hunter2marker@h/m", &both).loaded().settings.redis.unwrap();
+    assert!(redis.files.sentinel_password.is_some() && redis.files.password.is_none());
     for (url, files) in [
         ("redis://h", &[(password, "password"), (user, "user")][..]),
         ("redis://h", &[(password, "password")]),

@@ -14,6 +14,7 @@ pub mod process;
 pub mod redis_cluster;
 pub mod redis_server;
 pub mod relay;
+pub mod sentinel;
 pub mod structured;
 pub mod upstream;
 

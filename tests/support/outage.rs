@@ -45,11 +45,14 @@ pub struct World {
 }
 
 impl World {
-    /// With Redis in use and clients that ask.
+    /// With Redis in use and clients that ask. Whoever asks sentinels is told of Redis itself, and the relay carries nothing.
     pub async fn with(redis: RedisServer, variables: &[(&str, &str)]) -> Self {
         let relay = Relay::to(redis.port).await;
         let password = redis.password.as_ref().map_or(String::new(), |password| format!(":{password}@"));
-        let url = format!("redis://{password}{}", relay.address);
+        let url = match redis.is_found() {
+            true => redis.url(),
+            false => format!("redis://{password}{}", relay.address),
+        };
         let timeout = TIMEOUT.as_millis().to_string();
         let mut all = vec![
             ("REDIS_URL", url.as_str()),

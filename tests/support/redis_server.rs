@@ -1,5 +1,6 @@
 //! A real redis-server on a port of its own.
 
+use std::any::Any;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -21,6 +22,8 @@ pub struct RedisServer {
     pub bus_port: u16,
     arguments: Vec<String>,
     directory: TempDir,
+    /// The URL of those who name it, and what has to live for them to.
+    found_by: Option<(String, Box<dyn Any + Send + Sync>)>,
 }
 
 impl RedisServer {
@@ -71,7 +74,9 @@ impl RedisServer {
         Self::secure_by(Arc::new(Certificates::new()), arguments)
     }
 
-    fn secure_by(certificates: Arc<Certificates>, arguments: &[&str]) -> Self {
+    /// As [`RedisServer::secure`], with these certificates, which others have as well. The arguments begin where those of
+    /// the user end: a permission more may come first.
+    pub fn secure_by(certificates: Arc<Certificates>, arguments: &[&str]) -> Self {
         let (ca, cert, key) =
             (certificates.text("ca.pem"), certificates.text("cert.pem"), certificates.text("key.pem"));
         let mut all = vec!["--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
@@ -100,12 +105,33 @@ impl RedisServer {
             let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
             let mut child = spawn(port, &directory, &arguments, certificates.is_some());
             if answers(&mut child, &client(port, password, certificates.as_deref())) {
-                return Self { child, port, password: None, certificates, bus_port: 0, arguments, directory };
+                let (bus_port, found_by) = (0, None);
+                return Self {
+                    child,
+                    port,
+                    password: None,
+                    certificates,
+                    bus_port,
+                    arguments,
+                    directory,
+                    found_by,
+                };
             }
             let _ = child.kill();
             let _ = child.wait();
         }
         panic!("redis-server does not start; is it installed? `make test` installs it");
+    }
+
+    /// From now on its URL is theirs.
+    pub fn found_by(mut self, url: String, whom: impl Any + Send + Sync) -> Self {
+        self.found_by = Some((url, Box::new(whom)));
+        self
+    }
+
+    /// Whether somebody has to be asked where it is.
+    pub fn is_found(&self) -> bool {
+        self.found_by.is_some()
     }
 
     pub fn url(&self) -> String {
@@ -114,6 +140,9 @@ impl RedisServer {
 
     /// The same through a relay on another port.
     pub fn url_by(&self, port: u16) -> String {
+        if let Some((url, _)) = self.found_by.as_ref().filter(|_| port == self.port) {
+            return url.clone();
+        }
         match self.certificates {
             None => format!("redis://127.0.0.1:{port}"),
             Some(_) => format!("rediss://{USER}:{ENCODED_PASSWORD}@localhost:{port}"),
@@ -122,7 +151,7 @@ impl RedisServer {
 
     /// What a client needs to get in besides the URL.
     pub fn files(&self) -> LoginFiles {
-        self.certificates.as_ref().map(|certificates| certificates.files()).unwrap_or_default()
+        self.certificates.as_deref().map(Certificates::files).unwrap_or_default()
     }
 
     pub fn client(&self) -> redis::Client {
@@ -189,9 +218,9 @@ impl Drop for RedisServer {
 }
 
 /// Who is let in by TLS, and its password as an ACL rule has it and as it stands in a URL.
-const USER: &str = "tide";
+pub const USER: &str = "tide";
 const ACL_PASSWORD: &str = ">p@ss/w#rd?%:";
-const ENCODED_PASSWORD: &str = "p%40ss%2Fw%23rd%3F%25%3A";
+pub const ENCODED_PASSWORD: &str = "p%40ss%2Fw%23rd%3F%25%3A";
 
 /// Over a connection that was made before the server turned others away.
 pub fn ask<T: redis::FromRedisValue>(connection: &mut redis::Connection, words: &[&str]) -> T {

@@ -56,7 +56,7 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
     let billed_per_call = taken.get("redis.billed_per_call", 1, |text| parse::whole(text, 1..=100));
     let target = target?;
 
-    let in_the_clear = !target.tls() && !target.is_local();
+    let in_the_clear = !target.is_private();
     if in_the_clear && require_tls {
         let required = taken.place("redis.require_tls");
         taken.refuse(
@@ -75,7 +75,7 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
              REDIS_TLS=true"
         ));
     }
-    if !target.tls() {
+    if !target.uses_tls() {
         for key in ["redis.ca_cert", "redis.client_cert"] {
             if taken.is_set(key) {
                 let place = taken.place(key);
@@ -106,6 +106,8 @@ fn login_files(taken: &mut Taken, target: Option<&Target>) -> LoginFiles {
     let files = LoginFiles {
         username: taken.optional("redis.username_file", parse::file_there),
         password: taken.optional("redis.password_file", parse::file_there),
+        sentinel_username: taken.optional("redis.sentinel_username_file", parse::file_there),
+        sentinel_password: taken.optional("redis.sentinel_password_file", parse::file_there),
         ca_cert: taken.optional("redis.ca_cert", parse::pem),
         client_cert: taken.optional("redis.client_cert", parse::pem),
         client_key: taken.optional("redis.client_key", parse::pem),
@@ -128,9 +130,27 @@ fn login_files(taken: &mut Taken, target: Option<&Target>) -> LoginFiles {
     let in_url = |word: Option<&str>| word.is_some_and(|word| !word.is_empty());
     says(in_url(target.and_then(Target::password)), "redis.password_file", "password", taken);
     says(in_url(target.and_then(Target::username)), "redis.username_file", "user", taken);
-    if taken.is_set("redis.username_file") && !taken.is_set("redis.password_file") {
-        let message = "redis.password_file is not set; accepted: both, or the password's alone";
-        taken.refuse("redis.username_file", message);
+    let sentinels = "redis.sentinel_password_file";
+    says(in_url(target.and_then(Target::sentinel_password)), sentinels, "sentinel_password", taken);
+    says(
+        in_url(target.and_then(Target::sentinel_username)),
+        "redis.sentinel_username_file",
+        "sentinel_user",
+        taken,
+    );
+    for (user, password) in [
+        ("redis.username_file", "redis.password_file"),
+        ("redis.sentinel_username_file", "redis.sentinel_password_file"),
+    ] {
+        if taken.is_set(user) && !taken.is_set(password) {
+            taken.refuse(user, format!("{password} is not set; accepted: both, or the password's alone"));
+        }
+    }
+    let asks_sentinels = target.is_none_or(|target| target.master_name().is_some());
+    for key in ["redis.sentinel_username_file", "redis.sentinel_password_file"] {
+        if taken.is_set(key) && !asks_sentinels {
+            taken.refuse(key, format!("{url} names no sentinel; accepted: with redis+sentinel:// only"));
+        }
     }
     files
 }
@@ -142,10 +162,14 @@ fn shown(target: &Target) -> String {
         Some(_) => place.replacen("://", &format!("://{REDACTED}@"), 1),
         None => place,
     };
-    match (target.db(), target.socket_path()) {
+    let place = match (target.db(), target.socket_path()) {
         (0, _) => place,
         (db, None) => format!("{place}/{db}"),
         (db, Some(_)) => format!("{place}?db={db}"),
+    };
+    match target.sentinel_password() {
+        Some(_) => format!("{place}?sentinel_password={REDACTED}"),
+        None => place,
     }
 }
 

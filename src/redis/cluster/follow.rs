@@ -85,6 +85,8 @@ impl Servers {
             biased;
             shards = found.cluster() => shards,
             () = self.first.supervise() => return,
+            // Where sentinels know the server; it never ends.
+            () = self.first.follow() => return,
         };
         self.first.breaker.trip();
         self.first.connection.store(None);

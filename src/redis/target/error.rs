@@ -6,12 +6,25 @@ pub enum TargetError {
     /// Another scheme, or none.
     #[error(
         "the scheme is not known; accepted: redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// (the same with \
-         TLS), unix:///PATH[?db=N&user=USER&pass=PASSWORD]"
+         TLS), redis+sentinel://[USER:PASSWORD@]HOST[:PORT],…/MASTER[/DB], rediss+sentinel://, \
+         unix:///PATH[?db=N&user=USER&pass=PASSWORD]"
     )]
     Scheme,
-    /// Sentinel.
-    #[error("Redis Sentinel is not in this version; accepted: redis://, rediss://, unix://")]
-    Sentinel,
+    /// No name for the master, or none that Sentinel would take.
+    #[error(
+        "the name of the master is missing or has other characters than A-Z a-z 0-9 . - _; accepted: \
+         redis+sentinel://[USER:PASSWORD@]HOST[:PORT],…/MASTER[/DB]"
+    )]
+    MasterName,
+    /// A sentinel that stands there twice.
+    #[error("a sentinel stands there twice; accepted: each once, with commas between")]
+    SentinelTwice,
+    /// A parameter of a URL with sentinels that is not known.
+    #[error(
+        "a parameter behind the \"?\" is not known; accepted: sentinel_user=USER, sentinel_password=PASSWORD, \
+         sentinel_tls=true or sentinel_tls=false, protocol=resp2 or protocol=resp3, each once"
+    )]
+    SentinelParameter,
     /// A character of the user or password stands there as itself.
     #[error(
         "an unescaped \"{character}\" in the user or password; accepted: {} in its place",
@@ -42,7 +55,10 @@ pub enum TargetError {
     #[error("the database is not a number; accepted: /0, /1, … behind the host, or nothing for 0")]
     Db,
     /// A user alone.
-    #[error("a user without a password; accepted: :PASSWORD@HOST or USER:PASSWORD@HOST")]
+    #[error(
+        "a user without a password; accepted: :PASSWORD@HOST or USER:PASSWORD@HOST, of sentinels \
+         sentinel_user=USER and sentinel_password=PASSWORD"
+    )]
     UserAlone,
     /// A `%` that begins no escape.
     #[error(

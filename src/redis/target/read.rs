@@ -9,7 +9,8 @@ use std::net::Ipv6Addr;
 
 use percent_encoding::percent_decode_str;
 
-use super::{DEFAULT_PORT, Password, Place, Protocol, Target, TargetError};
+use super::sentinels::Sentinels;
+use super::{DEFAULT_PORT, DEFAULT_SENTINEL_PORT, Password, Place, Protocol, Target, TargetError};
 
 impl Target {
     /// Reads a connection URL.
@@ -22,31 +23,16 @@ impl Target {
             "redis" => Self::parse_tcp(rest, false),
             "rediss" => Self::parse_tcp(rest, true),
             "unix" => Self::parse_unix(rest),
-            "redis+sentinel" | "rediss+sentinel" => Err(TargetError::Sentinel),
+            "redis+sentinel" => Self::parse_sentinels(rest, false),
+            "rediss+sentinel" => Self::parse_sentinels(rest, true),
             _ => Err(TargetError::Scheme),
         }
     }
 
     fn parse_tcp(rest: &str, tls: bool) -> Result<Self, TargetError> {
-        let cut = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        let (authority, tail) = rest.split_at(cut);
-        // No path, database or parameter has an "@": the password did not end where the URL says it does.
-        if let Some(character) = tail.chars().next().filter(|_| tail.contains('@')) {
-            return Err(TargetError::Unescaped { character });
-        }
-        if tail.contains('#') {
-            return Err(TargetError::Fragment);
-        }
-        let (user_info, address) = match authority.split_once('@') {
-            Some((_, address)) if address.contains('@') => {
-                return Err(TargetError::Unescaped { character: '@' });
-            }
-            Some((user_info, address)) => (user_info, address),
-            None => ("", authority),
-        };
+        let Parts { user_info, address, path, query } = Parts::of(rest)?;
         let (username, password) = read_user_info(user_info)?;
-        let (host, port) = read_address(address)?;
-        let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
+        let (host, port) = read_address(address, DEFAULT_PORT)?;
         let db = read_db(path.strip_prefix('/').unwrap_or(path))?;
         let mut protocol = None;
         for (key, value) in parameters(query) {
@@ -58,6 +44,48 @@ impl Target {
             }
         }
         let place = Place::Tcp { tls, host, port };
+        Ok(Self { place, username, password, db, protocol: protocol.unwrap_or_default() })
+    }
+
+    /// `[USER:PASSWORD@]HOST[:PORT],…/MASTER[/DB][?…]`: user and password are those of the servers, each host is a
+    /// sentinel.
+    fn parse_sentinels(rest: &str, tls: bool) -> Result<Self, TargetError> {
+        let Parts { user_info, address, path, query } = Parts::of(rest)?;
+        let (username, password) = read_user_info(user_info)?;
+        let mut addresses = Vec::new();
+        for one in address.split(',') {
+            let one = read_address(one, DEFAULT_SENTINEL_PORT)?;
+            if addresses.contains(&one) {
+                return Err(TargetError::SentinelTwice);
+            }
+            addresses.push(one);
+        }
+        let path = path.strip_prefix('/').unwrap_or(path);
+        let (master, db) = path.split_once('/').unwrap_or((path, ""));
+        // What Sentinel itself takes for a name.
+        let is_in_names = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if master.is_empty() || !master.bytes().all(is_in_names) {
+            return Err(TargetError::MasterName);
+        }
+        let db = read_db(db)?;
+        let (mut protocol, mut user, mut pass, mut own_tls) = (None, None, None, None);
+        for (key, value) in parameters(query) {
+            let wrong = TargetError::SentinelParameter;
+            let fresh = match key {
+                "protocol" => protocol.replace(read_protocol(value).ok_or(wrong)?).is_none(),
+                "sentinel_user" => user.replace(decode(value)?).is_none(),
+                "sentinel_password" => pass.replace(decode(value)?).is_none(),
+                "sentinel_tls" => own_tls.replace(value.parse::<bool>().map_err(|_| wrong)?).is_none(),
+                _ => false,
+            };
+            if !fresh {
+                return Err(wrong);
+            }
+        }
+        let (user, pass) = login(user, pass)?;
+        let sentinels =
+            Sentinels { tls, own_tls, addresses, master: master.to_owned(), username: user, password: pass };
+        let place = Place::Sentinels(Box::new(sentinels));
         Ok(Self { place, username, password, db, protocol: protocol.unwrap_or_default() })
     }
 
@@ -89,11 +117,7 @@ impl Target {
                 return Err(TargetError::UnixParameter);
             }
         }
-        let username = username.filter(|name| !name.is_empty());
-        let password = password.filter(|word| username.is_some() || !word.is_empty()).map(Password);
-        if username.is_some() && password.is_none() {
-            return Err(TargetError::UserAlone);
-        }
+        let (username, password) = login(username, password)?;
         let place = Place::Unix { path };
         Ok(Self {
             place,
@@ -103,6 +127,54 @@ impl Target {
             protocol: protocol.unwrap_or_default(),
         })
     }
+}
+
+/// What a URL over TCP is made of.
+struct Parts<'a> {
+    user_info: &'a str,
+    address: &'a str,
+    path: &'a str,
+    query: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    fn of(rest: &'a str) -> Result<Self, TargetError> {
+        let cut = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, tail) = rest.split_at(cut);
+        // No path, database or parameter has an "@": the password did not end where the URL says it does.
+        if let Some(character) = tail.chars().next().filter(|_| tail.contains('@')) {
+            // Or it is the sentinels' password, which stands behind the "?".
+            let in_parameter = tail
+                .split_once("sentinel_")
+                .is_some_and(|(before, _)| before.contains('?') && !before.contains('@'));
+            return Err(TargetError::Unescaped { character: if in_parameter { '@' } else { character } });
+        }
+        if tail.contains('#') {
+            return Err(TargetError::Fragment);
+        }
+        let (user_info, address) = match authority.split_once('@') {
+            Some((_, address)) if address.contains('@') => {
+                return Err(TargetError::Unescaped { character: '@' });
+            }
+            Some((user_info, address)) => (user_info, address),
+            None => ("", authority),
+        };
+        let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
+        Ok(Self { user_info, address, path, query })
+    }
+}
+
+/// A user and a password that stand in parameters of their own.
+fn login(
+    username: Option<String>,
+    password: Option<String>,
+) -> Result<(Option<String>, Option<Password>), TargetError> {
+    let username = username.filter(|name| !name.is_empty());
+    let password = password.filter(|word| username.is_some() || !word.is_empty()).map(Password);
+    if username.is_some() && password.is_none() {
+        return Err(TargetError::UserAlone);
+    }
+    Ok((username, password))
 }
 
 /// `[USER]:PASSWORD`, or nothing.
@@ -121,7 +193,7 @@ fn read_user_info(text: &str) -> Result<(Option<String>, Option<Password>), Targ
 }
 
 /// `HOST[:PORT]`.
-fn read_address(text: &str) -> Result<(String, u16), TargetError> {
+fn read_address(text: &str, default_port: u16) -> Result<(String, u16), TargetError> {
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, port) = rest.split_once(']').ok_or(TargetError::Host)?;
         host.parse::<Ipv6Addr>().map_err(|_| TargetError::Host)?;
@@ -142,7 +214,7 @@ fn read_address(text: &str) -> Result<(String, u16), TargetError> {
         (host, port)
     };
     let port = match port.strip_prefix(':') {
-        None if port.is_empty() => DEFAULT_PORT,
+        None if port.is_empty() => default_port,
         None => return Err(TargetError::Host),
         Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
             digits.parse().ok().filter(|&port| port != 0).ok_or(TargetError::Port)?

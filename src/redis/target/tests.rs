@@ -42,8 +42,21 @@ fn a_url_that_is_not_understood_is_refused_with_what_is_accepted() {
         ("localhost:6379", TargetError::Scheme),
         ("http://h", TargetError::Scheme),
         ("\"redis://h\"", TargetError::Scheme),
-        ("redis+sentinel://h/main", TargetError::Sentinel),
-        ("rediss+sentinel://h/main", TargetError::Sentinel),
+        ("redis+sentinel://h", TargetError::MasterName),
+        ("redis+sentinel://h/", TargetError::MasterName),
+        ("redis+sentinel://h/a%20b", TargetError::MasterName),
+        ("redis+sentinel:///m", TargetError::EmptyHost),
+        ("redis+sentinel://a,,b/m", TargetError::EmptyHost),
+        ("redis+sentinel://a,b:x/m", TargetError::Port),
+        ("redis+sentinel://a,a:26379/m", TargetError::SentinelTwice),
+        ("redis+sentinel://h/m/x", TargetError::Db),
+        ("redis+sentinel://h/m#x", TargetError::Fragment),
+        ("redis+sentinel://h/m?db=1", TargetError::SentinelParameter),
+        ("redis+sentinel://h/m?sentinel_tls=1", TargetError::SentinelParameter),
+        ("redis+sentinel://h/m?sentinel_password=a&sentinel_password=b", TargetError::SentinelParameter),
+        ("redis+sentinel://h/m?sentinel_user=u", TargetError::UserAlone),
+        ("redis+sentinel://h/m?sentinel_password=100%", TargetError::Escape),
+        ("redis://h?sentinel_password=a", TargetError::Parameter),
         ("redis://", TargetError::EmptyHost),
         ("redis://:p@", TargetError::EmptyHost),
         ("redis://:p@:6379", TargetError::EmptyHost),
@@ -95,6 +108,9 @@ fn an_unescaped_character_of_a_password_is_named_with_its_escape() {
         ("redis://:pa?ss@h:6379/0", '?', "%3F"),
         ("redis://:pa#ss@h:6379", '#', "%23"),
         ("redis://:pa#s/s@h:6379", '#', "%23"),
+        ("redis+sentinel://:pa/ss@h/m", '/', "%2F"),
+        ("redis+sentinel://h/m?sentinel_password=p@ss", '@', "%40"),
+        ("redis+sentinel://u:p@h/m?sentinel_user=u&sentinel_password=p@ss", '@', "%40"),
     ] {
         let error = Target::parse(url).unwrap_err();
         assert_eq!(error, TargetError::Unescaped { character }, "{url}");
@@ -111,6 +127,50 @@ fn tls_is_an_upgrade_that_a_unix_socket_does_not_need() {
     assert!(upgraded.tls());
     assert_eq!((upgraded.password(), upgraded.port(), upgraded.db()), (Some("p"), Some(1), 2));
     assert!(!Target::parse("unix:///s").unwrap().with_tls().tls());
+}
+
+#[test]
+fn a_url_with_sentinels_says_who_is_asked_for_whom_and_keeps_both_logins_apart() {
+    let target = Target::parse(
+        "rediss+sentinel://tide:p%40ss@a.example,b:1,[::1]:2/my-master.1/3?sentinel_user=watch&sentinel_password=w%26w",
+    )
+    .unwrap();
+    assert_eq!(target.to_string(), "rediss+sentinel://a.example:26379,b:1,[::1]:2/my-master.1");
+    assert_eq!((target.username(), target.password(), target.db()), (Some("tide"), Some("p@ss"), 3));
+    assert_eq!((target.host(), target.port(), target.socket_path()), (None, None, None));
+    assert_eq!(target.master_name(), Some("my-master.1"));
+    let sentinels = target.sentinels();
+    let shown: Vec<String> = sentinels.iter().map(Target::to_string).collect();
+    assert_eq!(shown, ["rediss://a.example:26379", "rediss://b:1", "rediss://[::1]:2"]);
+    for sentinel in &sentinels {
+        assert_eq!((sentinel.username(), sentinel.password()), (Some("watch"), Some("w&w")));
+        assert_eq!(sentinel.db(), 0);
+    }
+    let master = target.at("10.0.0.1", 6390);
+    assert_eq!(master.to_string(), "rediss://10.0.0.1:6390");
+    assert_eq!((master.password(), master.db(), master.master_name()), (Some("p@ss"), 3, None));
+    let printed = format!("{target} {target:?} {sentinels:?}");
+    for secret in ["p@ss", "w&w", "tide", "watch"] {
+        assert!(!printed.contains(secret), "{printed}");
+    }
+    assert!(Target::parse("redis://h").unwrap().sentinels().is_empty());
+}
+
+#[test]
+fn sentinels_speak_tls_as_the_servers_do_unless_the_url_sets_them_apart() {
+    for (url, servers, sentinels, private) in [
+        ("redis+sentinel://a/m", false, false, false),
+        ("rediss+sentinel://a/m", true, true, true),
+        ("rediss+sentinel://a/m?sentinel_tls=false", true, false, false),
+        ("redis+sentinel://a/m?sentinel_tls=true", false, true, false),
+        ("redis+sentinel://localhost,[::1]/m", false, false, true),
+    ] {
+        let target = Target::parse(url).unwrap();
+        assert_eq!((target.tls(), target.sentinels()[0].tls()), (servers, sentinels), "{url}");
+        assert_eq!((target.uses_tls(), target.is_private()), (servers || sentinels, private), "{url}");
+    }
+    let upgraded = Target::parse("redis+sentinel://a/m").unwrap().with_tls();
+    assert!(upgraded.tls() && upgraded.sentinels()[0].tls());
 }
 
 #[test]
@@ -135,10 +195,15 @@ proptest! {
         for url in [
             format!("rediss://{}:{}@cache.example:6390/7", encoded(&user), encoded(&password)),
             format!("unix:///s?db=7&user={}&pass={}", encoded(&user), encoded(&password)),
+            format!("redis+sentinel://{}:{}@a,b/m/7", encoded(&user), encoded(&password)),
         ] {
             let target = Target::parse(&url).unwrap();
             prop_assert_eq!((target.username(), target.password(), target.db()), (wanted, secret, 7));
         }
+        let (user, password) = (encoded(&user), encoded(&password));
+        let url = format!("redis+sentinel://a/m?sentinel_user={user}&sentinel_password={password}");
+        let target = Target::parse(&url).unwrap();
+        prop_assert_eq!((target.sentinel_username(), target.sentinel_password()), (wanted, secret));
     }
 
     #[test]
@@ -147,6 +212,12 @@ proptest! {
         before in "[\\PC@/?#:%\\[\\]&=]{0,6}", after in "[\\PC@/?#:%\\[\\]&=]{0,12}",
     ) {
         const MARKER: &str = "hunter2marker";
+        let url = format!("redis+sentinel://a,b/m?{before}&sentinel_password={MARKER}{after}");
+        let shown = match Target::parse(&url) {
+            Ok(target) => format!("{target} {target:?}"),
+            Err(error) => format!("{error} {error:?}"),
+        };
+        prop_assert!(!shown.contains(MARKER), "{}", shown);
         let url = format!("{scheme}{before}:{MARKER}{after}@h");
         let shown = match Target::parse(&url) {
             Ok(target) => {

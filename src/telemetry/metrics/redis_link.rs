@@ -9,7 +9,8 @@ use super::{Labels, one};
 use crate::limiter::breaker::State;
 use crate::limiter::event::Replaced;
 
-const REPLACED: [Replaced; 3] = [Replaced::Slow, Replaced::Lost { calls: 0 }, Replaced::Login];
+const REPLACED: [Replaced; 4] =
+    [Replaced::Slow, Replaced::Lost { calls: 0 }, Replaced::Login, Replaced::Failover];
 
 /// Handles. Without a store they are there and print nothing: an alert on an open breaker would be false.
 pub(in crate::telemetry) struct RedisLink {
@@ -19,7 +20,7 @@ pub(in crate::telemetry) struct RedisLink {
     connecting: Gauge,
     in_flight: Gauge,
     nodes: [Gauge; 3],
-    replaced: [Counter; 3],
+    replaced: [Counter; 4],
 }
 
 impl RedisLink {

@@ -32,7 +32,7 @@ pub(super) fn cure(fault: &Fault, namespace: &str) -> String {
         FaultKind::Loading => "Redis loads its data, or is busy in a script: wait; SCRIPT KILL ends a script that never ends".into(),
         FaultKind::MaxClients => "Redis has no room for another connection: raise maxclients, take a plan with more, or find who does not close theirs".into(),
         FaultKind::Quota => "the provider's quota is used up: take another plan, or lower the percentage; `tidegate cost` tells what is needed".into(),
-        FaultKind::Cluster => "Redis Cluster is not in this version: use a database with cluster mode disabled (one shard), or an endpoint that hides the cluster".into(),
+        FaultKind::Cluster => "it is a cluster, and does not tell its slots: allow the user CLUSTER SLOTS (ACL SETUSER … +cluster|slots); if it is down, `redis-cli --cluster check HOST:PORT` says what is missing".into(),
         FaultKind::Lost => "the connection was cut: does the port want TLS (rediss://)? Else look at the server's log and at what stands between".into(),
         FaultKind::Other if says("DB index") || says("SELECT") => "correct the database number at the end of REDIS_URL; managed services often have database 0 only".into(),
         FaultKind::Other if says("DENIED") => "Redis is in protected mode: give it a password, and bind it to an address on purpose".into(),

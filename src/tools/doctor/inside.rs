@@ -1,14 +1,13 @@
 //! Inside: permissions, the real script, and whether the server is one that counters can live in.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::info::{Info, bytes};
 use super::report::spell;
-use super::{Examination, LEAST_PERMISSIONS, Latency, Stop};
-use crate::limiter::clock::Micros;
+use super::sentinels::{self, Told};
+use super::{Examination, LEAST_PERMISSIONS, Latency, Stop, now};
 use crate::limiter::store::{Fault, FaultKind};
-use crate::redis::probe;
-use crate::redis::wire::{Reply, Wire};
+use crate::redis::wire::{Probe, Reply, Wire};
 
 /// Calls that the latency is judged by: enough that the 95th percentile is not the slowest one,
 const CALLS: usize = 50;
@@ -24,6 +23,10 @@ const LONGEST_TIMEOUT: u128 = 10_000;
 pub(super) struct Inside<'d, 'a> {
     pub(super) examination: &'d mut Examination<'a>,
     pub(super) wire: Wire,
+    /// On which key it is tried.
+    pub(super) probe: Probe,
+    /// What the sentinels told, where there are any.
+    pub(super) sentinels: Option<Told>,
 }
 
 impl Inside<'_, '_> {
@@ -31,6 +34,9 @@ impl Inside<'_, '_> {
         self.permissions().await?;
         self.script().await?;
         let info = self.role().await?;
+        if let Some(told) = self.sentinels.take() {
+            sentinels::replicas(self.examination, &mut self.wire, info.as_ref(), &told).await?;
+        }
         self.eviction(info.as_ref()).await?;
         self.memory(info.as_ref());
         self.clock().await?;
@@ -42,7 +48,7 @@ impl Inside<'_, '_> {
     /// Each command that is needed, by itself, on the reserved key.
     async fn permissions(&mut self) -> Result<(), Stop> {
         self.examination.begin("permissions");
-        let key = probe::key(&self.examination.redis.namespace);
+        let key = self.probe.key();
         let no_script = "0".repeat(40);
         let commands: [&[&str]; 6] = [
             &["EVALSHA", &no_script, "1", &key],
@@ -67,6 +73,13 @@ impl Inside<'_, '_> {
             }
         }
         match said {
+            None if self.sentinels.is_some() && self.may_not_see_role().await? => {
+                self.examination.warn(
+                    "missing: +role: a replica that takes writes would be taken for the master",
+                    "ACL SETUSER … +role, beside what decisions need",
+                );
+                Ok(())
+            }
             None => {
                 self.examination.good(format!("{LEAST_PERMISSIONS} on {key}"));
                 Ok(())
@@ -79,12 +92,25 @@ impl Inside<'_, '_> {
         }
     }
 
+    async fn may_not_see_role(&mut self) -> Result<bool, Stop> {
+        match self.wire.ask(&["ROLE"]).await {
+            Err(fault) if fault.kind == FaultKind::Permission => Ok(true),
+            Err(fault) if matches!(fault.kind, FaultKind::Lost | FaultKind::Timeout) => {
+                Err(self.examination.failed(&fault))
+            }
+            _ => Ok(false),
+        }
+    }
+
     /// What decides in production, on the key that the background proves connections on.
     async fn script(&mut self) -> Result<(), Stop> {
         self.examination.begin("script");
-        let namespace = self.examination.redis.namespace.clone();
-        let ran = match self.wire.run_script(&namespace, now()).await {
+        let ran = match self.wire.run_script(&self.probe, now()).await {
             Ok(ran) => ran,
+            Err(fault) if fault.kind == FaultKind::ReadOnly && self.sentinels.is_some() => {
+                let cure = "a failover is on its way, or the sentinels do not know of one: run the doctor again in half a minute, then look at SENTINEL MASTER on each of them";
+                return Err(self.examination.fail(&fault, Some(cure.into())));
+            }
             Err(fault) => return Err(self.examination.failed(&fault)),
         };
         if !ran.allowed {
@@ -124,13 +150,12 @@ impl Inside<'_, '_> {
             Err(fault) => return Ok(self.without_info(&format!("INFO: {}", fault.kind))),
         };
         let version = info.field("redis_version").unwrap_or("of unknown version").to_owned();
-        if info.field("cluster_enabled") == Some("1") {
-            let words =
-                format!("Redis {version} with cluster_enabled:1: keys of other slots would be refused");
-            return Err(self.examination.failed(&Fault::new(FaultKind::Cluster, words)));
-        }
+        let kind = match info.field("cluster_enabled") {
+            Some("1") => "a primary of a cluster",
+            _ => "a primary, no cluster",
+        };
         match info.field("role") {
-            Some("master") | None => self.examination.good(format!("Redis {version}, a primary, no cluster")),
+            Some("master") | None => self.examination.good(format!("Redis {version}, {kind}")),
             Some(role) => self.examination.warn(
                 format!(
                     "Redis {version}, a {role} that takes writes: what it counts is lost when it synchronises"
@@ -195,9 +220,8 @@ impl Inside<'_, '_> {
 
     async fn clock(&mut self) -> Result<(), Stop> {
         self.examination.begin("clock");
-        let namespace = self.examination.redis.namespace.clone();
         let sent = now();
-        let ran = match self.wire.run_script(&namespace, sent).await {
+        let ran = match self.wire.run_script(&self.probe, sent).await {
             Ok(ran) => ran,
             Err(fault) => return Err(self.examination.failed(&fault)),
         };
@@ -218,10 +242,9 @@ impl Inside<'_, '_> {
 
     async fn latency(&mut self) -> Result<(), Stop> {
         self.examination.begin("latency");
-        let namespace = self.examination.redis.namespace.clone();
         let (began, mut took) = (Instant::now(), Vec::with_capacity(CALLS));
         while took.len() < CALLS && began.elapsed() < MEASURE_FOR {
-            match self.wire.run_script(&namespace, now()).await {
+            match self.wire.run_script(&self.probe, now()).await {
                 Ok(ran) => took.push(ran.took),
                 Err(fault) => return Err(self.examination.failed(&fault)),
             }
@@ -284,10 +307,6 @@ fn advice(p95: Duration, timeout: Duration) -> Option<String> {
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let rank = (sorted.len() * percent).div_ceil(100).max(1);
     sorted.get(rank - 1).copied().unwrap_or_default()
-}
-
-fn now() -> Micros {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as Micros
 }
 
 #[cfg(test)]

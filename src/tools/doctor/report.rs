@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::limiter::store::FaultKind;
 
-/// Every step, in order. Those behind the first that fails are skipped.
+/// Every step, in order. Those behind the first that fails are skipped. Behind sentinels and on a cluster there are more:
+/// [`Report::expect`].
 pub const STEPS: [&str; 14] = [
     "configuration",
     "dns",
@@ -55,6 +56,8 @@ pub struct Step {
     pub kind: Option<FaultKind>,
     /// How long it took.
     pub took: Duration,
+    /// What there is to say of each of several, a line each.
+    pub details: Vec<String>,
 }
 
 /// What the latency step measured.
@@ -81,6 +84,8 @@ pub struct Report {
     pub steps: Vec<Step>,
     /// What was measured, if it came to that.
     pub latency: Option<Latency>,
+    /// Further steps: behind which, and which.
+    pub further: Vec<(&'static str, &'static str)>,
     /// Whether the server locks the keys of a script alone where the script asks for it; `None`: it did not come to that.
     pub key_locking: Option<bool>,
 }
@@ -154,12 +159,28 @@ impl Report {
     pub(super) fn add(&mut self, mut step: Step) {
         step.found = one_line(&step.found);
         step.cure = step.cure.map(|cure| one_line(&cure));
+        step.details = step.details.iter().map(|detail| one_line(detail)).collect();
         self.steps.push(step);
+    }
+
+    /// There is a further step, behind this one.
+    pub(super) fn expect(&mut self, name: &'static str, behind: &'static str) {
+        self.further.push((behind, name));
+    }
+
+    /// All steps of this examination.
+    pub fn expected(&self) -> Vec<&'static str> {
+        let mut expected = STEPS.to_vec();
+        for (behind, name) in &self.further {
+            let place = expected.iter().position(|step| step == behind).map_or(expected.len(), |at| at + 1);
+            expected.insert(place, name);
+        }
+        expected
     }
 
     /// Fills in the steps that nobody came to.
     pub(super) fn skip_the_rest(&mut self) {
-        for name in STEPS.into_iter().skip(self.steps.len()) {
+        for name in self.expected().into_iter().skip(self.steps.len()) {
             self.steps.push(Step {
                 name,
                 outcome: Outcome::Skipped,
@@ -167,6 +188,7 @@ impl Report {
                 cure: None,
                 kind: None,
                 took: Duration::ZERO,
+                details: Vec::new(),
             });
         }
     }
@@ -184,6 +206,9 @@ impl Report {
             let kind = step.kind.map_or(String::new(), |kind| format!("[{kind}] "));
             let (mark, name, found) = (step.outcome.mark(), step.name, &step.found);
             let _ = writeln!(text, "{mark} {on}{name:<13}{off} {kind}{found}{took}");
+            for detail in &step.details {
+                let _ = writeln!(text, "   {:<13} · {detail}", "");
+            }
             if let Some(cure) = &step.cure {
                 let _ = writeln!(text, "   {:<13} → {cure}", "");
             }
@@ -231,6 +256,7 @@ fn step_json(step: &Step) -> Value {
         "cure": step.cure,
         "kind": step.kind.map(FaultKind::as_str),
         "took_ms": step.took.as_micros() as f64 / 1_000.0,
+        "details": step.details,
     })
 }
 
@@ -250,7 +276,15 @@ mod tests {
 
     fn step(outcome: Outcome) -> Step {
         let found = "it said\u{1b}[2J\nand more".to_owned();
-        Step { name: "auth", outcome, found, cure: None, kind: None, took: Duration::from_millis(62) }
+        Step {
+            name: "auth",
+            outcome,
+            found,
+            cure: None,
+            kind: None,
+            took: Duration::from_millis(62),
+            details: Vec::new(),
+        }
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::report::Outcome;
+use super::sentinels::{self, Told};
 use super::{Examination, Stop};
 use crate::limiter::store::{Fault, FaultKind};
 use crate::redis::Login;
-use crate::redis::target::Protocol;
+use crate::redis::target::{Protocol, Target};
 use crate::redis::wire::{self, Certificate, Handshake, Trust, Wire};
 
 /// A certificate that is good for less than this should be renewed by now.
@@ -14,13 +15,56 @@ const RENEW_WITHIN: Duration = Duration::from_secs(14 * 24 * 3_600);
 /// How long it may take to find out what else might listen there.
 const SECOND_LOOK: Duration = Duration::from_millis(1_000);
 
-pub(super) async fn way_in(doctor: &mut Examination<'_>) -> Result<Wire, Stop> {
+/// How we got in.
+pub(super) struct Way {
+    /// The server, which sentinels may have named.
+    pub(super) target: Target,
+    pub(super) keys: Keys,
+    pub(super) wire: Wire,
+    /// What the sentinels told, where there are any.
+    pub(super) sentinels: Option<Told>,
+}
+
+/// What opens the doors.
+#[derive(Clone)]
+pub(super) struct Keys {
+    pub(super) trust: Trust,
+    pub(super) login: Login,
+    pub(super) patience: Duration,
+}
+
+impl Keys {
+    /// All the way in, where only its end matters.
+    pub(super) async fn open(&self, target: &Target) -> Result<Wire, Fault> {
+        let addresses = wire::resolve(target, self.patience).await?;
+        let (mut wire, _) = wire::reach(target, &addresses, self.patience).await?;
+        if target.tls() {
+            (wire, _) = wire.secure(target, &self.trust).await.map_err(|(fault, _)| fault)?;
+        }
+        authenticate(&mut wire, target, &self.login).await?;
+        Ok(wire)
+    }
+}
+
+pub(super) async fn way_in(doctor: &mut Examination<'_>) -> Result<Way, Stop> {
     let redis = doctor.redis;
-    let (target, patience) = (&redis.target, redis.connect_timeout);
+    let patience = redis.connect_timeout;
     let second_look = patience.min(SECOND_LOOK);
 
+    if redis.target.master_name().is_some() {
+        doctor.report.expect("sentinels", "configuration");
+        doctor.report.expect("quorum", "sentinels");
+        doctor.report.expect("replicas", "role");
+    }
     doctor.begin("configuration");
     let trust = configuration(doctor)?;
+    let mut target = redis.target.clone();
+    let mut told = None;
+    if target.master_name().is_some() {
+        let (master, all) = sentinels::look(doctor, &trust).await?;
+        (target, told) = (master, Some(all));
+    }
+    let target = &target;
 
     doctor.begin("dns");
     let addresses = match wire::resolve(target, patience).await {
@@ -70,7 +114,12 @@ pub(super) async fn way_in(doctor: &mut Examination<'_>) -> Result<Wire, Stop> {
     }
 
     doctor.begin("auth");
-    if let Err(fault) = log_in(doctor, &mut wire).await {
+    let login = Login::read(&redis.target, &redis.files);
+    let login = match login {
+        Ok(login) => login,
+        Err(bad) => return Err(doctor.failed(&Fault::new(FaultKind::Auth, bad.to_string()))),
+    };
+    if let Err(fault) = log_in(doctor, &mut wire, target, &login).await {
         if !target.tls()
             && matches!(fault.kind, FaultKind::Lost | FaultKind::Timeout | FaultKind::Protocol)
             && target.socket_path().is_none()
@@ -90,7 +139,8 @@ pub(super) async fn way_in(doctor: &mut Examination<'_>) -> Result<Wire, Stop> {
         return Err(doctor.failed(&fault));
     }
     doctor.good(format!("database {}, and it answers", target.db()));
-    Ok(wire)
+    let keys = Keys { trust, login, patience };
+    Ok(Way { target: target.clone(), keys, wire, sentinels: told })
 }
 
 fn configuration(doctor: &mut Examination<'_>) -> Result<Trust, Stop> {
@@ -106,7 +156,7 @@ fn configuration(doctor: &mut Examination<'_>) -> Result<Trust, Stop> {
     let certificate = read("REDIS_CLIENT_CERT", &redis.files.client_cert);
     let key = read("REDIS_CLIENT_KEY", &redis.files.client_key);
     let trust = Trust { ca_cert, client_identity: certificate.zip(key) };
-    if problems.is_empty() && redis.target.tls() {
+    if problems.is_empty() && redis.target.uses_tls() {
         problems.extend(trust.check().err());
     }
     if !problems.is_empty() {
@@ -117,7 +167,7 @@ fn configuration(doctor: &mut Examination<'_>) -> Result<Trust, Stop> {
     let timeout = redis.timeout.as_millis();
     let found =
         format!("{}, REDIS_TIMEOUT_MS is {timeout}, keys begin with {}:", redis.target, redis.namespace);
-    if redis.target.tls() || redis.target.is_local() {
+    if redis.target.is_private() {
         doctor.good(found);
     } else {
         doctor.warn(
@@ -180,10 +230,21 @@ fn left(certificate: &Certificate) -> Duration {
 }
 
 /// AUTH (or HELLO) with what the URL holds, and a first PING: who is not let in hears of it here.
-async fn log_in(doctor: &mut Examination<'_>, wire: &mut Wire) -> Result<(), Fault> {
-    let target = &doctor.redis.target;
-    let login = Login::read(target, &doctor.redis.files)
-        .map_err(|bad| Fault::new(FaultKind::Auth, bad.to_string()))?;
+async fn log_in(
+    doctor: &mut Examination<'_>,
+    wire: &mut Wire,
+    target: &Target,
+    login: &Login,
+) -> Result<(), Fault> {
+    authenticate(wire, target, login).await?;
+    match login.password() {
+        Some(_) => doctor.good("user and password are accepted"),
+        None => doctor.end(Outcome::Good, "no password, and none is wanted", None),
+    }
+    Ok(())
+}
+
+async fn authenticate(wire: &mut Wire, target: &Target, login: &Login) -> Result<(), Fault> {
     if target.protocol() == Protocol::Resp3 {
         let mut words = vec!["HELLO", "3"];
         if let Some(password) = login.password() {
@@ -204,16 +265,11 @@ async fn log_in(doctor: &mut Examination<'_>, wire: &mut Wire) -> Result<(), Fau
         answer.map_err(at_the_door)?;
     }
     match wire.ask(&["PING"]).await {
-        Ok(_) => {}
+        Ok(_) => Ok(()),
         // A user may be in and not allowed to PING: nobody needs it.
-        Err(fault) if fault.kind == FaultKind::Permission => {}
-        Err(fault) => return Err(fault),
+        Err(fault) if fault.kind == FaultKind::Permission => Ok(()),
+        Err(fault) => Err(fault),
     }
-    match login.password() {
-        Some(_) => doctor.good("user and password are accepted"),
-        None => doctor.end(Outcome::Good, "no password, and none is wanted", None),
-    }
-    Ok(())
 }
 
 /// What a server says to AUTH is about the password, unless it is plainly about something else.

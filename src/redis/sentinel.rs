@@ -1,0 +1,213 @@
+//! Redis behind Sentinel: who the sentinels say that the master is, and what they tell when it is another.
+//!
+//! The client library makes a connection to a master once and stays there. Here each connection begins with the question
+//! (`find.rs`), and a failover is heard of as it happens (`follow.rs`): whoever waits for the next attempt, makes one, or
+//! has a connection in use to the old master acts at once.
+
+mod find;
+mod follow;
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::{Value, cmd};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
+
+use super::connect::{self, Connection};
+use super::fault;
+use super::link::Link;
+use super::login::Login;
+use super::target::{Target, address};
+use crate::limiter::store::{Fault, FaultKind};
+
+/// A host and a port, as the sentinels announce them.
+type Address = (String, u16);
+
+/// For so long the word of a failover outweighs what other sentinels say: they tell each other every two seconds.
+const NEWS_LAST: Duration = Duration::from_secs(10);
+/// A master that took over has all that its predecessor had but for the last moment: all keys are its own this soon.
+const WARM_UP: Duration = Duration::from_millis(500);
+
+/// To whom nobody could listen of late.
+#[derive(Default)]
+struct Deaf {
+    /// The places of those to whom that happened twice in a row, among the sentinels.
+    to: HashSet<usize>,
+    said: bool,
+}
+
+/// What is known of the master beyond the connection in use. Without sentinels nothing ever happens here.
+pub(super) struct Following {
+    /// Counts what may have made another server the master.
+    news: watch::Sender<u64>,
+    /// How much of that was known when the last attempt to connect began.
+    tried: AtomicU64,
+    /// The last master that a failover made, and when.
+    told: Mutex<Option<(Address, Instant)>>,
+    /// A sentinel is there that was not: who waits may have something to ask.
+    heard: Notify,
+    deaf: Mutex<Deaf>,
+    /// The master that was last in use.
+    served: Mutex<Option<Target>>,
+}
+
+impl Default for Following {
+    fn default() -> Self {
+        let (news, _) = watch::channel(0);
+        let (told, deaf, served) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { news, tried: AtomicU64::new(0), told, heard: Notify::new(), deaf, served }
+    }
+}
+
+impl Following {
+    /// An attempt to connect begins: it takes into account all that was told so far.
+    pub(super) fn trying(&self) {
+        self.tried.store(*self.news.borrow(), Ordering::Relaxed);
+    }
+
+    /// Waits until something was told that the last attempt did not know.
+    pub(super) async fn switched(&self) {
+        let mut news = self.news.subscribe();
+        let tried = &self.tried;
+        // The sender is ours: it never goes away.
+        let _ = news.wait_for(|news| *news != tried.load(Ordering::Relaxed)).await;
+    }
+
+    /// Waits until there is a reason to try again at once.
+    pub(super) async fn worth_a_try(&self) {
+        tokio::select! {
+            () = self.switched() => {}
+            () = self.heard.notified() => {}
+        }
+    }
+
+    /// This server is put to use.
+    pub(super) fn serving(&self, server: &Target) {
+        *self.served.lock() = Some(server.clone());
+    }
+
+    /// How much of this warm-up the server needs that is about to be put to use: one that took over is warm.
+    pub(super) fn warm_up(&self, server: &Target, most: Duration) -> Duration {
+        let took_over = self.served.lock().as_ref().is_some_and(|before| before != server);
+        if took_over { most.min(WARM_UP) } else { most }
+    }
+
+    /// A sentinel tells of a failover. False when that was known.
+    fn told(&self, master: Address) -> bool {
+        {
+            let mut told = self.told.lock();
+            let known =
+                told.as_ref().is_some_and(|(last, when)| *last == master && when.elapsed() < NEWS_LAST);
+            if known {
+                return false;
+            }
+            *told = Some((master, Instant::now()));
+        }
+        self.look_again();
+        true
+    }
+
+    /// This sentinel can be listened to.
+    fn listens_to(&self, sentinel: usize) {
+        let mut deaf = self.deaf.lock();
+        deaf.to.remove(&sentinel);
+        deaf.said = false;
+    }
+
+    /// This one can't, twice in a row. True when that makes it all of them, and was not said.
+    fn is_deaf_to(&self, sentinel: usize, of: usize) -> bool {
+        let mut deaf = self.deaf.lock();
+        deaf.to.insert(sentinel);
+        let all = deaf.to.len() == of;
+        all && !std::mem::replace(&mut deaf.said, true)
+    }
+
+    fn look_again(&self) {
+        self.news.send_modify(|news| *news += 1);
+    }
+
+    fn is_served(&self, (host, port): &Address) -> bool {
+        let served = self.served.lock();
+        served.as_ref().is_some_and(|served| served.host() == Some(host) && served.port() == Some(*port))
+    }
+
+    fn newest(&self) -> Option<Address> {
+        let told = self.told.lock();
+        told.as_ref().filter(|(_, when)| when.elapsed() < NEWS_LAST).map(|(master, _)| master.clone())
+    }
+}
+
+impl Link {
+    /// A connection that is let in: to the server of the URL, or to the master that its sentinels name now.
+    pub(super) async fn reach(&self, login: &Login) -> Result<Connection, Fault> {
+        let target = &self.options.target;
+        match target.master_name() {
+            None => connect::connect(target, login).await,
+            Some(_) => {
+                let newest = self.following.newest();
+                find::master(target, login, newest, self.options.connect_timeout).await
+            }
+        }
+    }
+}
+
+/// What a sentinel is asked, and how long it may take: it answers from memory, within a round trip.
+fn patience(connect_timeout: Duration) -> Duration {
+    (connect_timeout / 2).min(Duration::from_secs(1))
+}
+
+/// Where the master of this name is, by the word of one sentinel; `None` where it knows no such name. With the connection
+/// over which it said so.
+async fn ask(
+    sentinel: &Target,
+    login: &Login,
+    name: &str,
+    patience: Duration,
+) -> Result<(Connection, Option<Address>), Fault> {
+    let asked = async {
+        let connection = connect::connect(sentinel, login).await?;
+        let mut question = cmd("SENTINEL");
+        question.arg("get-master-addr-by-name").arg(name);
+        let answer: Result<Option<Address>, _> = question.query_async(&mut connection.calls()).await;
+        let answer = answer.map_err(|error| match fault::classify(&error) {
+            fault if fault.detail.contains("unknown command") => {
+                Fault::new(FaultKind::Other, "it is no sentinel: it does not know the command SENTINEL")
+            }
+            fault => fault,
+        })?;
+        Ok((connection, answer))
+    };
+    timeout(patience, asked).await.unwrap_or_else(|_| {
+        Err(Fault::new(FaultKind::Timeout, format!("no answer within {} ms", patience.as_millis())))
+    })
+}
+
+/// Whether the server at the other end takes itself for the master.
+///
+/// # Errors
+/// When it does not, or there is no telling.
+async fn is_master(connection: &Connection) -> Result<(), Fault> {
+    match cmd("ROLE").query_async(&mut connection.calls()).await {
+        Ok(Value::Array(answer)) => match answer.first() {
+            Some(Value::BulkString(role)) if role != b"master" => {
+                let words = format!("{} is a {}", at(connection.target()), String::from_utf8_lossy(role));
+                Err(Fault::new(FaultKind::ReadOnly, words))
+            }
+            _ => Ok(()),
+        },
+        Ok(_) => Ok(()),
+        Err(error) => match fault::classify(&error) {
+            // Whoever may not ask finds out by the proof that follows: it writes, and a replica takes no writes.
+            Fault { kind: FaultKind::Permission | FaultKind::Other, .. } => Ok(()),
+            fault => Err(fault),
+        },
+    }
+}
+
+/// A place for people.
+fn at(target: &Target) -> String {
+    address(target.host().unwrap_or_default(), target.port().unwrap_or_default())
+}
