@@ -75,7 +75,7 @@ impl From<NodeState> for NodeView {
         let until = |at: Micros| at.saturating_sub(Utc::now().timestamp_micros().max(0) as Micros) / 1_000;
         Self {
             address,
-            slots_percent: percent,
+            slots_percent: (percent * 10.0).round() / 10.0,
             state: link.breaker.as_str(),
             since: time(link.since),
             next_probe_in_ms: link.next_probe.map(until),

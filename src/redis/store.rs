@@ -9,7 +9,7 @@ use redis::Value;
 use tokio::time::Instant;
 
 use super::charge;
-use super::cluster::{Refusal, Servers, slot, standing};
+use super::cluster::{Refusal, Servers, slot};
 use super::link::{Link, LinkState, Options};
 use super::login::{BadLogin, Logins};
 use super::spent::Spending;
@@ -100,11 +100,11 @@ impl RedisStore {
     /// The nodes of a cluster that serve slots or were heard of; `None` of one server.
     pub fn nodes(&self) -> Option<Vec<NodeState>> {
         let map = self.0.standing.map.load_full()?;
-        let mut slots = vec![0; map.nodes.len()];
+        let mut slots = vec![0u32; map.nodes.len()];
         map.owners().flatten().for_each(|at| slots[at] += 1);
         let nodes = map.nodes.iter().zip(slots).map(|(node, slots)| NodeState {
             address: node.place.address.to_string(),
-            percent: standing::percent(slots),
+            percent: f64::from(slots) * 100.0 / f64::from(slot::SLOTS.get()),
             link: node.link.state(),
             in_flight: node.link.breaker.in_flight(),
         });

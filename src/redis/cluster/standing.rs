@@ -140,7 +140,7 @@ impl Standing {
 }
 
 /// Of all slots, rounded to a tenth.
-pub(in crate::redis) fn percent(slots: usize) -> f64 {
+fn percent(slots: usize) -> f64 {
     (slots as f64 * 1_000.0 / f64::from(SLOTS.get())).round() / 10.0
 }
 
