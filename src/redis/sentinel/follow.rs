@@ -88,8 +88,8 @@ impl Link {
     fn told(&self, message: &str) {
         let name = self.options.target.master_name().unwrap_or_default();
         if let Some(master) = switched(message, name) {
-            let words = address(&master.0, master.1);
-            if self.following.told(master) {
+            let (words, known) = (address(&master.0, master.1), self.following.is_served(&master));
+            if self.following.told(master) && !known {
                 self.observer.observe(&Event::StoreSwitched { to: &words });
             }
         }
