@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Settings;
 use crate::control::api::Admin;
-use crate::control::fleet::Fleet;
+use crate::control::fleet::{Fleet, Way};
 use crate::control::guard;
 use crate::control::reload::Reloader;
 use crate::control::status::Status;
@@ -27,6 +27,7 @@ use crate::limiter::Limiter;
 use crate::limiter::clock::Clock;
 use crate::limiter::decision::Backend;
 use crate::limiter::event::{Event, Observer};
+use crate::limiter::exposure::Exposure;
 use crate::limiter::memory::Memory;
 use crate::limiter::rollout::Rollout;
 use crate::redis::{self, BadLogin, RedisStore};
@@ -56,6 +57,9 @@ pub enum StartError {
     /// The keys that tokens are verified with can't be used.
     #[error("jwt.key_file, jwt.jwks_file: {0}")]
     Jwt(BadKeys),
+    /// The way to the other instances can't be made.
+    #[error("TIDEGATE_PEERS: {0}")]
+    Peers(std::io::Error),
     /// The gateway can't be made.
     #[error("UPSTREAM_URL: {0}")]
     Upstream(std::io::Error),
@@ -106,7 +110,9 @@ impl Application {
         let clock = Clock::system();
         let memory = Memory::new(settings.memory.max_keys);
         let limiter = Limiter::new(settings.rules.clone(), memory, &seed, clock.clone());
-        let options = settled::telemetry(settings, &seed);
+        let exposure = Arc::new(Exposure::default());
+        let options = settled::telemetry(settings, &seed, &clock, &exposure);
+        let company = settled::fleet(settings, &clock, &exposure);
         let telemetry = Arc::new(Telemetry::new(options, output, limiter.rules()));
         let observer: Arc<dyn Observer> = telemetry.clone();
         warnings.iter().for_each(|warning| telemetry.warn(warning));
@@ -155,7 +161,10 @@ impl Application {
         let guessing = guard::against_guessing(tokens.clone(), Arc::clone(&proxies))
             .ok_or_else(|| std::io::Error::other("the admin guard's figures make no limit"))?;
         let readiness = Arc::clone(&status);
-        let fleet = Fleet::new(Arc::clone(&limiter));
+        let fleet = Fleet::new(Arc::clone(&limiter), company, Arc::clone(&observer));
+        let fleet = fleet.map_err(StartError::Peers)?;
+        fleet.steered_by(&steering);
+        steering.carried_by(Arc::new(Way(Arc::clone(&fleet))));
         let parts = Parts {
             limiter: Arc::clone(&limiter),
             costs: settled::costs(settings, &observer),
@@ -180,6 +189,7 @@ impl Application {
         if let Some(admin) = addresses.admin {
             telemetry.say(&format!("listening: admin on http://{admin}"));
         }
+        fleet.listens_at(addresses.admin.unwrap_or(addresses.main).to_string());
         Ok(Self {
             addresses,
             servers,
@@ -210,8 +220,8 @@ impl Application {
             (&self.servers, &self.telemetry, &self.limiter, &self.fleet, &self.reloader);
         if let Some(store) = limiter.store() {
             tokio::spawn(store.clone().keep_connected());
-            tokio::spawn(Arc::clone(fleet).listen());
         }
+        tokio::spawn(Arc::clone(fleet).keep_company());
         tokio::spawn(sweep(Arc::clone(limiter)));
         tokio::spawn(tell_of_dropped_lines(Arc::clone(telemetry)));
         tokio::spawn(reload_on_hangup(self.hangups, Arc::clone(reloader)));
@@ -235,6 +245,7 @@ impl Application {
             }
         });
         futures_util::future::try_join_all(self.servers).await?;
+        self.fleet.leave().await;
         self.telemetry.say("stopped");
         Ok(())
     }

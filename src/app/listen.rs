@@ -14,6 +14,7 @@ use tracing_actix_web::TracingLogger;
 use super::{Addresses, StartError};
 use crate::config::{AdminAddr, Settings};
 use crate::control::api::{self, Admin};
+use crate::control::fleet;
 use crate::control::guard;
 use crate::control::keys;
 use crate::control::reload_api::{self, Reloading};
@@ -161,6 +162,13 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_m
                 .wrap(Governor::new(&parts.guessing)),
         );
     }
+    // Before the scope: instances show no token, and their signatures are no guesses.
+    app.app_data(web::Data::new(Arc::clone(&parts.admin.fleet))).service(
+        web::resource(format!("{prefix}{}", fleet::PATH))
+            .get(fleet::peer_api::page)
+            .post(fleet::peer_api::page)
+            .default_service(web::to(wrong_method)),
+    );
     app.service(
         web::scope(&format!("{prefix}/admin"))
             .service(

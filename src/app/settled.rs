@@ -7,6 +7,7 @@ use actix_web::http::header::HeaderName;
 
 use super::StartError;
 use crate::config::{self, AppEnv, ClientIpHeader as Configured, LogFormat, Seen, Settings};
+use crate::control::fleet;
 use crate::control::jwt_keys::JwtKeys;
 use crate::control::policies::Policies;
 use crate::control::record::{EnvironmentRules, Record, Steering};
@@ -23,7 +24,8 @@ use crate::limiter::Limiter;
 use crate::limiter::clock::Clock;
 use crate::limiter::decision::Backend;
 use crate::limiter::event::Observer;
-use crate::limiter::rollout::Rollout;
+use crate::limiter::exposure::Exposure;
+use crate::limiter::rollout::{Percent, Rollout};
 use crate::limiter::subject::ProcessKey;
 use crate::redis::{self, RedisStore};
 use crate::telemetry::{self, Format, RequestLines};
@@ -37,7 +39,12 @@ pub(super) fn format(settings: &Settings) -> Format {
 }
 
 /// What is told, and how. Clients appear under pseudonyms of this process, made with `seed`.
-pub(super) fn telemetry(settings: &Settings, seed: &[u8; 16]) -> telemetry::Options {
+pub(super) fn telemetry(
+    settings: &Settings,
+    seed: &[u8; 16],
+    clock: &Clock,
+    exposure: &Arc<Exposure>,
+) -> telemetry::Options {
     let lines = RequestLines {
         format: format(settings),
         raw_keys: settings.logging.raw_keys,
@@ -49,7 +56,29 @@ pub(super) fn telemetry(settings: &Settings, seed: &[u8; 16]) -> telemetry::Opti
         // Without Redis there is nothing to warn of but its absence, once.
         warn_interval: settings.redis.as_ref().map_or(Duration::MAX, |redis| redis.warn_interval),
         redis: hard_off(settings).is_none(),
+        exposure: Arc::clone(exposure),
+        clock: clock.clone(),
     }
+}
+
+/// The other instances, and what they hear of this one.
+pub(super) fn fleet(settings: &Settings, clock: &Clock, exposure: &Arc<Exposure>) -> fleet::Options {
+    let secret = settings.rollout.secret.as_ref();
+    fleet::Options {
+        name: settings.fleet.name.clone().unwrap_or_else(host_name),
+        heartbeat: settings.fleet.heartbeat,
+        peers: settings.fleet.peers.clone(),
+        peer_key: secret.map(|secret| redis::peer_key(secret.expose().as_bytes())),
+        clock: clock.clone(),
+        exposure: Arc::clone(exposure),
+    }
+}
+
+fn host_name() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let name = kernel.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
+    let name: String = name.trim().chars().filter(|letter| letter.is_ascii_graphic()).take(64).collect();
+    if name.is_empty() { "tidegate".to_owned() } else { name }
 }
 
 /// Whose word on the client's address is believed.
@@ -135,6 +164,8 @@ pub(super) fn steering(
         updated_at: chrono::Utc::now(),
         updated_by: "env".to_owned(),
         reason: "start".to_owned(),
+        effective_at: None,
+        previous: Percent::NONE,
     };
     let rules = EnvironmentRules { hard_off, pinned: settings.rollout.pinned };
     Arc::new(Steering::new(record, rules, Arc::clone(rollout), Arc::clone(observer)))

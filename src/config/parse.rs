@@ -154,6 +154,17 @@ pub(super) fn upstream(text: &str) -> Result<UpstreamUrl, String> {
     Ok(UpstreamUrl { https, host: host.to_ascii_lowercase(), port, base_path })
 }
 
+/// Where another instance's admin API is: `HOST:PORT`, or a URL, which may end in its prefix.
+pub(super) fn peer(text: &str) -> Result<UpstreamUrl, String> {
+    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let port = |url: &UpstreamUrl| url.base_path.is_empty() || text.contains("://");
+    upstream(&url).ok().filter(port).ok_or_else(|| {
+        "accepted: admin addresses such as 10.0.0.7:8081, http://HOST:PORT or https://…, which end in the prefix where \
+         the admin API has one (http://HOST:8080/_tidegate), separated by commas"
+            .to_owned()
+    })
+}
+
 /// The name of a header, in lower case.
 pub(super) fn header(text: &str) -> Result<String, String> {
     let name = hyper::header::HeaderName::from_bytes(text.as_bytes());

@@ -1,5 +1,6 @@
 //! Gives every merged value its meaning, and holds the values against each other.
 
+mod fleet;
 mod headers;
 mod jwt;
 mod shared;
@@ -43,6 +44,7 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
     }
     let redis = shared::redis(&mut taken, environment, &mut warnings);
     let rollout = shared::rollout(&mut taken);
+    let fleet = fleet::fleet(&mut taken, admin.addr, &rollout, &mut warnings);
     let (policies, rules) = rules(&mut taken, sources);
     let settings = Settings {
         environment,
@@ -51,6 +53,7 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
         upstream,
         redis,
         rollout,
+        fleet,
         logging: logging(&mut taken),
         memory: Memory {
             max_keys: taken.get("memory.max_keys", 1, |text| parse::whole(text, 1_000..=100_000_000)),

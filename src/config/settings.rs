@@ -32,6 +32,8 @@ pub struct Settings {
     pub redis: Option<Redis>,
     /// Which store decides whom, as the configuration wants it.
     pub rollout: Rollout,
+    /// The other instances.
+    pub fleet: Fleet,
     /// What is logged and how.
     pub logging: Logging,
     /// The store in this process.
@@ -206,6 +208,17 @@ pub struct Rollout {
     pub pinned: bool,
     /// The fleet's secret, at least 16 bytes.
     pub secret: Option<Secret>,
+}
+
+/// The other instances.
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    /// What this one is called; `None`: like its host.
+    pub name: Option<String>,
+    /// How often it says through Redis that it is there; `None`: it does not, and it hears no record from there.
+    pub heartbeat: Option<Duration>,
+    /// Admin addresses of the others, perhaps its own among them. None without a secret.
+    pub peers: Vec<UpstreamUrl>,
 }
 
 /// What is logged and how.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fleet::Fleet;
 use super::guard::Actor;
-use super::record::{Change, Record, RecordView, Refusal, Steering};
+use super::record::{Applied, Change, Record, RecordView, Refusal, Steering};
 use super::reload_api::Reloading;
 use super::status::{RedisView, Status, StatusView};
 use crate::doors::problem::{Cause, Problem};
@@ -40,8 +40,12 @@ struct RolloutView<'a> {
     effective_backend: &'static str,
     /// Stepwise rollouts are not in this version.
     plan: Option<()>,
+    /// How many instances have it in force, of how many.
     #[serde(skip_serializing_if = "Option::is_none")]
-    applied: Option<&'static str>,
+    applied: Option<String>,
+    /// What the others are called.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pending: Vec<String>,
     /// Whether the change outlives the process. The record is not kept on disk in this version.
     #[serde(skip_serializing_if = "Option::is_none")]
     durable: Option<bool>,
@@ -63,7 +67,7 @@ struct PostRollback {
 
 /// `GET /admin/rollout`
 pub async fn rollout(admin: web::Data<Admin>) -> HttpResponse {
-    admin.view(&admin.steering.record(), false)
+    admin.view(&admin.steering.record(), None, false)
 }
 
 /// `PUT /admin/rollout`
@@ -107,8 +111,8 @@ pub async fn put_rollout(
     };
     let actor = actor(&request);
     let change = Change { percent, backend, actor: &actor, reason, seen };
-    match admin.steering.change(&change) {
-        Ok(record) => Ok(admin.view(&record, true)),
+    match admin.steering.change_everywhere(&change).await {
+        Ok((record, applied)) => Ok(admin.view(&record, applied, true)),
         Err(refusal) => Err(problem_of(refusal)),
     }
 }
@@ -124,15 +128,17 @@ pub async fn roll_back(
     // A rollback whose reason can't be read is a rollback.
     let asked: PostRollback = serde_json::from_slice(&body).unwrap_or_default();
     let reason = asked.reason.as_deref().map(str::trim).filter(|reason| !reason.is_empty());
-    let record = admin.steering.roll_back(&actor(&request), reason.unwrap_or("no reason given"));
-    Ok(admin.view(&record, true))
+    let (record, applied) = admin.steering.roll_back_everywhere(&actor(&request), reason.unwrap_or("no reason given")).await;
+    Ok(admin.view(&record, applied, true))
 }
 
 /// `GET /admin/status`
 pub async fn status(admin: web::Data<Admin>, reloading: web::Data<Reloading>) -> HttpResponse {
     let record = admin.steering.record();
     let policies = reloading.status();
-    let view: StatusView<'_> = admin.status.view(RecordView::from(&record), admin.steering.rules(), policies);
+    let mut view: StatusView<'_> =
+        admin.status.view(RecordView::from(&record), admin.steering.rules(), policies);
+    view.of_fleet(admin.fleet.view());
     HttpResponse::Ok().json(view)
 }
 
@@ -144,13 +150,14 @@ pub async fn metrics(admin: web::Data<Admin>) -> HttpResponse {
 }
 
 impl Admin {
-    fn view(&self, record: &Record, changed: bool) -> HttpResponse {
+    fn view(&self, record: &Record, applied: Option<Applied>, changed: bool) -> HttpResponse {
         let view = RolloutView {
             record: RecordView::from(record),
             redis: self.status.redis(),
             effective_backend: self.status.effective_backend(),
             plan: None,
-            applied: changed.then_some("1/1"),
+            applied: changed.then(|| applied.as_ref().map_or("1/1".to_owned(), |a| format!("{}/{}", a.done, a.of))),
+            pending: applied.map(|applied| applied.pending).unwrap_or_default(),
             durable: changed.then_some(false),
         };
         let mut response = HttpResponse::Ok().json(view);

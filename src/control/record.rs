@@ -6,18 +6,22 @@ use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use parking_lot::Mutex;
-use serde::Serialize;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 
+use crate::limiter::clock::Micros;
 use crate::limiter::decision::Backend;
 use crate::limiter::event::{Event, Observer};
 use crate::limiter::rollout::{InForce, Percent, Rollout};
 
 /// What an operator sees and changes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The flag: `memory` switches the whole percentage off.
+    #[serde(with = "flag")]
     pub backend: Backend,
     /// Share of the keys that Redis decides when the flag is `redis`.
+    #[serde(with = "share")]
     pub percent: Percent,
     /// Counts rollbacks and lowerings, so that they win over raises made elsewhere.
     pub epoch: u64,
@@ -29,9 +33,112 @@ pub struct Record {
     pub updated_by: String,
     /// Why.
     pub reason: String,
+    /// When a raise comes into force, in microseconds of the fleet's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective_at: Option<Micros>,
+    /// The share in force until then.
+    #[serde(default, with = "share")]
+    pub previous: Percent,
+}
+
+/// The environment that a record was held against last.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RememberedEnv {
+    /// `RATE_LIMIT_BACKEND`.
+    pub backend: Option<String>,
+    /// `RATE_LIMIT_CANARY_PERCENT`.
+    pub percent: Option<f64>,
+}
+
+mod flag {
+    use super::Backend;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+    pub(super) fn serialize<S: Serializer>(backend: &Backend, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(backend.as_str())
+    }
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Backend, D::Error> {
+        match String::deserialize(from)?.as_str() {
+            "redis" => Ok(Backend::Redis),
+            "memory" => Ok(Backend::Memory),
+            other => Err(D::Error::custom(other)),
+        }
+    }
+}
+
+mod share {
+    use super::Percent;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+    pub(super) fn serialize<S: Serializer>(percent: &Percent, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(percent.as_f64())
+    }
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Percent, D::Error> {
+        Percent::try_from(f64::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+/// From where a record came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The key in Redis.
+    Redis,
+    /// The channel.
+    Fleet,
+    /// A peer.
+    Peer,
+}
+
+/// How many have a change in force, of how many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// So many have.
+    pub done: usize,
+    /// So many there are.
+    pub of: usize,
+    /// The others.
+    pub pending: Vec<String>,
+}
+
+/// What became of a raise.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Raised {
+    /// This is the fleet's record.
+    Won(Box<Record>),
+    /// This one came first.
+    Lost(Box<Record>),
+}
+
+/// Nobody could be asked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CarrierFault(pub String);
+
+/// How a record reaches the others.
+pub trait Carrier: Send + Sync {
+    /// Compare and set.
+    fn raise<'a>(&'a self, seen: &'a Record, next: &'a Record) -> BoxFuture<'a, Result<Raised, CarrierFault>>;
+    /// Tells everybody.
+    fn announce<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Applied>;
+    /// The fleet's clock.
+    fn now(&self) -> Micros;
+}
+
+/// Since when something is in force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Since {
+    /// By the fleet's clock.
+    pub since: Micros,
+    /// How much later than it was due.
+    pub lag: Micros,
 }
 
 impl Record {
+    /// Whether this one is newer.
+    pub fn supersedes(&self, other: &Self) -> bool {
+        let order = |record: &Self| {
+            (record.epoch, record.revision, std::cmp::Reverse(record.wanted().basis_points()))
+        };
+        order(self) > order(other)
+    }
+
     /// The share that this record asks for.
     pub fn wanted(&self) -> Percent {
         match self.backend {
@@ -94,9 +201,118 @@ pub struct Steering {
     rules: EnvironmentRules,
     rollout: Arc<Rollout>,
     observer: Arc<dyn Observer>,
+    carrier: std::sync::OnceLock<Arc<dyn Carrier>>,
+    since: Mutex<Since>,
 }
 
 impl Steering {
+    /// The way to the others.
+    pub fn carried_by(&self, carrier: Arc<dyn Carrier>) {
+        let _ = self.carrier.set(carrier);
+    }
+
+    /// The environment.
+    pub fn remembered(&self) -> Option<RememberedEnv> {
+        None
+    }
+
+    /// Since when.
+    pub fn in_force(&self) -> Since {
+        *self.since.lock()
+    }
+
+    /// A record from elsewhere.
+    pub fn adopt(self: &Arc<Self>, record: Record, _: Option<RememberedEnv>, _: Source) -> bool {
+        let mut ours = self.record.lock();
+        if !record.supersedes(&ours) {
+            return false;
+        }
+        *ours = record.clone();
+        self.put_in_force(&record);
+        true
+    }
+
+    fn now(&self) -> Micros {
+        self.carrier.get().map_or(0, |carrier| carrier.now())
+    }
+
+    fn put_in_force(self: &Arc<Self>, record: &Record) {
+        let now = self.now();
+        let from = self.rollout.in_force();
+        if let Some(at) = record.effective_at.filter(|&at| at > now) {
+            self.rollout.put(InForce { percent: record.previous, revision: record.revision });
+            let this = Arc::clone(self);
+            let record = record.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(std::time::Duration::from_micros(at - now)).await;
+                let still = this.record.lock();
+                if *still == record {
+                    this.comes(&record, from);
+                }
+            });
+            return;
+        }
+        self.comes(record, from);
+    }
+
+    fn comes(&self, record: &Record, from: InForce) {
+        let now = self.now();
+        let due = record.effective_at.unwrap_or(record.updated_at.timestamp_micros() as Micros);
+        *self.since.lock() = Since { since: now, lag: now.saturating_sub(due) };
+        let to = self.to(record);
+        self.rollout.put(to);
+        self.observer.observe(&Event::RolloutChanged { from, to, actor: &record.updated_by, reason: &record.reason });
+    }
+
+    /// Everywhere.
+    pub async fn change_everywhere(self: &Arc<Self>, change: &Change<'_>) -> Result<(Record, Option<Applied>), Refusal> {
+        let seen = self.record();
+        let raises = change.percent > seen.wanted() || change.backend == Some(Backend::Redis);
+        let Some(carrier) = self.carrier.get() else { return Ok((self.change(change)?, None)) };
+        if !raises {
+            let next = self.change(change)?;
+            let applied = carrier.announce(&next).await;
+            return Ok((next, Some(applied)));
+        }
+        if change.seen.is_none() { return Err(Refusal::TagRequired); }
+        if !matches(change.seen.unwrap_or_default(), &seen.etag()) { return Err(Refusal::Stale(Box::new(seen))); }
+        if let Some(why) = self.rules.hard_off { return Err(Refusal::DisabledByEnv(why)); }
+        if self.rules.pinned { return Err(Refusal::PinnedByEnv); }
+        let next = Record {
+            backend: change.backend.unwrap_or(seen.backend), percent: change.percent, revision: seen.revision + 1,
+            updated_at: Utc::now(), updated_by: change.actor.to_owned(), reason: change.reason.to_owned(), previous: seen.wanted(), ..seen.clone()
+        };
+        match carrier.raise(&seen, &next).await {
+            Ok(Raised::Won(record)) => {
+                self.adopt((*record).clone(), None, Source::Redis);
+                let applied = carrier.announce(&record).await;
+                Ok((*record, Some(applied)))
+            }
+            Ok(Raised::Lost(record)) => Err(Refusal::Stale(record)),
+            Err(_) => {
+                self.adopt(next.clone(), None, Source::Redis);
+                let applied = carrier.announce(&next).await;
+                Ok((next, Some(applied)))
+            }
+        }
+    }
+
+    /// Everywhere.
+    pub async fn roll_back_everywhere(self: &Arc<Self>, actor: &str, reason: &str) -> (Record, Option<Applied>) {
+        let record = self.roll_back(actor, reason);
+        let Some(carrier) = self.carrier.get() else { return (record, None) };
+        let applied = carrier.announce(&record).await;
+        (record, Some(applied))
+    }
+
+    fn to(&self, record: &Record) -> InForce {
+        let percent = match self.rules.hard_off {
+            Some(_) => Percent::NONE,
+            None => record.wanted(),
+        };
+        InForce { percent, revision: record.revision }
+    }
+
     /// Puts `record` in force.
     pub fn new(
         record: Record,
@@ -104,8 +320,8 @@ impl Steering {
         rollout: Arc<Rollout>,
         observer: Arc<dyn Observer>,
     ) -> Self {
-        let steering = Self { record: Mutex::new(record), rules, rollout, observer };
-        let in_force = steering.in_force(&steering.record.lock());
+        let steering = Self { record: Mutex::new(record), rules, rollout, observer, carrier: Default::default(), since: Mutex::default() };
+        let in_force = steering.to(&steering.record.lock());
         steering.rollout.put(in_force);
         steering.observer.observe(&Event::RolloutInForce(in_force));
         steering
@@ -165,7 +381,7 @@ impl Steering {
     }
 
     fn put(&self, record: &mut Record, next: Record, actor: &str, reason: &str) -> Record {
-        let from = self.in_force(record);
+        let from = self.to(record);
         let lowers = next.wanted() < record.wanted();
         *record = Record {
             epoch: record.epoch + u64::from(lowers),
@@ -173,20 +389,14 @@ impl Steering {
             updated_at: Utc::now(),
             updated_by: actor.to_owned(),
             reason: reason.to_owned(),
+            effective_at: None,
             ..next
         };
-        let to = self.in_force(record);
+        *self.since.lock() = Since { since: self.now(), lag: 0 };
+        let to = self.to(record);
         self.rollout.put(to);
         self.observer.observe(&Event::RolloutChanged { from, to, actor, reason });
         record.clone()
-    }
-
-    fn in_force(&self, record: &Record) -> InForce {
-        let percent = match self.rules.hard_off {
-            Some(_) => Percent::NONE,
-            None => record.wanted(),
-        };
-        InForce { percent, revision: record.revision }
     }
 }
 
@@ -235,6 +445,8 @@ mod tests {
             updated_at: Utc::now(),
             updated_by: "env".into(),
             reason: "start".into(),
+            effective_at: None,
+            previous: Percent::NONE,
         };
         Steering::new(record, rules, Arc::default(), Arc::new(Silent))
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
+use super::fleet::FleetView;
 use super::record::{EnvironmentRules, RecordView};
 use super::reload_api::PoliciesStatus;
 use crate::doors::health::Readiness;
@@ -95,6 +96,15 @@ pub struct StatusView<'a> {
     blocked_keys: usize,
     /// What of a limit this instance serves while Redis is away.
     fallback_share: ShareView,
+    /// Every instance, as far as this one knows.
+    fleet: Option<FleetView>,
+}
+
+impl StatusView<'_> {
+    /// With the fleet.
+    pub(super) fn of_fleet(&mut self, fleet: FleetView) {
+        self.fleet = Some(fleet);
+    }
 }
 
 impl Status {
@@ -213,6 +223,7 @@ impl Status {
                     None => "unknown",
                 },
             },
+            fleet: None,
         }
     }
 }

@@ -23,4 +23,21 @@ impl RedisStore {
         let answer = answer.map_err(|_| Fault::new(FaultKind::Timeout, "no answer in time"))?;
         answer.map_err(|error| fault::classify(&error))
     }
+    /// Runs a script on one key; `inside` is how many commands it runs, for those who bill them. As text each time:
+    /// the background calls too rarely for a digest to be worth its second way when the server has forgotten it.
+    ///
+    /// # Errors
+    /// As [`RedisStore::command`].
+    pub(super) async fn script<T: FromRedisValue>(
+        &self,
+        key: &str,
+        text: &str,
+        arguments: &[&str],
+        inside: u64,
+    ) -> Result<T, Fault> {
+        let mut command = redis::cmd("EVAL");
+        command.arg(text).arg(1).arg(key).arg(arguments);
+        self.0.sent_inside(inside);
+        self.command(key, &command).await
+    }
 }

@@ -20,7 +20,9 @@ pub use root_span::RootSpan;
 
 use crate::limiter::Held;
 use crate::limiter::breaker;
+use crate::limiter::clock::Clock;
 use crate::limiter::event::{Event, Observer};
+use crate::limiter::exposure::Exposure;
 use crate::limiter::policy::Rules;
 use crate::limiter::store::Fault;
 use links::Links;
@@ -37,6 +39,10 @@ pub struct Options {
     pub warn_interval: Duration,
     /// Whether a shared store is configured.
     pub redis: bool,
+    /// Counts what Redis really decides of the canary, by this clock.
+    pub exposure: Arc<Exposure>,
+    /// The limiter's.
+    pub clock: Clock,
 }
 
 /// The one who writes down what happens.
@@ -70,7 +76,9 @@ impl Telemetry {
 
     /// Everything that Prometheus is told.
     pub fn scrape(&self, held: Held, redis_in_flight: u32) -> String {
-        self.metrics.print(Scraped { held, redis_in_flight, lines_dropped: self.output.dropped() })
+        let exposure = self.options.exposure.ratio(self.options.clock.now());
+        let lines_dropped = self.output.dropped();
+        self.metrics.print(Scraped { held, redis_in_flight, lines_dropped, exposure })
     }
 
     /// Says what the process wants to tell whoever started it.
@@ -132,6 +140,9 @@ impl Observer for Telemetry {
         match event {
             Event::Answered(exchange) => {
                 self.metrics.answered(exchange);
+                if let Some(decision) = exchange.decision {
+                    self.options.exposure.count(decision, self.options.clock.now());
+                }
                 if exchange.decision.is_some_and(|decision| decision.fallback().is_some()) {
                     self.outages.count_request();
                 }

@@ -16,6 +16,8 @@ mod costs;
 mod faults;
 mod fleet;
 mod fleet_outage;
+mod fleet_peers;
+mod fleet_record;
 mod gateway;
 mod headers;
 mod invariant;
