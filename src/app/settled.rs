@@ -168,7 +168,7 @@ pub(super) fn steering(
         previous: Percent::NONE,
     };
     let rules = EnvironmentRules { hard_off, pinned: settings.rollout.pinned };
-    Arc::new(Steering::new(record, rules, Arc::clone(rollout), Arc::clone(observer)))
+    Steering::new(record, rules, Arc::clone(rollout), Arc::clone(observer))
 }
 
 /// What is read again while running, and how. Whatever else comes from files that may change joins the sources here.

@@ -67,7 +67,7 @@ struct PostRollback {
 
 /// `GET /admin/rollout`
 pub async fn rollout(admin: web::Data<Admin>) -> HttpResponse {
-    admin.view(&admin.steering.record(), None, false)
+    admin.view(&admin.steering.record(), None)
 }
 
 /// `PUT /admin/rollout`
@@ -111,8 +111,8 @@ pub async fn put_rollout(
     };
     let actor = actor(&request);
     let change = Change { percent, backend, actor: &actor, reason, seen };
-    match admin.steering.change_everywhere(&change).await {
-        Ok((record, applied)) => Ok(admin.view(&record, applied, true)),
+    match admin.steering.change(&change).await {
+        Ok((record, applied)) => Ok(admin.view(&record, Some(applied))),
         Err(refusal) => Err(problem_of(refusal)),
     }
 }
@@ -128,8 +128,9 @@ pub async fn roll_back(
     // A rollback whose reason can't be read is a rollback.
     let asked: PostRollback = serde_json::from_slice(&body).unwrap_or_default();
     let reason = asked.reason.as_deref().map(str::trim).filter(|reason| !reason.is_empty());
-    let (record, applied) = admin.steering.roll_back_everywhere(&actor(&request), reason.unwrap_or("no reason given")).await;
-    Ok(admin.view(&record, applied, true))
+    let (actor, reason) = (actor(&request), reason.unwrap_or("no reason given"));
+    let (record, applied) = admin.steering.roll_back(&actor, reason).await;
+    Ok(admin.view(&record, Some(applied)))
 }
 
 /// `GET /admin/status`
@@ -150,15 +151,15 @@ pub async fn metrics(admin: web::Data<Admin>) -> HttpResponse {
 }
 
 impl Admin {
-    fn view(&self, record: &Record, applied: Option<Applied>, changed: bool) -> HttpResponse {
+    fn view(&self, record: &Record, applied: Option<Applied>) -> HttpResponse {
         let view = RolloutView {
             record: RecordView::from(record),
             redis: self.status.redis(),
             effective_backend: self.status.effective_backend(),
             plan: None,
-            applied: changed.then(|| applied.as_ref().map_or("1/1".to_owned(), |a| format!("{}/{}", a.done, a.of))),
+            durable: applied.is_some().then_some(false),
+            applied: applied.as_ref().map(|Applied { done, of, .. }| format!("{done}/{of}")),
             pending: applied.map(|applied| applied.pending).unwrap_or_default(),
-            durable: changed.then_some(false),
         };
         let mut response = HttpResponse::Ok().json(view);
         if let Ok(etag) = HeaderValue::from_str(&record.etag()) {

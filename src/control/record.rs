@@ -1,8 +1,10 @@
 //! The rollout's record: what is in force, since when, by whom, why. And what may change it.
 //!
-//! It lives in the process for now; the durable record and the fleet's agreement take their place here.
+//! It lives in the process for now; the durable record takes its place here. What is changed here is carried to the
+//! other instances ([`Carrier`]), and what is changed there is adopted.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use parking_lot::Mutex;
@@ -50,27 +52,37 @@ pub struct RememberedEnv {
     pub percent: Option<f64>,
 }
 
+/// The flag as text.
 mod flag {
-    use super::Backend;
-    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use crate::limiter::decision::Backend;
+
     pub(super) fn serialize<S: Serializer>(backend: &Backend, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(backend.as_str())
     }
+
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Backend, D::Error> {
         match String::deserialize(from)?.as_str() {
             "redis" => Ok(Backend::Redis),
             "memory" => Ok(Backend::Memory),
-            other => Err(D::Error::custom(other)),
+            _ => Err(D::Error::custom("a backend is \"redis\" or \"memory\"")),
         }
     }
 }
 
+/// A share as a number from 0 to 100.
 mod share {
-    use super::Percent;
-    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use crate::limiter::rollout::Percent;
+
     pub(super) fn serialize<S: Serializer>(percent: &Percent, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_f64(percent.as_f64())
     }
+
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Percent, D::Error> {
         Percent::try_from(f64::deserialize(from)?).map_err(D::Error::custom)
     }
@@ -79,45 +91,57 @@ mod share {
 /// From where a record came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The key in Redis.
+    /// The fleet's key in Redis.
     Redis,
-    /// The channel.
+    /// Another instance, through Redis' channel.
     Fleet,
-    /// A peer.
+    /// Another instance, over HTTP.
     Peer,
 }
 
-/// How many have a change in force, of how many.
+/// How many instances have a change in force, or know when it comes, of how many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
     /// So many have.
     pub done: usize,
     /// So many there are.
     pub of: usize,
-    /// The others.
+    /// What the others are called, as far as anybody knows.
     pub pending: Vec<String>,
+}
+
+impl Applied {
+    /// On this instance, and there is no other.
+    pub const HERE: Self = Self { done: 1, of: 1, pending: Vec::new() };
 }
 
 /// What became of a raise.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Raised {
-    /// This is the fleet's record.
+    /// This is the fleet's record now, with its moment.
     Won(Box<Record>),
-    /// This one came first.
+    /// Another came first: this is what it has made of it.
     Lost(Box<Record>),
 }
 
-/// Nobody could be asked.
-#[derive(Clone, Debug, PartialEq)]
+/// Why nobody could be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CarrierFault(pub String);
 
-/// How a record reaches the others.
+/// How a record reaches the other instances.
 pub trait Carrier: Send + Sync {
-    /// Compare and set.
-    fn raise<'a>(&'a self, seen: &'a Record, next: &'a Record) -> BoxFuture<'a, Result<Raised, CarrierFault>>;
-    /// Tells everybody.
+    /// Puts `next` in the place of `seen` for the whole fleet, or for nobody, and says when it comes into force: at once
+    /// where there is nobody else.
+    fn raise<'a>(
+        &'a self,
+        seen: &'a Record,
+        next: &'a Record,
+    ) -> BoxFuture<'a, Result<Raised, CarrierFault>>;
+
+    /// Tells everybody, and how many have it then. What could not be told now is told later, by the carrier.
     fn announce<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Applied>;
-    /// The fleet's clock.
+
+    /// Now by the clock that the fleet agrees on.
     fn now(&self) -> Micros;
 }
 
@@ -195,136 +219,45 @@ pub struct EnvironmentRules {
     pub pinned: bool,
 }
 
-/// The wheel: changes the record and puts it in force.
+/// The wheel: changes the record and puts it in force, here and everywhere.
 pub struct Steering {
     record: Mutex<Record>,
+    since: Mutex<Since>,
     rules: EnvironmentRules,
     rollout: Arc<Rollout>,
     observer: Arc<dyn Observer>,
-    carrier: std::sync::OnceLock<Arc<dyn Carrier>>,
-    since: Mutex<Since>,
+    /// It hands on what is steered here: so it comes later.
+    carrier: OnceLock<Arc<dyn Carrier>>,
+}
+
+/// What a change comes to.
+enum Step {
+    Nothing,
+    Lowers,
+    Raises,
 }
 
 impl Steering {
-    /// The way to the others.
-    pub fn carried_by(&self, carrier: Arc<dyn Carrier>) {
-        let _ = self.carrier.set(carrier);
-    }
-
-    /// The environment.
-    pub fn remembered(&self) -> Option<RememberedEnv> {
-        None
-    }
-
-    /// Since when.
-    pub fn in_force(&self) -> Since {
-        *self.since.lock()
-    }
-
-    /// A record from elsewhere.
-    pub fn adopt(self: &Arc<Self>, record: Record, _: Option<RememberedEnv>, _: Source) -> bool {
-        let mut ours = self.record.lock();
-        if !record.supersedes(&ours) {
-            return false;
-        }
-        *ours = record.clone();
-        self.put_in_force(&record);
-        true
-    }
-
-    fn now(&self) -> Micros {
-        self.carrier.get().map_or(0, |carrier| carrier.now())
-    }
-
-    fn put_in_force(self: &Arc<Self>, record: &Record) {
-        let now = self.now();
-        let from = self.rollout.in_force();
-        if let Some(at) = record.effective_at.filter(|&at| at > now) {
-            self.rollout.put(InForce { percent: record.previous, revision: record.revision });
-            let this = Arc::clone(self);
-            let record = record.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(std::time::Duration::from_micros(at - now)).await;
-                let still = this.record.lock();
-                if *still == record {
-                    this.comes(&record, from);
-                }
-            });
-            return;
-        }
-        self.comes(record, from);
-    }
-
-    fn comes(&self, record: &Record, from: InForce) {
-        let now = self.now();
-        let due = record.effective_at.unwrap_or(record.updated_at.timestamp_micros() as Micros);
-        *self.since.lock() = Since { since: now, lag: now.saturating_sub(due) };
-        let to = self.to(record);
-        self.rollout.put(to);
-        self.observer.observe(&Event::RolloutChanged { from, to, actor: &record.updated_by, reason: &record.reason });
-    }
-
-    /// Everywhere.
-    pub async fn change_everywhere(self: &Arc<Self>, change: &Change<'_>) -> Result<(Record, Option<Applied>), Refusal> {
-        let seen = self.record();
-        let raises = change.percent > seen.wanted() || change.backend == Some(Backend::Redis);
-        let Some(carrier) = self.carrier.get() else { return Ok((self.change(change)?, None)) };
-        if !raises {
-            let next = self.change(change)?;
-            let applied = carrier.announce(&next).await;
-            return Ok((next, Some(applied)));
-        }
-        if change.seen.is_none() { return Err(Refusal::TagRequired); }
-        if !matches(change.seen.unwrap_or_default(), &seen.etag()) { return Err(Refusal::Stale(Box::new(seen))); }
-        if let Some(why) = self.rules.hard_off { return Err(Refusal::DisabledByEnv(why)); }
-        if self.rules.pinned { return Err(Refusal::PinnedByEnv); }
-        let next = Record {
-            backend: change.backend.unwrap_or(seen.backend), percent: change.percent, revision: seen.revision + 1,
-            updated_at: Utc::now(), updated_by: change.actor.to_owned(), reason: change.reason.to_owned(), previous: seen.wanted(), ..seen.clone()
-        };
-        match carrier.raise(&seen, &next).await {
-            Ok(Raised::Won(record)) => {
-                self.adopt((*record).clone(), None, Source::Redis);
-                let applied = carrier.announce(&record).await;
-                Ok((*record, Some(applied)))
-            }
-            Ok(Raised::Lost(record)) => Err(Refusal::Stale(record)),
-            Err(_) => {
-                self.adopt(next.clone(), None, Source::Redis);
-                let applied = carrier.announce(&next).await;
-                Ok((next, Some(applied)))
-            }
-        }
-    }
-
-    /// Everywhere.
-    pub async fn roll_back_everywhere(self: &Arc<Self>, actor: &str, reason: &str) -> (Record, Option<Applied>) {
-        let record = self.roll_back(actor, reason);
-        let Some(carrier) = self.carrier.get() else { return (record, None) };
-        let applied = carrier.announce(&record).await;
-        (record, Some(applied))
-    }
-
-    fn to(&self, record: &Record) -> InForce {
-        let percent = match self.rules.hard_off {
-            Some(_) => Percent::NONE,
-            None => record.wanted(),
-        };
-        InForce { percent, revision: record.revision }
-    }
-
     /// Puts `record` in force.
     pub fn new(
         record: Record,
         rules: EnvironmentRules,
         rollout: Arc<Rollout>,
         observer: Arc<dyn Observer>,
-    ) -> Self {
-        let steering = Self { record: Mutex::new(record), rules, rollout, observer, carrier: Default::default(), since: Mutex::default() };
-        let in_force = steering.to(&steering.record.lock());
+    ) -> Arc<Self> {
+        let since = Since { since: record.updated_at.timestamp_micros() as Micros, lag: 0 };
+        let (record, since) = (Mutex::new(record), Mutex::new(since));
+        let steering = Self { record, since, rules, rollout, observer, carrier: OnceLock::new() };
+        let in_force = steering.as_in_force(&steering.record.lock());
         steering.rollout.put(in_force);
         steering.observer.observe(&Event::RolloutInForce(in_force));
-        steering
+        Arc::new(steering)
+    }
+
+    /// The way to the others.
+    pub fn carried_by(&self, carrier: Arc<dyn Carrier>) {
+        // Once, at the start.
+        let _ = self.carrier.set(carrier);
     }
 
     /// The record as it is now.
@@ -332,23 +265,95 @@ impl Steering {
         self.record.lock().clone()
     }
 
+    /// The environment that it was held against last; nobody remembers one in this version.
+    pub fn remembered(&self) -> Option<RememberedEnv> {
+        None
+    }
+
+    /// Since when it is in force.
+    pub fn in_force(&self) -> Since {
+        *self.since.lock()
+    }
+
     /// What the environment rules.
     pub fn rules(&self) -> EnvironmentRules {
         self.rules
     }
 
-    /// Changes the share. When it returns, the next request is decided by it.
+    /// Changes the share. Lowering is in force here when it returns; a raise comes at the moment that the record names.
     ///
     /// # Errors
     /// When the environment forbids it, or a raise was asked for without having seen the present state. Lowering
     /// needs neither.
-    pub fn change(&self, change: &Change<'_>) -> Result<Record, Refusal> {
-        let mut record = self.record.lock();
-        let next = Record {
-            backend: change.backend.unwrap_or(record.backend),
-            percent: change.percent,
-            ..record.clone()
+    pub async fn change(self: &Arc<Self>, change: &Change<'_>) -> Result<(Record, Applied), Refusal> {
+        let (seen, next) = {
+            let mut record = self.record.lock();
+            let (next, step) = self.judge(&record, change)?;
+            match step {
+                Step::Nothing => return Ok((next, Applied::HERE)),
+                Step::Lowers => (None, self.put(&mut record, next)),
+                Step::Raises => (Some(record.clone()), next),
+            }
         };
+        let Some(seen) = seen else {
+            let applied = self.announce(&next).await;
+            return Ok((next, applied));
+        };
+        let carried = match self.carrier.get() {
+            Some(carrier) => carrier.raise(&seen, &next).await,
+            None => Err(CarrierFault("there is no fleet".to_owned())),
+        };
+        let next = match carried {
+            Ok(Raised::Won(record)) => *record,
+            Ok(Raised::Lost(record)) => return Err(Refusal::Stale(record)),
+            // Nobody can be asked: it is this instance's word, until somebody's is newer.
+            Err(CarrierFault(_)) => next,
+        };
+        if !self.adopt(next.clone(), None, Source::Redis) && self.record() != next {
+            return Err(Refusal::Stale(Box::new(self.record())));
+        }
+        let applied = self.announce(&next).await;
+        Ok((next, applied))
+    }
+
+    /// Everything to memory, now. Always allowed; asked for twice, it changes nothing the second time. In force here
+    /// before anything is waited for.
+    pub async fn roll_back(self: &Arc<Self>, actor: &str, reason: &str) -> (Record, Applied) {
+        let next = {
+            let mut record = self.record.lock();
+            if record.percent == Percent::NONE {
+                record.clone()
+            } else {
+                self.observer.observe(&Event::RolledBack);
+                let next = changed(&record, Percent::NONE, record.backend, actor, reason);
+                self.put(&mut record, next)
+            }
+        };
+        let applied = self.announce(&next).await;
+        (next, applied)
+    }
+
+    /// A record from elsewhere: taken when it is newer than ours. In force at its moment, or at once when it names none.
+    pub fn adopt(self: &Arc<Self>, record: Record, _: Option<RememberedEnv>, _: Source) -> bool {
+        let mut ours = self.record.lock();
+        if !record.supersedes(&ours) {
+            return false;
+        }
+        self.put(&mut ours, record);
+        true
+    }
+
+    async fn announce(&self, record: &Record) -> Applied {
+        match self.carrier.get() {
+            Some(carrier) => carrier.announce(record).await,
+            None => Applied::HERE,
+        }
+    }
+
+    fn judge(&self, record: &Record, change: &Change<'_>) -> Result<(Record, Step), Refusal> {
+        let backend = change.backend.unwrap_or(record.backend);
+        let mut next = changed(record, change.percent, backend, change.actor, change.reason);
+        next.previous = self.rollout.in_force().percent;
         if let Some(why) = self.rules.hard_off.filter(|_| next.wanted() > Percent::NONE) {
             return Err(Refusal::DisabledByEnv(why));
         }
@@ -363,41 +368,71 @@ impl Steering {
             }
             _ => {}
         }
-        if next == *record {
-            return Ok(next);
+        if (next.percent, next.backend) == (record.percent, record.backend) {
+            return Ok((record.clone(), Step::Nothing));
         }
-        Ok(self.put(&mut record, next, change.actor, change.reason))
+        Ok((next, if raises { Step::Raises } else { Step::Lowers }))
     }
 
-    /// Everything to memory, now. Always allowed; asked for twice, it changes nothing the second time.
-    pub fn roll_back(&self, actor: &str, reason: &str) -> Record {
-        let mut record = self.record.lock();
-        if record.percent == Percent::NONE {
-            return record.clone();
+    /// Makes `next` the record, and puts it in force or sees to it that it comes.
+    fn put(self: &Arc<Self>, record: &mut Record, next: Record) -> Record {
+        let now = self.now();
+        *record = next.clone();
+        match next.effective_at.filter(|&at| at > now) {
+            None => self.enforce(&next, now),
+            Some(at) => {
+                let before = InForce { percent: next.previous, revision: next.revision };
+                self.rollout.put(match self.rules.hard_off {
+                    Some(_) => InForce { percent: Percent::NONE, ..before },
+                    None => before,
+                });
+                let (this, coming) = (Arc::clone(self), next.clone());
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_micros(at - now)).await;
+                    let record = this.record.lock();
+                    // Unless something else is to be by now.
+                    if *record == coming {
+                        this.enforce(&coming, this.now());
+                    }
+                });
+            }
         }
-        self.observer.observe(&Event::RolledBack);
-        let next = Record { percent: Percent::NONE, ..record.clone() };
-        self.put(&mut record, next, actor, reason)
+        next
     }
 
-    fn put(&self, record: &mut Record, next: Record, actor: &str, reason: &str) -> Record {
-        let from = self.to(record);
-        let lowers = next.wanted() < record.wanted();
-        *record = Record {
-            epoch: record.epoch + u64::from(lowers),
-            revision: record.revision + 1,
-            updated_at: Utc::now(),
-            updated_by: actor.to_owned(),
-            reason: reason.to_owned(),
-            effective_at: None,
-            ..next
-        };
-        *self.since.lock() = Since { since: self.now(), lag: 0 };
-        let to = self.to(record);
+    fn enforce(&self, record: &Record, now: Micros) {
+        let due = record.effective_at.unwrap_or(record.updated_at.timestamp_micros() as Micros);
+        *self.since.lock() = Since { since: now, lag: now.saturating_sub(due) };
+        let (from, to) = (self.rollout.in_force(), self.as_in_force(record));
         self.rollout.put(to);
+        let (actor, reason) = (record.updated_by.as_str(), record.reason.as_str());
         self.observer.observe(&Event::RolloutChanged { from, to, actor, reason });
-        record.clone()
     }
+
+    fn now(&self) -> Micros {
+        let own = || Utc::now().timestamp_micros() as Micros;
+        self.carrier.get().map_or_else(own, |carrier| carrier.now())
+    }
+
+    fn as_in_force(&self, record: &Record) -> InForce {
+        let percent = match self.rules.hard_off {
+            Some(_) => Percent::NONE,
+            None => record.wanted(),
+        };
+        InForce { percent, revision: record.revision }
+    }
+}
+
+/// What follows on `record`.
+fn changed(record: &Record, percent: Percent, backend: Backend, actor: &str, reason: &str) -> Record {
+    let mut next = Record { percent, backend, ..record.clone() };
+    next.epoch += u64::from(next.wanted() < record.wanted());
+    next.revision += 1;
+    next.updated_at = Utc::now();
+    next.updated_by = actor.to_owned();
+    next.reason = reason.to_owned();
+    next.effective_at = None;
+    next
 }
 
 /// `If-Match` by RFC 9110, 13.1.1: a list of tags, or `*`.
@@ -436,7 +471,7 @@ mod tests {
     use super::*;
     use crate::limiter::event::Silent;
 
-    fn steering(backend: Backend, percent: u16, rules: EnvironmentRules) -> Steering {
+    fn steering(backend: Backend, percent: u16, rules: EnvironmentRules) -> Arc<Steering> {
         let record = Record {
             backend,
             percent: points(percent),
@@ -459,51 +494,89 @@ mod tests {
         Change { percent: points(percent), backend: None, actor: "ana", reason: "a test", seen }
     }
 
-    #[test]
-    fn raising_needs_the_present_tag_and_lowering_needs_none() {
+    /// What a change comes to, where there is nobody else.
+    async fn asked(steering: &Arc<Steering>, change: &Change<'_>) -> Result<Record, Refusal> {
+        let (record, applied) = steering.change(change).await?;
+        assert_eq!(applied, Applied::HERE);
+        Ok(record)
+    }
+
+    #[tokio::test]
+    async fn raising_needs_the_present_tag_and_lowering_needs_none() {
         let steering = steering(Backend::Redis, 10, EnvironmentRules::default());
-        assert_eq!(steering.change(&to(50, None)), Err(Refusal::TagRequired));
-        assert!(matches!(steering.change(&to(50, Some("\"9-9\""))), Err(Refusal::Stale(_))));
+        assert_eq!(asked(&steering, &to(50, None)).await, Err(Refusal::TagRequired));
+        assert!(matches!(asked(&steering, &to(50, Some("\"9-9\""))).await, Err(Refusal::Stale(_))));
         let tag = steering.record().etag();
-        let raised = steering.change(&to(50, Some(&tag))).unwrap();
+        let raised = asked(&steering, &to(50, Some(&tag))).await.unwrap();
         assert_eq!((raised.percent, raised.revision, raised.epoch), (points(50), 2, 0));
-        assert!(matches!(steering.change(&to(60, Some(&tag))), Err(Refusal::Stale(_))), "the tag is spent");
-        let lowered = steering.change(&to(5, None)).unwrap();
+        assert!(matches!(asked(&steering, &to(60, Some(&tag))).await, Err(Refusal::Stale(_))), "the tag is spent");
+        let lowered = asked(&steering, &to(5, None)).await.unwrap();
         assert_eq!((lowered.percent, lowered.revision, lowered.epoch), (points(5), 3, 1));
         assert_eq!(steering.rollout.in_force(), InForce { percent: points(5), revision: 3 });
     }
 
-    #[test]
-    fn rollback_is_in_force_at_once_and_idempotent() {
+    #[tokio::test]
+    async fn rollback_is_in_force_at_once_and_idempotent() {
         let steering = steering(Backend::Redis, 10, EnvironmentRules { hard_off: None, pinned: true });
-        let first = steering.roll_back("ana", "5xx");
+        let first = steering.roll_back("ana", "5xx").await.0;
         assert_eq!((first.percent, first.revision), (Percent::NONE, 2));
         assert_eq!(steering.rollout.in_force().percent, Percent::NONE);
-        assert_eq!(steering.roll_back("ana", "again"), first);
+        assert_eq!(steering.roll_back("ana", "again").await.0, first);
     }
 
-    #[test]
-    fn a_pinned_percentage_is_raised_by_nobody_here_but_lowered_by_anybody() {
+    #[tokio::test]
+    async fn a_pinned_percentage_is_raised_by_nobody_here_but_lowered_by_anybody() {
         let steering = steering(Backend::Redis, 10, EnvironmentRules { hard_off: None, pinned: true });
-        assert_eq!(steering.change(&to(20, Some("*"))), Err(Refusal::PinnedByEnv));
-        assert!(steering.change(&to(5, None)).is_ok());
-        assert_eq!(steering.change(&to(10, Some("*"))), Err(Refusal::PinnedByEnv), "back up is a raise");
+        assert_eq!(asked(&steering, &to(20, Some("*"))).await, Err(Refusal::PinnedByEnv));
+        assert!(asked(&steering, &to(5, None)).await.is_ok());
+        assert_eq!(asked(&steering, &to(10, Some("*"))).await, Err(Refusal::PinnedByEnv), "back up is a raise");
     }
 
-    #[test]
-    fn without_redis_nothing_can_be_raised_and_memory_decides_whatever_the_record_says() {
+    #[tokio::test]
+    async fn without_redis_nothing_can_be_raised_and_memory_decides_whatever_the_record_says() {
         let rules = EnvironmentRules { hard_off: Some("REDIS_URL is not set"), pinned: false };
         let steering = steering(Backend::Redis, 10, rules);
         assert_eq!(steering.rollout.in_force().percent, Percent::NONE);
-        assert!(matches!(steering.change(&to(20, Some("*"))), Err(Refusal::DisabledByEnv(_))));
-        assert!(steering.change(&to(0, None)).is_ok());
+        assert!(matches!(asked(&steering, &to(20, Some("*"))).await, Err(Refusal::DisabledByEnv(_))));
+        assert!(asked(&steering, &to(0, None)).await.is_ok());
     }
 
-    #[test]
-    fn switching_the_flag_to_redis_is_a_raise() {
+    #[tokio::test]
+    async fn switching_the_flag_to_redis_is_a_raise() {
         let steering = steering(Backend::Memory, 100, EnvironmentRules::default());
         let change = Change { backend: Some(Backend::Redis), ..to(100, None) };
-        assert_eq!(steering.change(&change), Err(Refusal::TagRequired));
+        assert_eq!(asked(&steering, &change).await, Err(Refusal::TagRequired));
         assert_eq!(steering.rollout.in_force().percent, Percent::NONE);
+    }
+    #[tokio::test]
+    async fn what_comes_from_elsewhere_is_taken_when_it_is_newer_and_a_raise_waits_for_its_moment() {
+        let steering = steering(Backend::Redis, 10, EnvironmentRules::default());
+        let ours = steering.record();
+        let other = |epoch: u64, revision: u64, percent: u16| Record {
+            epoch,
+            revision,
+            percent: points(percent),
+            previous: points(10),
+            ..ours.clone()
+        };
+        let adopt = |record: Record| steering.adopt(record, None, Source::Fleet);
+        assert!(!adopt(other(0, 0, 0)) && !adopt(other(0, 1, 10)) && !adopt(other(0, 1, 20)));
+        assert!(adopt(other(0, 1, 9)), "of two at once the lower");
+        let soon = Utc::now().timestamp_micros() as Micros + 100_000;
+        assert!(adopt(Record { effective_at: Some(soon), ..other(0, 2, 50) }));
+        assert_eq!(steering.rollout.in_force(), InForce { percent: points(10), revision: 2 });
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        assert_eq!(steering.rollout.in_force(), InForce { percent: points(50), revision: 2 });
+        assert!(steering.in_force().since >= soon);
+        let later = soon + 200_000;
+        assert!(adopt(Record { effective_at: Some(later), ..other(0, 3, 100) }));
+        assert!(adopt(other(1, 2, 5)), "a higher epoch, whatever was raised without it");
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        assert_eq!(steering.rollout.in_force(), InForce { percent: points(5), revision: 2 }, "it never came");
+        let text = serde_json::to_string(&steering.record()).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), steering.record());
+        for bad in [text.replace("5.0", "101"), text.replace("\"redis\"", "\"disk\"")] {
+            assert!(serde_json::from_str::<Record>(&bad).is_err(), "{bad}");
+        }
     }
 }

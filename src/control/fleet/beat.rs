@@ -2,6 +2,7 @@
 //! record against the fleet's. Whatever got lost on another way, a beat mends.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -37,6 +38,9 @@ impl Fleet {
                 self.redis.lock().take_if(|last| last.is_ok());
                 sleep(LOOK_EVERY).await;
                 continue;
+            }
+            if self.leaving.load(Ordering::Relaxed) {
+                return;
             }
             if away || Instant::now() >= due {
                 self.beat(store, every).await;

@@ -32,10 +32,15 @@ use crate::redis::RedisStore;
 use peers::Peers;
 use registry::{Registry, Row, id_text};
 
+use tell::{Message, What};
+
 pub use carrier::Way;
 pub use peers::PATH;
 pub use tell::Told;
 pub use view::{FleetView, InstanceView};
+
+/// How long the end of a process may be held up by saying so.
+const GOODBYE: Duration = Duration::from_millis(500);
 
 /// What an instance is told of itself and of the others.
 pub struct Options {
@@ -140,9 +145,13 @@ impl Fleet {
         self.leaving.store(true, Ordering::Relaxed);
         if let (Some(store), Some(_)) = (self.limiter.store(), self.heartbeat) {
             let id = id_text(self.id);
-            let gone = store.beat(&id, None, Duration::ZERO);
+            let bye = Message { from: self.id, telling: 0, what: What::Bye };
+            let gone = async {
+                let _ = store.beat(&id, None, Duration::ZERO).await;
+                let _ = self.publish(store, &bye).await;
+            };
             // Who does not hear of it finds out.
-            let _ = tokio::time::timeout(Duration::from_millis(500), gone).await;
+            let _ = tokio::time::timeout(GOODBYE, gone).await;
         }
     }
 

@@ -72,6 +72,11 @@ impl Registry {
         }
     }
 
+    /// This one has ended.
+    pub(super) fn gone(&self, id: &str) {
+        self.rows.lock().remove(id);
+    }
+
     /// The others' rows.
     pub(super) fn rows(&self) -> Vec<Row> {
         self.rows.lock().values().cloned().collect()
@@ -133,5 +138,7 @@ mod tests {
         registry.is(row(5, 4), &id_text(5), &id_text(1));
         registry.is(row(2, 9), &id_text(5), &id_text(1));
         assert_eq!(registry.rows(), [row(2, 4)], "of who is there, by its own word");
+        registry.gone(&id_text(2));
+        assert_eq!(registry.rows(), []);
     }
 }

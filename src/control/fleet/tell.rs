@@ -40,6 +40,8 @@ pub(super) enum What {
     Record(Box<Shared>),
     /// Who listens?
     Hello,
+    /// The sender ends. Nobody answers.
+    Bye,
     /// It is done, and this is how things stand there now.
     Done { row: Box<Row> },
 }
@@ -155,7 +157,7 @@ impl Fleet {
         }
     }
 
-    async fn publish(&self, store: &RedisStore, message: &Message) -> Result<usize, FaultKind> {
+    pub(super) async fn publish(&self, store: &RedisStore, message: &Message) -> Result<usize, FaultKind> {
         let sealed = self.seal_key().and_then(|key| seal(&key, message)).ok_or(FaultKind::Open)?;
         store.tell_fleet(&sealed).await.map_err(|fault| fault.kind)
     }
@@ -169,6 +171,7 @@ impl Fleet {
                 self.registry.is(*row, &id_text(message.from), &id_text(self.id));
                 self.answered(message.telling, message.from);
             }
+            What::Bye => self.registry.gone(&id_text(message.from)),
             _ if message.from == self.id => self.answered(message.telling, self.id),
             _ => {
                 let this = Arc::clone(self);
@@ -194,7 +197,7 @@ impl Fleet {
     pub(super) async fn act(self: &Arc<Self>, what: What) -> bool {
         match what {
             What::Hello => true,
-            What::Done { .. } => false,
+            What::Done { .. } | What::Bye => false,
             What::Record(shared) => match shared.sound() {
                 Some(shared) => {
                     let same = self.consider(shared, Source::Fleet).await;

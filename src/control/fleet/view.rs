@@ -55,10 +55,11 @@ impl Fleet {
     pub fn view(&self) -> FleetView {
         let own = self.row();
         let now = DateTime::<Utc>::from(std::time::SystemTime::now());
-        let mut others: BTreeMap<String, InstanceView> = BTreeMap::new();
+        let mut others: BTreeMap<String, (DateTime<Utc>, InstanceView)> = BTreeMap::new();
         for row in self.registry.rows() {
             let age = Duration::from_millis((self.now() / 1_000).saturating_sub(row.at));
-            others.insert(row.id.clone(), InstanceView::of(&row, Source::Redis, now - age, own.as_ref()));
+            let seen = now - age;
+            others.insert(row.id.clone(), (seen, InstanceView::of(&row, Source::Redis, seen, own.as_ref())));
         }
         let (mut silent, mut own_address) = (Vec::new(), None);
         for peer in self.peers.iter().flat_map(|peers| &peers.all) {
@@ -68,21 +69,17 @@ impl Fleet {
                 continue;
             }
             let heard = state.heard.map(|heard| now - heard.elapsed());
-            // What Redis says of it may be newer, and is of the same process.
-            let known = state.id.as_ref().and_then(|id| others.get_mut(id));
-            match (known, &state.row, heard) {
-                (Some(known), ..) => {
-                    known.address = Some(peer.address.clone());
-                    known.trouble.clone_from(&state.trouble);
-                }
-                (None, Some(row), Some(heard)) => {
-                    let mut view = InstanceView::of(row, Source::Peer, heard, own.as_ref());
-                    view.address = Some(peer.address.clone());
-                    view.trouble.clone_from(&state.trouble);
-                    others.insert(row.id.clone(), view);
-                }
-                _ => silent.push(InstanceView::silent(&peer.address, state.trouble.as_deref())),
-            }
+            let (Some(row), Some(heard)) = (&state.row, heard) else {
+                silent.push(InstanceView::silent(&peer.address, state.trouble.as_deref()));
+                continue;
+            };
+            // Whichever was heard last.
+            let by_redis = others.remove(&row.id).filter(|(seen, _)| *seen > heard);
+            let by_peer = || (heard, InstanceView::of(row, Source::Peer, heard, own.as_ref()));
+            let (seen, mut view) = by_redis.unwrap_or_else(by_peer);
+            view.address = Some(peer.address.clone());
+            view.trouble.clone_from(&state.trouble);
+            others.insert(row.id.clone(), (seen, view));
         }
         let mut members: Vec<InstanceView> = Vec::new();
         if let Some(row) = &own {
@@ -90,7 +87,7 @@ impl Fleet {
             view.address = own_address.or(view.address);
             members.push(view);
         }
-        members.extend(others.into_values());
+        members.extend(others.into_values().map(|(_, view)| view));
         let there = |view: &&InstanceView| view.trouble.is_none() || view.source == Source::Redis;
         let (instances, agreed) = (
             members.iter().filter(there).count(),
