@@ -3,18 +3,22 @@
 //! It lives in the process for now; the durable record takes its place here. What is changed here is carried to the
 //! other instances ([`Carrier`]), and what is changed there is adopted.
 
+mod carrier;
+mod text;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use parking_lot::Mutex;
-use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::limiter::clock::Micros;
 use crate::limiter::decision::Backend;
 use crate::limiter::event::{Event, Observer};
 use crate::limiter::rollout::{InForce, Percent, Rollout};
+pub use carrier::{Applied, Carrier, CarrierFault, Raised, Source};
+use text::{flag, share};
 
 /// What an operator sees and changes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,99 +54,6 @@ pub struct RememberedEnv {
     pub backend: Option<String>,
     /// `RATE_LIMIT_CANARY_PERCENT`.
     pub percent: Option<f64>,
-}
-
-/// The flag as text.
-mod flag {
-    use serde::de::Error as _;
-    use serde::{Deserialize as _, Deserializer, Serializer};
-
-    use crate::limiter::decision::Backend;
-
-    pub(super) fn serialize<S: Serializer>(backend: &Backend, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(backend.as_str())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Backend, D::Error> {
-        match String::deserialize(from)?.as_str() {
-            "redis" => Ok(Backend::Redis),
-            "memory" => Ok(Backend::Memory),
-            _ => Err(D::Error::custom("a backend is \"redis\" or \"memory\"")),
-        }
-    }
-}
-
-/// A share as a number from 0 to 100.
-mod share {
-    use serde::de::Error as _;
-    use serde::{Deserialize as _, Deserializer, Serializer};
-
-    use crate::limiter::rollout::Percent;
-
-    pub(super) fn serialize<S: Serializer>(percent: &Percent, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_f64(percent.as_f64())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Percent, D::Error> {
-        Percent::try_from(f64::deserialize(from)?).map_err(D::Error::custom)
-    }
-}
-
-/// From where a record came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The fleet's key in Redis.
-    Redis,
-    /// Another instance, through Redis' channel.
-    Fleet,
-    /// Another instance, over HTTP.
-    Peer,
-}
-
-/// How many instances have a change in force, or know when it comes, of how many.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Applied {
-    /// So many have.
-    pub done: usize,
-    /// So many there are.
-    pub of: usize,
-    /// What the others are called, as far as anybody knows.
-    pub pending: Vec<String>,
-}
-
-impl Applied {
-    /// On this instance, and there is no other.
-    pub const HERE: Self = Self { done: 1, of: 1, pending: Vec::new() };
-}
-
-/// What became of a raise.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Raised {
-    /// This is the fleet's record now, with its moment.
-    Won(Box<Record>),
-    /// Another came first: this is what it has made of it.
-    Lost(Box<Record>),
-}
-
-/// Why nobody could be asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CarrierFault(pub String);
-
-/// How a record reaches the other instances.
-pub trait Carrier: Send + Sync {
-    /// Puts `next` in the place of `seen` for the whole fleet, or for nobody, and says when it comes into force: at once
-    /// where there is nobody else.
-    fn raise<'a>(
-        &'a self,
-        seen: &'a Record,
-        next: &'a Record,
-    ) -> BoxFuture<'a, Result<Raised, CarrierFault>>;
-
-    /// Tells everybody, and how many have it then. What could not be told now is told later, by the carrier.
-    fn announce<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Applied>;
-
-    /// Now by the clock that the fleet agrees on.
-    fn now(&self) -> Micros;
 }
 
 /// Since when something is in force.
@@ -565,10 +476,12 @@ mod tests {
         let soon = Utc::now().timestamp_micros() as Micros + 100_000;
         assert!(adopt(Record { effective_at: Some(soon), ..other(0, 2, 50) }));
         assert_eq!(steering.rollout.in_force(), InForce { percent: points(10), revision: 2 });
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        while steering.rollout.in_force().percent != points(50) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         assert_eq!(steering.rollout.in_force(), InForce { percent: points(50), revision: 2 });
         assert!(steering.in_force().since >= soon);
-        let later = soon + 200_000;
+        let later = Utc::now().timestamp_micros() as Micros + 200_000;
         assert!(adopt(Record { effective_at: Some(later), ..other(0, 3, 100) }));
         assert!(adopt(other(1, 2, 5)), "a higher epoch, whatever was raised without it");
         tokio::time::sleep(Duration::from_millis(250)).await;

@@ -23,8 +23,9 @@ impl RedisStore {
         let answer = answer.map_err(|_| Fault::new(FaultKind::Timeout, "no answer in time"))?;
         answer.map_err(|error| fault::classify(&error))
     }
-    /// Runs a script on one key; `inside` is how many commands it runs, for those who bill them. As text each time:
-    /// the background calls too rarely for a digest to be worth its second way when the server has forgotten it.
+    /// Runs a script on one key; `inside` is how many commands it runs, for those who bill them. As text each time, but
+    /// for its comments: the background calls too rarely for a digest to be worth a second way to a server that has
+    /// forgotten it.
     ///
     /// # Errors
     /// As [`RedisStore::command`].
@@ -36,7 +37,8 @@ impl RedisStore {
         inside: u64,
     ) -> Result<T, Fault> {
         let mut command = redis::cmd("EVAL");
-        command.arg(text).arg(1).arg(key).arg(arguments);
+        let code: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
+        command.arg(code.join("\n")).arg(1).arg(key).arg(arguments);
         self.0.sent_inside(inside);
         self.command(key, &command).await
     }

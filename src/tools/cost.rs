@@ -27,6 +27,9 @@ const SECRET_LOOKS: f64 = 144.0;
 const CALLS_A_BEAT: f64 = 2.0;
 /// and the script runs two commands.
 const COMMANDS_A_BEAT: f64 = 4.0;
+/// What a beat takes on the wire, both ways, and what each instance adds to that by its row: at most this, measured.
+const BYTES_A_BEAT: f64 = 1_300.0;
+const BYTES_A_ROW: f64 = 450.0;
 /// Who knows of no other instance beats once a minute at most.
 const SECONDS_ALONE: f64 = 60.0;
 const SECONDS_A_DAY: f64 = 86_400.0;
@@ -170,7 +173,9 @@ fn needs_of(
         keys: alive.iter().sum(),
         memory_bytes: memory.sum(),
         connections: CONNECTIONS_AN_INSTANCE * load.instances,
-        bandwidth_bytes_a_month: calls * DAYS_A_MONTH * wire,
+        bandwidth_bytes_a_month: DAYS_A_MONTH
+            * (calls * wire
+                + if is_used { instances * beats * (BYTES_A_BEAT + BYTES_A_ROW * instances) } else { 0.0 }),
     }
 }
 
@@ -184,9 +189,11 @@ pub fn judge(needs: &Needs, providers: &Providers) -> Vec<Judgement> {
 
 fn judge_one(needs: &Needs, provider: &Provider, plan: &Plan) -> Judgement {
     // Where nobody knows, the greater figure: a plan that looks enough is enough.
-    let billed_a_day =
-        if provider.bills_inside_scripts == Some(false) { needs.calls_a_day } else { needs.commands_a_day };
-    let billed_a_second = needs.calls_a_second * billed_a_day / needs.calls_a_day.max(1.0);
+    let (billed_a_day, billed_a_call) = match provider.bills_inside_scripts {
+        Some(false) => (needs.calls_a_day, 1),
+        _ => (needs.commands_a_day, needs.commands_a_decision),
+    };
+    let billed_a_second = needs.calls_a_second * f64::from(billed_a_call);
     let (mut exceeded, mut unknown) = (Vec::new(), Vec::new());
     let mut hold = |name: &'static str, needed: f64, figure: Figure| match figure {
         Figure::Is(most) if needed > most => {
