@@ -133,7 +133,10 @@ async fn who_has_no_signature_of_the_fleet_or_an_old_one_is_refused() {
     assert_eq!(ask("POST", Some(for_another), "").await, (409, String::new()));
     let nobodys = signed("POST", SECRET, &id, "sealed by nobody", now, 6);
     assert_eq!(ask("POST", Some(nobodys), "sealed by nobody").await.0, 200, "heard, and not done");
-    assert_eq!(ask("POST", None, &"x".repeat(100_000)).await.0, 413);
+    let long = "x".repeat(100_000);
+    assert_eq!(ask("POST", None, &long).await, refused("unsigned"), "before its body is read");
+    let signed_long = signed("POST", SECRET, &id, &long, now, 8);
+    assert_eq!(ask("POST", Some(signed_long), &long).await.0, 413);
     // An instance's signature opens nothing else.
     let elsewhere = format!("http://{}/admin/status", tidegate.admin);
     let as_instance = signed("GET", SECRET, "", "", now, 7);

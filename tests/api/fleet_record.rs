@@ -209,3 +209,28 @@ async fn of_two_who_raise_at_once_on_different_instances_one_is_told_412() {
     }
     all_have(&fleet, 0, won).await;
 }
+
+#[tokio::test]
+async fn the_exposure_is_what_redis_really_decided_of_the_canary() {
+    let mut redis = RedisServer::start();
+    let tidegate = start(&redis.url(), "one").await;
+    let metric = async || {
+        let text = tidegate.metrics().await;
+        let line = text.lines().find(|line| line.starts_with("tidegate_exposure_ratio ")).map(str::to_owned);
+        line.unwrap().split_once(' ').unwrap().1.to_owned()
+    };
+    assert_eq!(metric().await, "NaN", "nobody asked");
+    tidegate.set_percent(100.0).await;
+    until("it is raised", async || tidegate.status().await["percent_in_force"] == 100.0).await;
+    for _ in 0..10 {
+        tidegate.get("/").await;
+    }
+    assert_eq!(metric().await, "1.0");
+    redis.kill();
+    for _ in 0..30 {
+        tidegate.get("/").await;
+    }
+    assert_eq!(metric().await, "0.25");
+    let own = tidegate.status().await["fleet"]["members"][0].clone();
+    assert_eq!((&own["exposure"], &own["lag_ms"].is_u64()), (&json!(0.25), &true), "{own}");
+}

@@ -14,8 +14,8 @@ use crate::control::record::{Applied, Carrier, CarrierFault, Raised, Record, Sou
 use crate::limiter::clock::Micros;
 use crate::redis::{Brought, RedisStore};
 
-/// How long whoever changes something waits for the others.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long whoever changes something waits for the others: a little less than an answer may take.
+const PATIENCE: Duration = Duration::from_millis(800);
 /// How long before its moment a raise is announced where everybody listens,
 const LEAD: Duration = Duration::from_secs(2);
 /// and how much longer than two beats where some hear of it by their beat.
@@ -48,7 +48,7 @@ impl Fleet {
         let Some(store) = self.limiter.store().filter(|_| self.heartbeat.is_some()) else {
             return Err(CarrierFault("Redis is not in use".to_owned()));
         };
-        let raised = timeout(3 * PATIENCE, self.raise_in(store, seen, next)).await;
+        let raised = timeout(4 * PATIENCE, self.raise_in(store, seen, next)).await;
         raised.unwrap_or_else(|_| Err(CarrierFault("Redis does not answer in time".to_owned())))
     }
 

@@ -13,7 +13,7 @@ use super::follow::Word;
 use super::peers::SIGNATURE;
 use super::registry::id_text;
 use super::seal::{open, seal};
-use super::signature::{Refused, hex};
+use super::signature::{Refused, Signatures, hex};
 use super::tell::Message;
 use crate::doors::problem::{Cause, Problem};
 use crate::limiter::event::Event;
@@ -33,23 +33,21 @@ pub async fn page(
     let Some(peers) = &fleet.peers else {
         return Err(Problem::new(Cause::NotFound, "There is nothing here: no peers are configured."));
     };
+    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    if !header(AUTHORIZATION).is_some_and(Signatures::may_be_signed) {
+        // Before its body is read.
+        return fleet.refuse(peers, &request, Refused::Unsigned);
+    }
     let body = match body.to_bytes_limited(LONGEST_BODY).await {
         Ok(Ok(body)) => body,
         Ok(Err(_)) => return Err(Problem::new(Cause::BadRequest, "The body broke off or was malformed.")),
         Err(_) => return Err(Problem::new(Cause::BodyTooLarge, "The body is longer than any of ours.")),
     };
-    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let (here, method) = (id_text(fleet.id), request.method());
     let checked = peers.signatures.check(method.as_str(), header(AUTHORIZATION), &here, &body);
     let (_, mac) = match checked {
         Ok(checked) => checked,
-        Err(refused) => {
-            if refused != Refused::OtherInstance {
-                let peer = request.peer_addr().map(|peer| peer.ip());
-                fleet.observer.observe(&Event::AdminRefused { peer });
-            }
-            return refuse(peers, header(AUTHORIZATION), refused);
-        }
+        Err(refused) => return fleet.refuse(peers, &request, refused),
     };
     let done = if method == Method::POST {
         let message = fleet.seal_key().zip(std::str::from_utf8(&body).ok());
@@ -77,24 +75,28 @@ pub async fn page(
     Ok(answer(status, &etag, &signature, body))
 }
 
-fn refuse(
-    peers: &super::Peers,
-    authorization: Option<&str>,
-    refused: Refused,
-) -> Result<HttpResponse, Problem> {
-    let (code, detail) = match refused {
-        Refused::OtherInstance => {
-            // One of ours, that has not heard of a restart: it may believe this.
-            let mac = authorization.and_then(|text| Some(text.rsplit_once("mac=")?.1)).unwrap_or_default();
-            let signature = peers.signatures.sign_answer(mac, 409, "", b"");
-            return Ok(answer(StatusCode::CONFLICT, "", &signature, String::new()));
-        }
-        Refused::Unsigned => ("unsigned", "Only instances of this fleet are answered here."),
-        Refused::Wrong => ("wrong_signature", "It is signed with another TIDEGATE_SECRET, or was changed."),
-        Refused::Skewed => ("clock_skew", "The clocks of the two machines differ by more than a minute."),
-        Refused::Replayed => ("replayed", "This very request came before."),
-    };
-    Err(Problem::new(Cause::Unauthorized, detail).with_code(code))
+impl Fleet {
+    fn refuse(
+        &self,
+        peers: &super::Peers,
+        request: &HttpRequest,
+        refused: Refused,
+    ) -> Result<HttpResponse, Problem> {
+        let (code, detail) = match refused {
+            Refused::OtherInstance(mac) => {
+                // One of ours, that has not heard of a restart: it may believe this.
+                let signature = peers.signatures.sign_answer(&mac, 409, "", b"");
+                return Ok(answer(StatusCode::CONFLICT, "", &signature, String::new()));
+            }
+            Refused::Unsigned => ("unsigned", "Only instances of this fleet are answered here."),
+            Refused::Wrong => ("wrong_signature", "It is signed with another TIDEGATE_SECRET, or was changed."),
+            Refused::Skewed => ("clock_skew", "The clocks of the two machines differ by more than a minute."),
+            Refused::Replayed => ("replayed", "This very request came before."),
+        };
+        let peer = request.peer_addr().map(|peer| peer.ip());
+        self.observer.observe(&Event::AdminRefused { peer });
+        Err(Problem::new(Cause::Unauthorized, detail).with_code(code))
+    }
 }
 
 fn answer(status: StatusCode, etag: &str, signature: &str, body: String) -> HttpResponse {

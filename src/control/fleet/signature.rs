@@ -48,7 +48,7 @@ pub(super) struct Signed {
 }
 
 /// Why a request is not believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
     /// It is not signed, or not so.
     Unsigned,
@@ -56,8 +56,8 @@ pub(super) enum Refused {
     Wrong,
     /// It is too old, or of the future.
     Skewed,
-    /// It is for another instance, or one that was here before.
-    OtherInstance,
+    /// It is for another instance, or one that was here before. The answer to it may be signed, with this.
+    OtherInstance(String),
     /// It came before.
     Replayed,
 }
@@ -65,6 +65,11 @@ pub(super) enum Refused {
 impl Signatures {
     pub(super) fn new(key: &[u8; 32]) -> Self {
         Self { key: hmac::Key::new(hmac::HMAC_SHA256, key), seen: Mutex::default() }
+    }
+
+    /// Whether it looks like the `Authorization` of an instance.
+    pub(super) fn may_be_signed(authorization: &str) -> bool {
+        authorization.starts_with(SCHEME)
     }
 
     /// Signs a request from one instance to another.
@@ -111,7 +116,7 @@ impl Signatures {
         }
         // Who asks may not know yet who is there. Who tells must.
         if stamp.to != here && !(stamp.to.is_empty() && method == "GET") {
-            return Err(Refused::OtherInstance);
+            return Err(Refused::OtherInstance(mac));
         }
         if !self.seen.lock().is_new(&stamp.nonce, now) {
             return Err(Refused::Replayed);
@@ -218,7 +223,7 @@ mod tests {
         };
         assert_eq!(check("POST", "bb", b"body!", NOW), Err(Refused::Wrong));
         assert_eq!(check("GET", "bb", b"body", NOW), Err(Refused::Wrong));
-        assert_eq!(check("POST", "cc", b"body", NOW), Err(Refused::OtherInstance));
+        assert_eq!(check("POST", "cc", b"body", NOW), Err(Refused::OtherInstance(signed.mac.clone())));
         assert_eq!(check("POST", "bb", b"body", NOW + SKEW + 1), Err(Refused::Skewed));
         assert_eq!(check("POST", "bb", b"body", NOW - SKEW - 1), Err(Refused::Skewed));
         assert_eq!(check("POST", "bb", b"body", NOW + 5), Ok("aa".to_owned()));
@@ -242,7 +247,7 @@ mod tests {
         assert_eq!(check(Some(&signed.authorization)), Ok(()), "whoever asks need not know who is there");
         let telling = signatures.sign_as("POST", &stamp("", "04"), b"");
         let told = signatures.check_at("POST", Some(&telling.authorization), "bb", b"", NOW).map(drop);
-        assert_eq!(told, Err(Refused::OtherInstance), "whoever tells must");
+        assert_eq!(told, Err(Refused::OtherInstance(telling.mac)), "whoever tells must");
     }
 
     #[test]
