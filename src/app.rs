@@ -14,8 +14,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Settings;
 use crate::control::api::Admin;
+use crate::control::audit::Audit;
+use crate::control::database::{keep_record, take_up};
 use crate::control::fleet::{Fleet, Way};
 use crate::control::guard;
+use crate::control::record::Steering;
 use crate::control::reload::Reloader;
 use crate::control::status::Status;
 use crate::control::tokens::Tokens;
@@ -83,6 +86,8 @@ pub struct Application {
     servers: Vec<Server>,
     telemetry: Arc<Telemetry>,
     limiter: Arc<Limiter<RedisStore>>,
+    steering: Arc<Steering>,
+    audit: Arc<Audit>,
     fleet: Arc<Fleet>,
     reloader: Arc<Reloader>,
     /// Heard of from the moment when it says that it listens: the first one must not end the process.
@@ -97,11 +102,12 @@ pub struct Application {
 }
 
 impl Application {
-    /// Opens the listeners and wires everything behind them. Asks nothing of the network.
+    /// Opens the listeners and wires everything behind them. Asks nothing of the network, and the disk for two seconds at
+    /// most what was in force before.
     ///
     /// # Errors
     /// When an address is taken, a file can't be read, or the like: each names the variable to mend.
-    pub fn build(settings: &Settings, warnings: &[String]) -> Result<Self, StartError> {
+    pub async fn build(settings: &Settings, warnings: &[String]) -> Result<Self, StartError> {
         // One provider for every TLS connection; a second start in one process finds it installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let format = settled::format(settings);
@@ -129,8 +135,10 @@ impl Application {
             _ => limiter,
         };
         let limiter = Arc::new(limiter);
-        let steering = settled::steering(settings, hard_off, &rollout, &observer);
-        telemetry.say(&settled::in_force(settings, hard_off));
+        let audit = settled::audit(settings, &observer);
+        let steering = settled::steering(settings, hard_off, &audit, &rollout, &observer);
+        take_up(&steering, &audit).await;
+        telemetry.say(&settled::in_force(&steering));
         if settings.redis.is_none() && settings.rollout.backend == Backend::Redis {
             observer.observe(&Event::StoreNotConfigured);
         }
@@ -179,7 +187,13 @@ impl Application {
             verifier,
             tokens,
             readiness: Arc::new(move || readiness.readiness()),
-            admin: web::Data::new(Admin { steering, status, fleet: Arc::clone(&fleet) }),
+            audit: web::Data::from(Arc::clone(&audit)),
+            admin: web::Data::new(Admin {
+                steering: Arc::clone(&steering),
+                audit: Arc::clone(&audit),
+                status,
+                fleet: Arc::clone(&fleet),
+            }),
             reloading: web::Data::new(reloading),
             guessing,
         };
@@ -195,6 +209,8 @@ impl Application {
             servers,
             telemetry,
             limiter,
+            steering,
+            audit,
             fleet,
             reloader,
             hangups,
@@ -222,6 +238,8 @@ impl Application {
             tokio::spawn(store.clone().keep_connected());
         }
         tokio::spawn(Arc::clone(fleet).keep_company());
+        let observer: Arc<dyn Observer> = telemetry.clone();
+        tokio::spawn(keep_record(Arc::clone(&self.steering), Arc::clone(&self.audit), observer));
         tokio::spawn(sweep(Arc::clone(limiter)));
         tokio::spawn(tell_of_dropped_lines(Arc::clone(telemetry)));
         tokio::spawn(reload_on_hangup(self.hangups, Arc::clone(reloader)));
@@ -246,6 +264,8 @@ impl Application {
         });
         futures_util::future::try_join_all(self.servers).await?;
         self.fleet.leave().await;
+        // What still waits for the disk, such as the row of a refused token, gets a last chance.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.audit.flush()).await;
         self.telemetry.say("stopped");
         Ok(())
     }

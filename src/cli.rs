@@ -157,8 +157,9 @@ impl Common {
 
 fn serve(loaded: &Loaded) -> ExitCode {
     let outcome = actix_web::rt::System::new().block_on(async {
-        let application =
-            Application::build(&loaded.settings, &loaded.warnings).map_err(|error| error.to_string())?;
+        let application = Application::build(&loaded.settings, &loaded.warnings)
+            .await
+            .map_err(|error| error.to_string())?;
         tell_token(application.made_token.as_deref());
         application.run_until_stopped().await.map_err(|error| error.to_string())
     });

@@ -14,6 +14,7 @@ use tracing_actix_web::TracingLogger;
 use super::{Addresses, StartError};
 use crate::config::{AdminAddr, Settings};
 use crate::control::api::{self, Admin};
+use crate::control::audit::{self, Audit};
 use crate::control::fleet;
 use crate::control::guard;
 use crate::control::keys;
@@ -49,6 +50,7 @@ pub(super) struct Parts {
     pub(super) callers: Callers,
     pub(super) readiness: ReadinessProbe,
     pub(super) admin: web::Data<Admin>,
+    pub(super) audit: web::Data<Audit>,
     pub(super) reloading: web::Data<Reloading>,
     pub(super) tokens: Tokens,
     pub(super) guessing: guard::Guessing,
@@ -147,6 +149,7 @@ fn own_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
 
 fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_metrics: bool) {
     app.app_data(parts.admin.clone())
+        .app_data(parts.audit.clone())
         .app_data(parts.reloading.clone())
         .app_data(web::Data::new(parts.tokens.clone()))
         .app_data(web::Data::new(Arc::clone(&parts.observer)));
@@ -191,6 +194,7 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_m
             .service(
                 web::resource("/policies").get(reload_api::policies).default_service(web::to(wrong_method)),
             )
+            .service(web::resource("/audit").get(audit::audit).default_service(web::to(wrong_method)))
             .service(web::resource("/reload").post(reload_api::reload).default_service(web::to(wrong_method)))
             .service(web::resource("/status").get(api::status).default_service(web::to(wrong_method)))
             .default_service(web::to(not_found))

@@ -70,6 +70,9 @@ pub const KEYS: &[Known] = &[
     plain("fleet.name"),
     plain("fleet.heartbeat_s"),
     short("fleet.peers", "TIDEGATE_PEERS"),
+    // A URL of another database that a host sets by itself may hold a password.
+    secret("database.url", Some("DATABASE_URL")),
+    plain("database.audit_rows"),
     short("logging.format", "LOG_FORMAT"),
     plain("logging.requests"),
     plain("logging.raw_keys"),
@@ -91,7 +94,7 @@ pub const KEYS: &[Known] = &[
 ];
 
 /// Variables of the contract that a later version reads. Ignoring one would start something else than was
-/// asked for. `DATABASE_URL` is not here: hosts set it by themselves, for other databases.
+/// asked for.
 pub(super) const LATER: &[&str] = &["RLS_ADDR"];
 
 /// Options that are gone, and what took their place.

@@ -34,6 +34,8 @@ pub struct Settings {
     pub rollout: Rollout,
     /// The other instances.
     pub fleet: Fleet,
+    /// What outlives a restart.
+    pub database: Database,
     /// What is logged and how.
     pub logging: Logging,
     /// The store in this process.
@@ -219,6 +221,15 @@ pub struct Fleet {
     pub heartbeat: Option<Duration>,
     /// Admin addresses of the others, perhaps its own among them. None without a secret.
     pub peers: Vec<UpstreamUrl>,
+}
+
+/// What outlives a restart.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// The SQLite file; `None`: in memory, which outlives nothing.
+    pub file: Option<PathBuf>,
+    /// Rows of the audit trail at most.
+    pub audit_rows: u32,
 }
 
 /// What is logged and how.

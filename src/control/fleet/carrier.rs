@@ -97,12 +97,11 @@ impl Fleet {
         let remembered = self.steering().and_then(|steering| steering.remembered());
         let what = What::Record(Box::new(Shared::new(record.clone(), remembered)));
         let bring = async {
-            if let (Some(store), Some(_)) = (self.limiter.store(), self.heartbeat) {
-                // What fails now is what the next beat does.
-                let _ = timeout_at(deadline, self.bring(store)).await;
-            }
+            let (Some(store), Some(_)) = (self.limiter.store(), self.heartbeat) else { return false };
+            // What fails now is what the next beat does.
+            timeout_at(deadline, self.bring(store)).await.is_ok_and(|kept| kept == Ok(true))
         };
-        let ((), told) = tokio::join!(bring, self.tell(what, PATIENCE));
-        Applied { done: told.done, of: told.of, pending: told.pending }
+        let (kept, told) = tokio::join!(bring, self.tell(what, PATIENCE));
+        Applied { done: told.done, of: told.of, pending: told.pending, kept }
     }
 }

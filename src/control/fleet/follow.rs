@@ -46,7 +46,7 @@ impl Fleet {
                 // Clocks drift while nothing is asked. Without an answer the last that is known will do.
                 let _ = timeout(CLOCK, store.ask_server_time()).await;
             }
-            steering.adopt(theirs.record.clone(), theirs.remembered.clone(), from);
+            steering.adopt(theirs.record.clone(), theirs.remembered, from);
         }
         super::shared::order(&steering.record()) == theirs.order()
     }

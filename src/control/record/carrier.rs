@@ -1,63 +1,89 @@
-//! How a record reaches the other instances, seen from the wheel.
+//! How a record reaches the other instances, as the one who steers sees it.
 
 use futures_util::future::BoxFuture;
 
 use super::Record;
 use crate::limiter::clock::Micros;
 
-/// From where a record came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The fleet's key in Redis.
-    Redis,
-    /// Another instance, through Redis' channel.
-    Fleet,
-    /// Another instance, over HTTP.
-    Peer,
-}
+/// The way to the others. A process of its own has none.
+pub trait Carrier: Send + Sync {
+    /// Compare-and-set: `next` takes the place of what was `seen`, for the whole fleet or for nobody. It may set the moment
+    /// at which `next` comes into force.
+    ///
+    /// # Errors
+    /// When nobody can be asked: whether the change lasts is then the disk's alone. It may still have been made.
+    fn raise<'a>(&'a self, seen: &'a Record, next: &'a Record)
+    -> BoxFuture<'a, Result<Raised, CarrierFault>>;
 
-/// How many instances have a change in force, or know when it comes, of how many.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Applied {
-    /// So many have.
-    pub done: usize,
-    /// So many there are.
-    pub of: usize,
-    /// What the others are called, as far as anybody knows.
-    pub pending: Vec<String>,
-}
+    /// Tells everybody, and has what is shared keep it, within a second or so. What fails now is tried again.
+    fn announce<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Applied>;
 
-impl Applied {
-    /// On this instance, and there is no other.
-    pub const HERE: Self = Self { done: 1, of: 1, pending: Vec::new() };
+    /// The fleet's clock.
+    fn now(&self) -> Micros;
 }
 
 /// What became of a raise.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Raised {
-    /// This is the fleet's record now, with its moment.
+    /// This is the fleet's record, perhaps for a moment to come.
     Won(Box<Record>),
-    /// Another came first: this is what it has made of it.
+    /// This one came first.
     Lost(Box<Record>),
 }
 
-/// Why nobody could be asked.
+/// Nobody could be asked; why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CarrierFault(pub String);
 
-/// How a record reaches the other instances.
-pub trait Carrier: Send + Sync {
-    /// Puts `next` in the place of `seen` for the whole fleet, or for nobody, and says when it comes into force: at once
-    /// where there is nobody else.
-    fn raise<'a>(
-        &'a self,
-        seen: &'a Record,
-        next: &'a Record,
-    ) -> BoxFuture<'a, Result<Raised, CarrierFault>>;
+/// How many have a change in force, of how many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// So many have, this instance included.
+    pub done: usize,
+    /// So many there are.
+    pub of: usize,
+    /// What the others are called.
+    pub pending: Vec<String>,
+    /// Whether Redis keeps it by now.
+    pub kept: bool,
+}
 
-    /// Tells everybody, and how many have it then. What could not be told now is told later, by the carrier.
-    fn announce<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Applied>;
+impl Applied {
+    /// There is nobody else.
+    pub(super) fn alone() -> Self {
+        Self { done: 1, of: 1, pending: Vec::new(), kept: false }
+    }
 
-    /// Now by the clock that the fleet agrees on.
-    fn now(&self) -> Micros;
+    /// Nobody has said in time who has it.
+    pub(super) fn unknown() -> Self {
+        Self { done: 1, of: 2, pending: vec!["whoever else there is".to_owned()], kept: false }
+    }
+}
+
+/// From where a record came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// This instance.
+    Here,
+    /// Its disk.
+    Disk,
+    /// The key in Redis.
+    Redis,
+    /// The channel in Redis.
+    Fleet,
+    /// A peer.
+    Peer,
+}
+
+impl Source {
+    /// As the log has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Here => "here",
+            Self::Disk => "disk",
+            Self::Redis => "redis",
+            Self::Fleet => "fleet",
+            Self::Peer => "peer",
+        }
+    }
 }
