@@ -291,7 +291,9 @@ async fn of_two_records_the_newer_stays_and_a_raise_takes_only_the_place_of_what
     assert_eq!(bring(rolled_back).await, Brought::Taken);
     assert_eq!(bring(order((1 << 45) - 1, 1 << 45, 0)).await, stays(rolled_back), "epochs first");
     assert_eq!(bring(order((1 << 45) + 1, 1, 10_000)).await, Brought::Taken);
-    for garbage in ["", "nonsense", "[]", "{}", r#"{"epoch":-1,"revision":1,"points":1}"#, r#"{"epoch":1e300}"#] {
+    for garbage in
+        ["", "nonsense", "[]", "{}", r#"{"epoch":-1,"revision":1,"points":1}"#, r#"{"epoch":1e300}"#]
+    {
         let _: () = server.run(&["SET", "tidegate:rollout", garbage]);
         assert_eq!(bring(first).await, Brought::Taken, "{garbage}");
     }

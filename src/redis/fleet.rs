@@ -27,9 +27,10 @@ impl RedisStore {
         self.command(&channel, &command).await
     }
 
-    /// Hears what the fleet tells, and calls `hear` with each message. Listens again whenever the connection is lost,
-    /// with the same patience as for any other. Runs until it is dropped.
-    pub async fn hear_fleet(&self, hear: impl Fn(String)) {
+    /// Hears what the fleet tells, and calls `hear` with each message, and `listens` when it begins and when it no longer
+    /// does. Listens again whenever the connection is lost, with the same patience as for any other. Runs until it is
+    /// dropped.
+    pub async fn hear_fleet(&self, hear: impl Fn(String), listens: impl Fn(bool)) {
         let link = &self.0;
         let mut backoff = Backoff::new(link.options.reconnect_interval);
         loop {
@@ -42,7 +43,9 @@ impl RedisStore {
             let kind = match timeout(link.options.connect_timeout, self.subscribed()).await {
                 Ok(Ok(mut messages)) => {
                     let since = Instant::now();
+                    listens(true);
                     let is_over = self.pass_on(&mut messages, beside.as_ref(), &hear).await;
+                    listens(false);
                     backoff.healthy(since.elapsed());
                     if !is_over {
                         continue;

@@ -73,10 +73,8 @@ async fn with_redis_dead_a_rollback_reaches_the_peers_over_http_and_one_that_is_
     }
     // The fourth starts at last, with nothing on its disk and no Redis to ask.
     let fourth = start(ports[3], &peers, &redis_url).await;
-    until("it hears of the rollback from its peers", async || {
-        fourth.status().await["rollout"]["epoch"] == 1
-    })
-    .await;
+    until("it hears of the rollback from its peers", async || fourth.status().await["rollout"]["epoch"] == 1)
+        .await;
     assert_eq!(fourth.status().await["percent_in_force"], 0.0);
     until("everybody sees it", async || {
         let others = members(&fleet[1]).await;
@@ -154,7 +152,8 @@ async fn without_any_redis_peers_hear_of_each_other_and_a_redirect_is_not_follow
     let target = format!("http://127.0.0.1:{}/admin/fleet", ports[0]);
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let answer = format!("HTTP/1.1 307 Temporary Redirect\r\nlocation: {target}\r\ncontent-length: 0\r\n\r\n");
+            let answer =
+                format!("HTTP/1.1 307 Temporary Redirect\r\nlocation: {target}\r\ncontent-length: 0\r\n\r\n");
             tokio::io::AsyncWriteExt::write_all(&mut stream, answer.as_bytes()).await.unwrap();
             tokio::time::sleep(Duration::from_secs(1)).await;
         }

@@ -31,10 +31,8 @@ async fn three(redis: &RedisServer, third: &str) -> [Tidegate; 3] {
     let url = redis.url();
     let fleet = [start(&url, "one").await, start(&url, "two").await, start(third, "three").await];
     for tidegate in &fleet {
-        until("everybody knows of everybody", async || {
-            tidegate.status().await["fleet"]["instances"] == 3
-        })
-        .await;
+        until("everybody knows of everybody", async || tidegate.status().await["fleet"]["instances"] == 3)
+            .await;
     }
     until("everybody listens", async || {
         redis.run::<(String, usize)>(&["PUBSUB", "NUMSUB", "tidegate:fleet"]).1 == 3
@@ -63,7 +61,8 @@ async fn all_have(fleet: &[Tidegate], epoch: u64, percent: f64) {
 /// When this machine's clock showed that a share came into force: by the line in the log.
 fn flipped(tidegate: &Tidegate, words: &str) -> DateTime<Utc> {
     let output = tidegate.output();
-    let line = output.lines().find(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}:\n{output}"));
+    let line =
+        output.lines().find(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}:\n{output}"));
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 

@@ -128,7 +128,8 @@ async fn an_instance_that_is_there_costs_the_commands_and_the_bytes_that_the_cos
     // No more than was said, and not half of it; INFO's own answers are among the bytes.
     let load = async |heartbeat: &str| {
         let directory = tempfile::tempdir().unwrap();
-        let variables = [("TIDEGATE_SECRET", "0123456789abcdef"), ("TIDEGATE__FLEET__HEARTBEAT_S", heartbeat)];
+        let variables =
+            [("TIDEGATE_SECRET", "0123456789abcdef"), ("TIDEGATE__FLEET__HEARTBEAT_S", heartbeat)];
         let arguments = ["cost", "--json", "--rpm", "1", "--instances", "2"];
         tidegate_in(directory.path(), &arguments, &variables).await.json()["needs"].clone()
     };

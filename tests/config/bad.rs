@@ -108,7 +108,11 @@ fn a_bad_variable_is_named_with_what_was_read_and_what_is_accepted() {
         ("TIDEGATE__POLICIES__FILE", "/nowhere/policies.toml", &["no such file"]),
         ("TIDEGATE__SERVER__PROT", "1", &["did you mean TIDEGATE__SERVER__PORT?"]),
         ("TIDEGATE__NONSENSE", "hunter2marker", &["no such option", "accepted"]),
-        ("TIDEGATE_PEERS", "http://10.0.0.7:8081", &["none is set", "TIDEGATE_SECRET_FILE", "the same on every"]),
+        (
+            "TIDEGATE_PEERS",
+            "http://10.0.0.7:8081",
+            &["none is set", "TIDEGATE_SECRET_FILE", "the same on every"],
+        ),
         ("TIDEGATE__FLEET__HEARTBEAT_S", "often", &["0 to 3600", "seconds"]),
         ("TIDEGATE__FLEET__NAME", "two words", &["1 to 64"]),
         ("RLS_ADDR", "0.0.0.0:8082", &["not in this version", "unset it"]),

@@ -44,7 +44,12 @@ fn peers_are_addresses_or_urls_and_who_cannot_be_reached_by_them_is_told() {
     let peers = "10.0.0.7:8081, http://b.example:8080/_tidegate/,https://c.example,[fd00::7]:8081";
     let loaded = with(peers).env("ADMIN_ADDR", "0.0.0.0:8081").loaded();
     let addresses: Vec<String> = loaded.settings.fleet.peers.iter().map(ToString::to_string).collect();
-    let all = ["http://10.0.0.7:8081", "http://b.example:8080/_tidegate", "https://c.example", "http://[fd00::7]:8081"];
+    let all = [
+        "http://10.0.0.7:8081",
+        "http://b.example:8080/_tidegate",
+        "https://c.example",
+        "http://[fd00::7]:8081",
+    ];
     assert_eq!(addresses, all);
     assert_eq!(loaded.settings.fleet.heartbeat, Some(Duration::from_secs(10)));
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);

@@ -118,9 +118,8 @@ impl RedisServer {
     pub fn buckets(&self) -> Vec<String> {
         let keys: Vec<String> = self.run(&["KEYS", "*"]);
         let of_background = [":secret", ":rollout", ":instances"];
-        let own = |key: &String| {
-            !of_background.iter().any(|end| key.ends_with(end)) && !key.contains(":probe:")
-        };
+        let own =
+            |key: &String| !of_background.iter().any(|end| key.ends_with(end)) && !key.contains(":probe:");
         keys.into_iter().filter(own).collect()
     }
 

@@ -13,9 +13,8 @@ pub(super) fn fleet(
     rollout: &Rollout,
     warnings: &mut Vec<String>,
 ) -> Fleet {
-    let name = taken.optional("fleet.name", |text| {
-        parse::name(text).ok_or_else(|| format!("accepted: {}", parse::NAME))
-    });
+    let name = taken
+        .optional("fleet.name", |text| parse::name(text).ok_or_else(|| format!("accepted: {}", parse::NAME)));
     let heartbeat = taken.get("fleet.heartbeat_s", Default::default(), |text| {
         parse::seconds(text, 0..=3_600).map_err(|message| message + " (0: not at all)")
     });

@@ -47,7 +47,8 @@ impl Fleet {
                 away = false;
                 due = Instant::now() + self.pace(every);
             }
-            let soon = timeout(LOOK_EVERY.min(due.saturating_duration_since(Instant::now())), self.hurry.notified());
+            let soon =
+                timeout(LOOK_EVERY.min(due.saturating_duration_since(Instant::now())), self.hurry.notified());
             if soon.await.is_ok() {
                 due = Instant::now();
             }

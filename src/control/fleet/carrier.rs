@@ -16,7 +16,7 @@ use crate::redis::{Brought, RedisStore};
 
 /// How long whoever changes something waits for the others: a little less than an answer may take.
 const PATIENCE: Duration = Duration::from_millis(800);
-/// How long before its moment a raise is announced where everybody listens,
+/// How long before its moment a raise is announced to who listens,
 const LEAD: Duration = Duration::from_secs(2);
 /// and how much longer than two beats where some hear of it by their beat.
 const LEAD_BY_BEAT: Duration = Duration::from_secs(1);
@@ -84,8 +84,8 @@ impl Fleet {
         if told.of <= 1 {
             return None;
         }
-        // Everybody answered: whoever hears of it in time needs no beat for it.
-        if told.done == told.of {
+        // Who listens and is silent has ended or is cut off, and hears of it when it is back, however long that takes.
+        if told.done == told.of || !self.registry.has_deaf() {
             return Some(LEAD);
         }
         Some(self.heartbeat.unwrap_or_default() * 2 + LEAD_BY_BEAT)

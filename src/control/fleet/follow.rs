@@ -94,7 +94,9 @@ impl Fleet {
             let state = peer.state();
             let id = state.id.filter(|_| !state.is_self)?;
             match peers.tell(peer, &here, &id, seal(&key, message)?).await? {
-                Answer::Word(sealed) => return self.word_of(peer, &sealed, Source::Peer).await?.then_some(id),
+                Answer::Word(sealed) => {
+                    return self.word_of(peer, &sealed, Source::Peer).await?.then_some(id);
+                }
                 Answer::OtherInstance => {}
                 Answer::Unchanged => return None,
             }

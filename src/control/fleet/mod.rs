@@ -80,6 +80,8 @@ pub struct Fleet {
     /// A beat is due before its time.
     hurry: Notify,
     leaving: AtomicBool,
+    /// Whether it hears what is told through Redis.
+    listens: AtomicBool,
     /// Who waits for the others, by what they were told.
     waiting: Mutex<HashMap<u64, mpsc::UnboundedSender<String>>>,
 }
@@ -115,6 +117,7 @@ impl Fleet {
             redis: Mutex::default(),
             hurry: Notify::new(),
             leaving: AtomicBool::new(false),
+            listens: AtomicBool::new(false),
             waiting: Mutex::default(),
         }))
     }
@@ -137,7 +140,18 @@ impl Fleet {
             tokio::spawn(Arc::clone(&self).follow(Arc::clone(peer)));
         }
         let Some(store) = self.limiter.store() else { return };
-        tokio::join!(Arc::clone(&self).keep_beating(), store.hear_fleet(|sealed| self.heard(&sealed)));
+        tokio::join!(Arc::clone(&self).keep_beating(), self.hear(store));
+    }
+
+    async fn hear(self: &Arc<Self>, store: &RedisStore) {
+        let listens = |does: bool| {
+            self.listens.store(does, Ordering::Relaxed);
+            if does {
+                // The others plan by it.
+                self.hurry.notify_one();
+            }
+        };
+        store.hear_fleet(|sealed| self.heard(&sealed), listens).await;
     }
 
     /// The others need not wait for this one any more.
@@ -195,6 +209,7 @@ impl Fleet {
             in_force_since: in_force.since,
             started_at: self.started_at.clone(),
             admin: self.admin.get().cloned(),
+            listens: self.listens.load(Ordering::Relaxed),
             at: self.now() / 1_000,
         })
     }

@@ -59,10 +59,12 @@ pub async fn page(
     } else {
         true
     };
-    let unready = || Problem::new(Cause::Conflict, "This instance is only just starting.").with_code("starting");
+    let unready =
+        || Problem::new(Cause::Conflict, "This instance is only just starting.").with_code("starting");
     let (row, shared) = fleet.row().zip(fleet.shared()).ok_or_else(unready)?;
     // What changes with every look at it is no change.
-    let word = Word { row: super::Row { at: 0, exposure: row.exposure.map(hundredths), ..row }, shared, done };
+    let word =
+        Word { row: super::Row { at: 0, exposure: row.exposure.map(hundredths), ..row }, shared, done };
     let digest = Sha256::digest(serde_json::to_vec(&word).map_err(|_| unready())?);
     let etag = format!("\"{}\"", hex(&digest[..12]));
     let sealed = fleet.seal_key().and_then(|key| seal(&key, &word)).ok_or_else(unready)?;
@@ -89,7 +91,9 @@ impl Fleet {
                 return Ok(answer(StatusCode::CONFLICT, "", &signature, String::new()));
             }
             Refused::Unsigned => ("unsigned", "Only instances of this fleet are answered here."),
-            Refused::Wrong => ("wrong_signature", "It is signed with another TIDEGATE_SECRET, or was changed."),
+            Refused::Wrong => {
+                ("wrong_signature", "It is signed with another TIDEGATE_SECRET, or was changed.")
+            }
             Refused::Skewed => ("clock_skew", "The clocks of the two machines differ by more than a minute."),
             Refused::Replayed => ("replayed", "This very request came before."),
         };

@@ -34,6 +34,9 @@ pub struct Row {
     pub started_at: String,
     /// Where its admin API listens.
     pub admin: Option<String>,
+    /// Whether it hears at once what is told through Redis; else by its next beat.
+    #[serde(default)]
+    pub listens: bool,
     /// When it said so, in milliseconds of the fleet's clock.
     pub at: u64,
 }
@@ -87,6 +90,11 @@ impl Registry {
         self.rows.lock().len()
     }
 
+    /// Whether some of the others hear of things by their beats only.
+    pub(super) fn has_deaf(&self) -> bool {
+        self.rows.lock().values().any(|row| !row.listens)
+    }
+
     /// What the instance with this id is called.
     pub(super) fn name_of(&self, id: &str) -> Option<String> {
         self.rows.lock().get(id).map(|row| row.name.clone())
@@ -117,6 +125,7 @@ pub(super) fn row(id: u64, revision: u64) -> Row {
         in_force_since: 0,
         started_at: "now".into(),
         admin: None,
+        listens: true,
         at: 1,
     }
 }

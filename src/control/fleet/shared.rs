@@ -48,9 +48,5 @@ impl Shared {
 }
 
 pub(super) fn order(record: &Record) -> RecordOrder {
-    RecordOrder {
-        epoch: record.epoch,
-        revision: record.revision,
-        points: record.wanted().basis_points(),
-    }
+    RecordOrder { epoch: record.epoch, revision: record.revision, points: record.wanted().basis_points() }
 }

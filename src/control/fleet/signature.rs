@@ -130,14 +130,7 @@ impl Signatures {
     }
 
     /// Whether an answer is that of an instance of this fleet, to this very request.
-    pub(super) fn is_answer(
-        &self,
-        signature: &str,
-        mac: &str,
-        status: u16,
-        etag: &str,
-        body: &[u8],
-    ) -> bool {
+    pub(super) fn is_answer(&self, signature: &str, mac: &str, status: u16, etag: &str, body: &[u8]) -> bool {
         unhex(signature).is_some_and(|given| {
             hmac::verify(&self.key, &answer_text(mac, status, etag, body), &given).is_ok()
         })
@@ -228,7 +221,11 @@ mod tests {
         assert_eq!(check("POST", "bb", b"body", NOW - SKEW - 1), Err(Refused::Skewed));
         assert_eq!(check("POST", "bb", b"body", NOW + 5), Ok("aa".to_owned()));
         assert_eq!(check("POST", "bb", b"body", NOW + 6), Err(Refused::Replayed));
-        assert_eq!(check("POST", "bb", b"body", NOW + SKEW), Err(Refused::Replayed), "as long as it is in time");
+        assert_eq!(
+            check("POST", "bb", b"body", NOW + SKEW),
+            Err(Refused::Replayed),
+            "as long as it is in time"
+        );
         assert_eq!(check("POST", "bb", b"body", NOW - SKEW), Err(Refused::Replayed));
     }
 
@@ -241,7 +238,9 @@ mod tests {
         assert_eq!(check(Some(&of_others.authorization)), Err(Refused::Wrong));
         assert_eq!(check(Some(&signed.authorization.replace("from=aa", "from=ab"))), Err(Refused::Wrong));
         let cut = signed.authorization.split(", mac").next().unwrap();
-        for text in [None, Some(""), Some("Bearer x"), Some(cut), Some("Tidegate-HMAC-SHA256 mac=zz, nonce=1")] {
+        for text in
+            [None, Some(""), Some("Bearer x"), Some(cut), Some("Tidegate-HMAC-SHA256 mac=zz, nonce=1")]
+        {
             assert_eq!(check(text), Err(Refused::Unsigned), "{text:?}");
         }
         assert_eq!(check(Some(&signed.authorization)), Ok(()), "whoever asks need not know who is there");

@@ -89,10 +89,8 @@ impl Fleet {
         }
         members.extend(others.into_values().map(|(_, view)| view));
         let there = |view: &&InstanceView| view.trouble.is_none() || view.source == Source::Redis;
-        let (instances, agreed) = (
-            members.iter().filter(there).count(),
-            !members.iter().filter(there).any(|view| view.differs),
-        );
+        let (instances, agreed) =
+            (members.iter().filter(there).count(), !members.iter().filter(there).any(|view| view.differs));
         members.extend(silent);
         let redis = match *self.redis.lock() {
             None => "not_in_use",

@@ -20,7 +20,10 @@ fn plan<'a>(all: &'a [Judgement], name: &str) -> &'a Judgement {
 fn a_hundred_requests_a_minute_do_not_fit_into_10_000_commands_a_day_which_are_6_9_a_minute() {
     let settings = settings(&[("TIDEGATE_SECRET", "0123456789abcdef")]);
     let needs = needs(&settings, load(&settings, 100.0, None, None)).unwrap();
-    assert_eq!((needs.calls_a_day, needs.commands_a_day), (144_000.0 + 2.0 * BEATS_ALONE, 576_000.0 + 4.0 * BEATS_ALONE));
+    assert_eq!(
+        (needs.calls_a_day, needs.commands_a_day),
+        (144_000.0 + 2.0 * BEATS_ALONE, 576_000.0 + 4.0 * BEATS_ALONE)
+    );
     let text = providers::COMPILED_IN.replace("commands_per_month = 500_000", "commands_per_day = 10_000");
     let judged = judge(&needs, &providers::parse("old", &text).unwrap());
     let free = plan(&judged, "Free");
