@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr as _;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sqlx::ConnectOptions as _;
@@ -117,6 +118,32 @@ async fn a_database_of_a_newer_version_is_left_as_it_is() {
     let tidegate = Tidegate::start(None, &[REDIS, CANARY, ("DATABASE_URL", &url)]).await;
     let words = format!("{}/t.db: a newer tidegate made it", directory.path().display());
     goes_on_without_its_disk(&tidegate, &words).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_answer_holds_a_rollback_for_a_second_only_and_no_request_at_all() {
+    let tidegate = Tidegate::start(None, &[REDIS, CANARY]).await;
+    let mut other = SqliteConnectOptions::new().filename(file(&tidegate)).connect().await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let began = Instant::now();
+    let back = roll_back(&tidegate).await;
+    assert!(began.elapsed() < Duration::from_millis(1_900), "{:?}", began.elapsed());
+    assert_eq!((&back["durable"], &back["percent_in_force"]), (&json!(false), &json!(0.0)));
+    assert_eq!(tidegate.check(json!({"key": "ana"})).await["allowed"], true);
+    let (status, problem) = put(&tidegate, 50.0).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("not_durable")), "{problem}");
+    tidegate.says("another process keeps it locked", 1).await;
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    until("the database works again", async || tidegate.lines_with("the database works again") == 1).await;
+    let (revision, percent): (i64, i64) =
+        sqlx::query_as("SELECT revision, points FROM rollout ORDER BY epoch DESC, revision DESC LIMIT 1")
+            .fetch_one(&mut other)
+            .await
+            .unwrap();
+    assert!(
+        revision >= 2 && percent == 0,
+        "the rollback is kept, and the refused raise is not: {revision} {percent}"
+    );
 }
 
 #[tokio::test]
