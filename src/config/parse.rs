@@ -258,7 +258,10 @@ pub(super) fn sqlite(url: &str) -> Result<Option<PathBuf>, String> {
             && scheme.len() < url.len()
             && scheme.bytes().all(|b| b.is_ascii_alphanumeric());
         let what = match known {
-            true => format!("{scheme}:// is of another database, tidegate keeps its own in SQLite"),
+            true => format!(
+                "{scheme}:// is of another database (some hosts set it by themselves); tidegate keeps its own in SQLite: set \
+                               DATABASE_URL=sqlite://data/tidegate.db for it"
+            ),
             false => "it is no URL of SQLite".to_owned(),
         };
         return Err(format!("{what}; {ACCEPTED}"));

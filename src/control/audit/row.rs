@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::control::record::Record;
+use crate::control::record::{Record, short};
 
 /// What somebody did, or tried. It holds no token, password, or client's key.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,7 +38,7 @@ impl AuditRow {
         Self {
             actor: actor.to_owned(),
             action: action.to_owned(),
-            reason: reason.to_owned(),
+            reason: short(reason),
             result: "done".to_owned(),
             ..Self::default()
         }

@@ -89,3 +89,17 @@ pub(super) async fn open(place: &Place) -> Result<Open, DiskFault> {
 pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_commit_is_flushed_to_the_disk_before_it_returns() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = open(&Place::File(directory.path().join("a/b/t.db"))).await.unwrap();
+        let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&open.pool).await.unwrap();
+        let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&open.pool).await.unwrap();
+        assert_eq!((mode.as_str(), synchronous), ("wal", 2), "2 is FULL");
+    }
+}

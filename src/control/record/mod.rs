@@ -111,12 +111,18 @@ impl Record {
             revision: self.revision.saturating_add(1),
             updated_at: Utc::now(),
             updated_by: actor.to_owned(),
-            reason: reason.to_owned(),
+            reason: short(reason),
             effective_at: None,
             previous: self.wanted(),
             ..next
         }
     }
+}
+
+/// As much of a reason as is kept: a rollback is not refused for its words, and a disk is not filled with them.
+pub(super) fn short(reason: &str) -> String {
+    const MOST: usize = 500;
+    reason.chars().take(MOST).collect()
 }
 
 /// The flag by the contract's words.

@@ -8,6 +8,8 @@ use tokio::time::timeout;
 use super::{CarrierFault, Change, Outcome, Raised, Record, Refusal, Source, Steering};
 use crate::control::audit::{AuditRow, Stored};
 
+/// How long the way to Redis may take; it has limits of its own below this one.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(6);
 /// How long the disk may take to keep a raise that nobody else can keep.
 const DISK_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -20,7 +22,9 @@ impl Steering {
             (state.record.clone(), self.judge(&state.record, change)?.0)
         };
         let asked = match self.carrier.get() {
-            Some(carrier) => carrier.raise(&seen, &next).await,
+            Some(carrier) => timeout(CARRIER_PATIENCE, carrier.raise(&seen, &next))
+                .await
+                .unwrap_or_else(|_| Err(CarrierFault("it does not answer in time".to_owned()))),
             None => Err(CarrierFault("there is no other instance, and no Redis that keeps it".to_owned())),
         };
         match asked {

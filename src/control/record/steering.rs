@@ -331,6 +331,10 @@ impl Steering {
         let from = self.rollout.in_force();
         let to = self.in_force_of(record.wanted(), record.revision);
         self.rollout.put(to);
+        if state.source == Source::Disk && from.percent == to.percent {
+            // A start that changes nothing: the line that says what is in force follows.
+            return self.observer.observe(&Event::RolloutInForce(to));
+        }
         self.observer.observe(&Event::RolloutChanged {
             from,
             to,
