@@ -14,8 +14,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Settings;
 use crate::control::api::Admin;
-use crate::control::fleet::Fleet;
+use crate::control::audit::Audit;
+use crate::control::database::{keep_record, take_up};
+use crate::control::fleet::{Fleet, Way};
 use crate::control::guard;
+use crate::control::record::Steering;
 use crate::control::reload::Reloader;
 use crate::control::status::Status;
 use crate::control::tokens::Tokens;
@@ -27,6 +30,7 @@ use crate::limiter::Limiter;
 use crate::limiter::clock::Clock;
 use crate::limiter::decision::Backend;
 use crate::limiter::event::{Event, Observer};
+use crate::limiter::exposure::Exposure;
 use crate::limiter::memory::Memory;
 use crate::limiter::rollout::Rollout;
 use crate::redis::{self, BadLogin, RedisStore};
@@ -56,6 +60,9 @@ pub enum StartError {
     /// The keys that tokens are verified with can't be used.
     #[error("jwt.key_file, jwt.jwks_file: {0}")]
     Jwt(BadKeys),
+    /// The way to the other instances can't be made.
+    #[error("TIDEGATE_PEERS: {0}")]
+    Peers(std::io::Error),
     /// The gateway can't be made.
     #[error("UPSTREAM_URL: {0}")]
     Upstream(std::io::Error),
@@ -79,6 +86,8 @@ pub struct Application {
     servers: Vec<Server>,
     telemetry: Arc<Telemetry>,
     limiter: Arc<Limiter<RedisStore>>,
+    steering: Arc<Steering>,
+    audit: Arc<Audit>,
     fleet: Arc<Fleet>,
     reloader: Arc<Reloader>,
     /// Heard of from the moment when it says that it listens: the first one must not end the process.
@@ -93,11 +102,12 @@ pub struct Application {
 }
 
 impl Application {
-    /// Opens the listeners and wires everything behind them. Asks nothing of the network.
+    /// Opens the listeners and wires everything behind them. Asks nothing of the network, and the disk for two seconds at
+    /// most what was in force before.
     ///
     /// # Errors
     /// When an address is taken, a file can't be read, or the like: each names the variable to mend.
-    pub fn build(settings: &Settings, warnings: &[String]) -> Result<Self, StartError> {
+    pub async fn build(settings: &Settings, warnings: &[String]) -> Result<Self, StartError> {
         // One provider for every TLS connection; a second start in one process finds it installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let format = settled::format(settings);
@@ -106,7 +116,9 @@ impl Application {
         let clock = Clock::system();
         let memory = Memory::new(settings.memory.max_keys);
         let limiter = Limiter::new(settings.rules.clone(), memory, &seed, clock.clone());
-        let options = settled::telemetry(settings, &seed);
+        let exposure = Arc::new(Exposure::default());
+        let options = settled::telemetry(settings, &seed, &clock, &exposure);
+        let company = settled::fleet(settings, &clock, &exposure);
         let telemetry = Arc::new(Telemetry::new(options, output, limiter.rules()));
         let observer: Arc<dyn Observer> = telemetry.clone();
         warnings.iter().for_each(|warning| telemetry.warn(warning));
@@ -123,8 +135,10 @@ impl Application {
             _ => limiter,
         };
         let limiter = Arc::new(limiter);
-        let steering = settled::steering(settings, hard_off, &rollout, &observer);
-        telemetry.say(&settled::in_force(settings, hard_off));
+        let audit = settled::audit(settings, &observer);
+        let steering = settled::steering(settings, hard_off, &audit, &rollout, &observer);
+        take_up(&steering, &audit).await;
+        telemetry.say(&settled::in_force(&steering));
         if settings.redis.is_none() && settings.rollout.backend == Backend::Redis {
             observer.observe(&Event::StoreNotConfigured);
         }
@@ -155,7 +169,10 @@ impl Application {
         let guessing = guard::against_guessing(tokens.clone(), Arc::clone(&proxies))
             .ok_or_else(|| std::io::Error::other("the admin guard's figures make no limit"))?;
         let readiness = Arc::clone(&status);
-        let fleet = Fleet::new(Arc::clone(&limiter));
+        let fleet = Fleet::new(Arc::clone(&limiter), company, Arc::clone(&observer));
+        let fleet = fleet.map_err(StartError::Peers)?;
+        fleet.steered_by(&steering);
+        steering.carried_by(Arc::new(Way(Arc::clone(&fleet))));
         let parts = Parts {
             limiter: Arc::clone(&limiter),
             costs: settled::costs(settings, &observer),
@@ -170,7 +187,13 @@ impl Application {
             verifier,
             tokens,
             readiness: Arc::new(move || readiness.readiness()),
-            admin: web::Data::new(Admin { steering, status, fleet: Arc::clone(&fleet) }),
+            audit: web::Data::from(Arc::clone(&audit)),
+            admin: web::Data::new(Admin {
+                steering: Arc::clone(&steering),
+                audit: Arc::clone(&audit),
+                status,
+                fleet: Arc::clone(&fleet),
+            }),
             reloading: web::Data::new(reloading),
             guessing,
         };
@@ -180,11 +203,14 @@ impl Application {
         if let Some(admin) = addresses.admin {
             telemetry.say(&format!("listening: admin on http://{admin}"));
         }
+        fleet.listens_at(addresses.admin.unwrap_or(addresses.main).to_string());
         Ok(Self {
             addresses,
             servers,
             telemetry,
             limiter,
+            steering,
+            audit,
             fleet,
             reloader,
             hangups,
@@ -210,8 +236,10 @@ impl Application {
             (&self.servers, &self.telemetry, &self.limiter, &self.fleet, &self.reloader);
         if let Some(store) = limiter.store() {
             tokio::spawn(store.clone().keep_connected());
-            tokio::spawn(Arc::clone(fleet).listen());
         }
+        tokio::spawn(Arc::clone(fleet).keep_company());
+        let observer: Arc<dyn Observer> = telemetry.clone();
+        tokio::spawn(keep_record(Arc::clone(&self.steering), Arc::clone(&self.audit), observer));
         tokio::spawn(sweep(Arc::clone(limiter)));
         tokio::spawn(tell_of_dropped_lines(Arc::clone(telemetry)));
         tokio::spawn(reload_on_hangup(self.hangups, Arc::clone(reloader)));
@@ -235,6 +263,9 @@ impl Application {
             }
         });
         futures_util::future::try_join_all(self.servers).await?;
+        self.fleet.leave().await;
+        // What still waits for the disk, such as the row of a refused token, gets a last chance.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.audit.flush()).await;
         self.telemetry.say("stopped");
         Ok(())
     }

@@ -29,7 +29,7 @@ use tidegate::limiter::settle::{Outcome, Settling, Tab};
 use tidegate::limiter::subject::{Facts, Part, Subject};
 use tidegate::limiter::{Hit, Limiter};
 use tidegate::redis::target::Target;
-use tidegate::redis::{Options, RedisStore};
+use tidegate::redis::{Brought, Options, RecordOrder, RedisStore};
 
 use support::redis_cluster::RedisCluster;
 use support::redis_server::RedisServer;
@@ -111,6 +111,8 @@ in_the_clear_and_over_tls!(
     a_key_that_moves_to_redis_takes_its_debt_along_and_brings_it_back,
     a_forgotten_script_is_taught_again_within_the_same_call,
     a_request_with_subjects_in_both_stores_charges_both_or_neither,
+    of_two_records_the_newer_stays_and_a_raise_takes_only_the_place_of_what_was_seen,
+    who_is_there_is_on_the_list_until_it_is_silent_or_leaves,
     the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts,
     an_instance_without_requests_finds_out_by_itself_that_redis_is_away_and_that_it_is_back,
 );
@@ -410,6 +412,63 @@ async fn a_forgotten_script_is_taught_again_within_the_same_call(server: &mut Re
         let decision = limiter.check_key("default", b"k", Hit::ONE).unwrap().await;
         assert_eq!((decision.backend(), decision.fallback()), (Backend::Redis, None));
     }
+}
+
+async fn of_two_records_the_newer_stays_and_a_raise_takes_only_the_place_of_what_was_seen(
+    server: &mut Redis,
+) {
+    let limiter = limiter(server, Rules::none(), Duration::from_secs(5)).await;
+    let store = limiter.store().unwrap();
+    let order = |epoch: u64, revision: u64, points: u16| RecordOrder { epoch, revision, points };
+    let text = |order: RecordOrder| {
+        let RecordOrder { epoch, revision, points } = order;
+        format!(r#"{{"epoch":{epoch},"revision":{revision},"points":{points}}}"#)
+    };
+    let bring = async |order: RecordOrder| store.bring_record(order, &text(order)).await.unwrap();
+    let raise = async |seen: RecordOrder, order: RecordOrder| {
+        store.raise_record(seen, order, &text(order)).await.unwrap()
+    };
+    let stays = |order: RecordOrder| Brought::Stays(text(order));
+    assert_eq!(store.shared_record().await.unwrap(), None);
+    let first = order(0, 1, 1_000);
+    assert_eq!(bring(first).await, Brought::Taken);
+    assert_eq!(bring(first).await, stays(first), "the same again changes nothing");
+    assert_eq!(bring(order(0, 1, 1_001)).await, stays(first), "of two at once the lower");
+    assert_eq!(raise(order(0, 0, 0), order(0, 2, 5_000)).await, stays(first), "not what was seen");
+    assert_eq!(raise(first, order(0, 2, 5_000)).await, Brought::Taken);
+    assert_eq!(raise(first, order(0, 2, 4_000)).await, stays(order(0, 2, 5_000)), "the second to raise");
+    // What never reached Redis is known to who raises over it.
+    assert_eq!(raise(order(0, 3, 6_000), order(0, 4, 7_000)).await, Brought::Taken);
+    // Beyond what a float would hold if it were printed as one.
+    let rolled_back = order(1 << 45, 4, 0);
+    assert_eq!(bring(rolled_back).await, Brought::Taken);
+    assert_eq!(bring(order((1 << 45) - 1, 1 << 45, 0)).await, stays(rolled_back), "epochs first");
+    assert_eq!(bring(order((1 << 45) + 1, 1, 10_000)).await, Brought::Taken);
+    for garbage in
+        ["", "nonsense", "[]", "{}", r#"{"epoch":-1,"revision":1,"points":1}"#, r#"{"epoch":1e300}"#]
+    {
+        let _: () = server.run(&["SET", "tidegate:rollout", garbage]);
+        assert_eq!(bring(first).await, Brought::Taken, "{garbage}");
+    }
+    assert_eq!(store.shared_record().await.unwrap(), Some(text(first)));
+}
+
+async fn who_is_there_is_on_the_list_until_it_is_silent_or_leaves(server: &mut Redis) {
+    let limiter = limiter(server, Rules::none(), Duration::from_secs(5)).await;
+    let store = limiter.store().unwrap();
+    let long = Duration::from_secs(60);
+    let beat = async |id: &str, row: Option<&str>, counts| store.beat(id, row, counts).await.unwrap();
+    assert_eq!(beat("a", Some("{\"a b\": 1}"), long).await, ["{\"a b\": 1}"]);
+    assert_eq!(beat("b", Some("first"), long).await, ["{\"a b\": 1}", "first"]);
+    assert_eq!(beat("b", Some("second"), long).await, ["{\"a b\": 1}", "second"], "a line each");
+    assert_eq!(beat("c", Some("brief"), Duration::from_millis(20)).await.len(), 3);
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    assert_eq!(beat("b", Some("second"), long).await, ["{\"a b\": 1}", "second"], "silent for too long");
+    assert_eq!(beat("a", None, long).await, ["second"], "it has left");
+    let _: () = server.run(&["SET", "tidegate:instances", "what nobody\nwrote\n"]);
+    assert_eq!(beat("a", Some("x"), long).await, ["x"]);
+    let now = store.server_time().unwrap();
+    assert!(store.ask_server_time().await.unwrap().abs_diff(now) < 10 * SECOND);
 }
 
 async fn a_request_with_subjects_in_both_stores_charges_both_or_neither(server: &mut Redis) {

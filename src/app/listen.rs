@@ -14,6 +14,8 @@ use tracing_actix_web::TracingLogger;
 use super::{Addresses, StartError};
 use crate::config::{AdminAddr, Settings};
 use crate::control::api::{self, Admin};
+use crate::control::audit::{self, Audit};
+use crate::control::fleet;
 use crate::control::guard;
 use crate::control::keys;
 use crate::control::reload_api::{self, Reloading};
@@ -48,6 +50,7 @@ pub(super) struct Parts {
     pub(super) callers: Callers,
     pub(super) readiness: ReadinessProbe,
     pub(super) admin: web::Data<Admin>,
+    pub(super) audit: web::Data<Audit>,
     pub(super) reloading: web::Data<Reloading>,
     pub(super) tokens: Tokens,
     pub(super) guessing: guard::Guessing,
@@ -146,6 +149,7 @@ fn own_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
 
 fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_metrics: bool) {
     app.app_data(parts.admin.clone())
+        .app_data(parts.audit.clone())
         .app_data(parts.reloading.clone())
         .app_data(web::Data::new(parts.tokens.clone()))
         .app_data(web::Data::new(Arc::clone(&parts.observer)));
@@ -161,6 +165,13 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_m
                 .wrap(Governor::new(&parts.guessing)),
         );
     }
+    // Before the scope: instances show no token, and their signatures are no guesses.
+    app.app_data(web::Data::new(Arc::clone(&parts.admin.fleet))).service(
+        web::resource(format!("{prefix}{}", fleet::PATH))
+            .get(fleet::peer_api::page)
+            .post(fleet::peer_api::page)
+            .default_service(web::to(wrong_method)),
+    );
     app.service(
         web::scope(&format!("{prefix}/admin"))
             .service(
@@ -183,6 +194,7 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_m
             .service(
                 web::resource("/policies").get(reload_api::policies).default_service(web::to(wrong_method)),
             )
+            .service(web::resource("/audit").get(audit::audit).default_service(web::to(wrong_method)))
             .service(web::resource("/reload").post(reload_api::reload).default_service(web::to(wrong_method)))
             .service(web::resource("/status").get(api::status).default_service(web::to(wrong_method)))
             .default_service(web::to(not_found))

@@ -154,6 +154,17 @@ pub(super) fn upstream(text: &str) -> Result<UpstreamUrl, String> {
     Ok(UpstreamUrl { https, host: host.to_ascii_lowercase(), port, base_path })
 }
 
+/// Where another instance's admin API is: `HOST:PORT`, or a URL, which may end in its prefix.
+pub(super) fn peer(text: &str) -> Result<UpstreamUrl, String> {
+    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let port = |url: &UpstreamUrl| url.base_path.is_empty() || text.contains("://");
+    upstream(&url).ok().filter(port).ok_or_else(|| {
+        "accepted: admin addresses such as 10.0.0.7:8081, http://HOST:PORT or https://…, which end in the prefix where \
+         the admin API has one (http://HOST:8080/_tidegate), separated by commas"
+            .to_owned()
+    })
+}
+
 /// The name of a header, in lower case.
 pub(super) fn header(text: &str) -> Result<String, String> {
     let name = hyper::header::HeaderName::from_bytes(text.as_bytes());
@@ -235,5 +246,38 @@ pub(super) fn pem(path: &str) -> Result<PathBuf, String> {
         Ok(PathBuf::from(path))
     } else {
         Err("the file has no \"-----BEGIN …-----\" line; accepted: a PEM file".to_owned())
+    }
+}
+/// The file of `sqlite://PATH`; `None` for `sqlite::memory:`. What was read may hold a password and is not said.
+pub(super) fn sqlite(url: &str) -> Result<Option<PathBuf>, String> {
+    const ACCEPTED: &str = "accepted: sqlite://PATH (as in sqlite://data/tidegate.db, relative to the working directory, or \
+                            sqlite:///var/lib/tidegate/tidegate.db), or sqlite::memory:";
+    let scheme = url.split([':', '/']).next().unwrap_or_default();
+    let Some(rest) = url.strip_prefix("sqlite:") else {
+        let known = scheme.len() <= 16
+            && scheme.len() < url.len()
+            && scheme.bytes().all(|b| b.is_ascii_alphanumeric());
+        let what = match known {
+            true => format!(
+                "{scheme}:// is of another database (some hosts set it by themselves); tidegate keeps its own in SQLite: set \
+                               DATABASE_URL=sqlite://data/tidegate.db for it"
+            ),
+            false => "it is no URL of SQLite".to_owned(),
+        };
+        return Err(format!("{what}; {ACCEPTED}"));
+    };
+    let path = rest.strip_prefix("//").unwrap_or(rest);
+    if path == ":memory:" {
+        return Ok(None);
+    }
+    if path.contains(['?', '#']) {
+        return Err(format!("options and fragments are not taken; {ACCEPTED}"));
+    }
+    let path = percent_encoding::percent_decode_str(path).decode_utf8();
+    match path {
+        Ok(path) if !path.is_empty() && !path.ends_with('/') && !path.contains('\0') => {
+            Ok(Some(PathBuf::from(path.as_ref())))
+        }
+        _ => Err(format!("it names no file; {ACCEPTED}")),
     }
 }

@@ -32,6 +32,10 @@ pub struct Settings {
     pub redis: Option<Redis>,
     /// Which store decides whom, as the configuration wants it.
     pub rollout: Rollout,
+    /// The other instances.
+    pub fleet: Fleet,
+    /// What outlives a restart.
+    pub database: Database,
     /// What is logged and how.
     pub logging: Logging,
     /// The store in this process.
@@ -208,6 +212,26 @@ pub struct Rollout {
     pub pinned: bool,
     /// The fleet's secret, at least 16 bytes.
     pub secret: Option<Secret>,
+}
+
+/// The other instances.
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    /// What this one is called; `None`: like its host.
+    pub name: Option<String>,
+    /// How often it says through Redis that it is there; `None`: it does not, and it hears no record from there.
+    pub heartbeat: Option<Duration>,
+    /// Admin addresses of the others, perhaps its own among them. None without a secret.
+    pub peers: Vec<UpstreamUrl>,
+}
+
+/// What outlives a restart.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// The SQLite file; `None`: in memory, which outlives nothing.
+    pub file: Option<PathBuf>,
+    /// Rows of the audit trail at most.
+    pub audit_rows: u32,
 }
 
 /// What is logged and how.

@@ -212,10 +212,10 @@ pub async fn forgive(request: HttpRequest, admin: web::Data<Admin>) -> Result<Ht
             // What the others had under way may have carried the debt to Redis, and from there to here.
             forgiven.untold = limiter.forgive_again(&rules, rule, &key).await.untold.or(forgiven.untold);
         }
-        view.policies.extend(forgiven.policies);
         if let Some(fault) = forgiven.untold.or(told.fault) {
             view.redis = Some(fault.as_str());
         }
+        view.policies.extend(forgiven.policies);
         view.complete &= told.everybody() && forgiven.untold.is_none();
     }
     if view.policies.is_empty() && key.len() > 1 {

@@ -2,6 +2,8 @@
 //! stand.
 
 pub mod api;
+pub mod audit;
+pub mod database;
 pub mod fleet;
 pub mod guard;
 pub mod jwt_keys;

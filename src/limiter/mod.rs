@@ -12,6 +12,7 @@ pub mod clock;
 mod decide;
 pub mod decision;
 pub mod event;
+pub mod exposure;
 pub mod forgive;
 pub mod gcra;
 mod identity;

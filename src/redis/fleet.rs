@@ -28,9 +28,10 @@ impl RedisStore {
         self.command(&channel, &command).await
     }
 
-    /// Hears what the fleet tells, and calls `hear` with each message. Listens again whenever the connection is lost,
-    /// with the same patience as for any other. Runs until it is dropped.
-    pub async fn hear_fleet(&self, hear: impl Fn(String)) {
+    /// Hears what the fleet tells, and calls `hear` with each message, and `listens` when it begins and when it no longer
+    /// does. Listens again whenever the connection is lost, with the same patience as for any other. Runs until it is
+    /// dropped.
+    pub async fn hear_fleet(&self, hear: impl Fn(String), listens: impl Fn(bool)) {
         let options = &self.0.options;
         let mut backoff = Backoff::new(options.reconnect_interval);
         loop {
@@ -47,7 +48,9 @@ impl RedisStore {
             let kind = match timeout(options.connect_timeout, self.subscribed(&link)).await {
                 Ok(Ok(mut messages)) => {
                     let since = Instant::now();
+                    listens(true);
                     let is_over = self.pass_on(&mut messages, beside.as_ref(), &hear).await;
+                    listens(false);
                     backoff.healthy(since.elapsed());
                     if !is_over {
                         continue;

@@ -333,6 +333,13 @@ impl Link {
         self.spend(self.common.spent.commands(commands, self.common.clock.now()));
     }
 
+    /// A script of the background ran so many commands, which some providers count as well.
+    pub(super) fn sent_inside(&self, commands: u64) {
+        if self.common.spent.counts_inside() {
+            self.sent(commands);
+        }
+    }
+
     fn spend(&self, nearly: Option<Spending>) {
         if let Some(Spending { today, per_day, exhausted_at }) = nearly {
             let per_day = per_day.unwrap_or_default();

@@ -27,4 +27,24 @@ impl RedisStore {
         let asking = matches!(refusal, Refusal::Ask(_));
         other.send(command, asking).await.map_err(Refusal::into_fault)
     }
+
+    /// Runs a script on one key; `inside` is how many commands it runs, for those who bill them. As text each time, but
+    /// for its comments: the background calls too rarely for a digest to be worth a second way to a server that has
+    /// forgotten it.
+    ///
+    /// # Errors
+    /// As [`RedisStore::command`].
+    pub(super) async fn script<T: FromRedisValue>(
+        &self,
+        key: &str,
+        text: &str,
+        arguments: &[&str],
+        inside: u64,
+    ) -> Result<T, Fault> {
+        let mut command = redis::cmd("EVAL");
+        let code: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
+        command.arg(code.join("\n")).arg(1).arg(key).arg(arguments);
+        self.0.link_of(key)?.sent_inside(inside);
+        self.command(key, &command).await
+    }
 }

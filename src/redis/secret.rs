@@ -15,6 +15,11 @@ pub fn derive(secret: &[u8]) -> FleetKeys {
     .with_seal(derived(b"tidegate v1 fleet seal\0", secret))
 }
 
+/// The key by which instances know each other over HTTP, from a secret that each of them was given.
+pub fn peer_key(secret: &[u8]) -> [u8; 32] {
+    Sha256::new().chain_update(b"tidegate v1 peer requests\0").chain_update(secret).finalize().into()
+}
+
 fn derived(label: &[u8], secret: &[u8]) -> [u8; 16] {
     let digest = Sha256::new().chain_update(label).chain_update(secret).finalize();
     let mut key = [0; 16];

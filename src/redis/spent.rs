@@ -54,6 +54,11 @@ impl Spent {
         self.count(commands, now)
     }
 
+    /// Whether the provider counts what scripts run beside the scripts.
+    pub(super) fn counts_inside(&self) -> bool {
+        self.per_call.load(Ordering::Relaxed) > 1
+    }
+
     fn count(&self, commands: u64, now: Micros) -> Option<Spending> {
         let day = now / DAY;
         let known = self.day.load(Ordering::Relaxed);

@@ -67,6 +67,7 @@ pub(super) struct Metrics {
     link: RedisLink,
     percent: Gauge<f64, AtomicU64>,
     revision: Gauge,
+    exposure: Gauge<f64, AtomicU64>,
     rollbacks: Counter,
     memory_keys: Gauge,
     blocked_keys: Gauge,
@@ -85,6 +86,8 @@ pub struct Scraped {
     pub redis_in_flight: u32,
     /// Log lines dropped since the start.
     pub lines_dropped: u64,
+    /// Share of the canary's decisions of the last minute that Redis made; `None`: there were none.
+    pub exposure: Option<f64>,
 }
 
 impl Metrics {
@@ -159,6 +162,12 @@ impl Metrics {
         registry.register("rollout_percent", "Share of the keys that Redis is to decide", percent.clone());
         let revision = Gauge::default();
         registry.register("rollout_revision", "Revision of the rollout in force", revision.clone());
+        let exposure = Gauge::<f64, AtomicU64>::default();
+        registry.register(
+            "exposure_ratio",
+            "Share of the canary's decisions of the last minute that Redis made; NaN when there were none",
+            exposure.clone(),
+        );
         let rollbacks = Family::<Labels, Counter>::default();
         registry.register("rollbacks", "Rollbacks to memory, by cause", rollbacks.clone());
         let memory_keys = Gauge::default();
@@ -191,6 +200,7 @@ impl Metrics {
             link,
             percent,
             revision,
+            exposure,
             rollbacks: rollbacks.get_or_create_owned(&one("cause", "operator")),
             memory_keys,
             blocked_keys,
@@ -273,6 +283,7 @@ impl Metrics {
         self.budget_resets.set([1, evicted, decided_unknown, forgiven]);
         self.link.in_flight(scraped.redis_in_flight);
         self.lines_dropped.set(scraped.lines_dropped as i64);
+        self.exposure.set(scraped.exposure.unwrap_or(f64::NAN));
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.registry);
@@ -471,6 +482,7 @@ mod tests {
             "tidegate_breaker_state 2",
             r#"tidegate_redis_connections{state="in_use"} 0"#,
             "tidegate_rollout_percent 0.0",
+            "tidegate_exposure_ratio NaN",
             r#"tidegate_reloads_total{outcome="failed"} 0"#,
             "tidegate_config_last_reload_successful 1",
             "# EOF",

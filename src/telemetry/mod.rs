@@ -1,6 +1,7 @@
 //! Tells. Every log line and every metric is made here: [`Telemetry::observe`] is one match, one arm an event.
 
 mod by_rules;
+mod disk;
 mod links;
 mod metrics;
 mod outage;
@@ -21,7 +22,9 @@ pub use root_span::RootSpan;
 
 use crate::limiter::Held;
 use crate::limiter::breaker;
+use crate::limiter::clock::Clock;
 use crate::limiter::event::{Event, Observer};
+use crate::limiter::exposure::Exposure;
 use crate::limiter::policy::Rules;
 use crate::limiter::store::Fault;
 use links::Links;
@@ -39,6 +42,10 @@ pub struct Options {
     pub warn_interval: Duration,
     /// Whether a shared store is configured.
     pub redis: bool,
+    /// Counts what Redis really decides of the canary, by this clock.
+    pub exposure: Arc<Exposure>,
+    /// The limiter's.
+    pub clock: Clock,
 }
 
 /// The one who writes down what happens.
@@ -75,7 +82,9 @@ impl Telemetry {
 
     /// Everything that Prometheus is told.
     pub fn scrape(&self, held: Held, redis_in_flight: u32) -> String {
-        self.metrics.print(Scraped { held, redis_in_flight, lines_dropped: self.output.dropped() })
+        let exposure = self.options.exposure.ratio(self.options.clock.now());
+        let lines_dropped = self.output.dropped();
+        self.metrics.print(Scraped { held, redis_in_flight, lines_dropped, exposure })
     }
 
     /// Says what the process wants to tell whoever started it.
@@ -137,6 +146,9 @@ impl Observer for Telemetry {
         match event {
             Event::Answered(exchange) => {
                 self.metrics.answered(exchange);
+                if let Some(decision) = exchange.decision {
+                    self.options.exposure.count(decision, self.options.clock.now());
+                }
                 if exchange.decision.is_some_and(|decision| decision.fallback().is_some()) {
                     self.outages.count_request();
                 }
@@ -201,13 +213,21 @@ impl Observer for Telemetry {
                 "RATE_LIMIT_BACKEND is redis and REDIS_URL is not set",
             )),
             Event::RolloutInForce(in_force) => self.metrics.in_force(*in_force),
-            Event::RolloutChanged { from, to, actor, reason } => {
+            Event::RolloutChanged { from, to, actor, reason, source } => {
                 self.metrics.in_force(*to);
                 tracing::info!(
-                    target: "tidegate", actor, reason, revision = to.revision,
+                    target: "tidegate", actor, reason, revision = to.revision, source,
                     "rollout: {} % → {} % of the keys in Redis", from.percent, to.percent
                 );
             }
+            Event::RolloutAnnounced { to, after, actor, reason, source } => tracing::info!(
+                target: "tidegate", actor, reason, revision = to.revision, source,
+                "rollout: {} % of the keys in Redis is announced, in force in {:.1} s", to.percent, after.as_secs_f64()
+            ),
+            Event::DiskFailed { detail } => disk::failed(detail),
+            Event::DiskBack { place, after } => disk::back(place, *after),
+            Event::DiskShared { place } => disk::shared(place),
+            Event::AuditLost { rows } => disk::lost(*rows),
             Event::RolledBack => self.metrics.rolled_back(),
             Event::RulesComing(rules) => self.metrics.follow(rules),
             Event::Reloaded(reload) => {

@@ -23,6 +23,16 @@ const BYTES_A_POLICY: f64 = 140.0;
 const REST_OF_A_KEY: usize = 36;
 /// The fleet's secret is looked at every ten minutes where Redis keeps it.
 const SECRET_LOOKS: f64 = 144.0;
+/// A heartbeat is a script, and a look at the rollout's record,
+const CALLS_A_BEAT: f64 = 2.0;
+/// and the script runs two commands.
+const COMMANDS_A_BEAT: f64 = 4.0;
+/// What a beat takes on the wire, both ways, and what each instance adds to that by its row: at most this, measured.
+const BYTES_A_BEAT: f64 = 1_300.0;
+const BYTES_A_ROW: f64 = 450.0;
+/// Who knows of no other instance beats once a minute at most.
+const SECONDS_ALONE: f64 = 60.0;
+const SECONDS_A_DAY: f64 = 86_400.0;
 /// The connection in use, the one that listens to the fleet, and for a moment one that takes the place of either.
 const CONNECTIONS_AN_INSTANCE: u32 = 3;
 /// A month that is reckoned with: the longest.
@@ -94,10 +104,11 @@ pub fn load(settings: &Settings, rpm: f64, percent: Option<Percent>, instances: 
 /// What the policies need under this load, by the rule that needs most; `None` when nothing is limited.
 pub fn needs(settings: &Settings, load: Load) -> Option<Needs> {
     let namespace = settings.redis.as_ref().map_or("tidegate".len(), |redis| redis.namespace.len());
-    let keeps_secret = settings.rollout.secret.is_none() && load.percent > 0.0;
+    let looks = if settings.rollout.secret.is_none() { SECRET_LOOKS } else { 0.0 };
+    let background = Background { looks, beats: beats_a_day(settings, load.instances) };
     let of = |rule: &Rule| {
         let policies: Vec<&Policy> = rule.policies.iter().map(|&id| settings.rules.policy(id)).collect();
-        needs_of(rule, &policies, namespace, keeps_secret, load)
+        needs_of(rule, &policies, namespace, background, load)
     };
     let limited = settings.rules.all().iter().filter(|rule| !rule.policies.is_empty());
     limited
@@ -105,7 +116,26 @@ pub fn needs(settings: &Settings, load: Load) -> Option<Needs> {
         .max_by(|a, b| (a.commands_a_day + a.memory_bytes).total_cmp(&(b.commands_a_day + b.memory_bytes)))
 }
 
-fn needs_of(rule: &Rule, policies: &[&Policy], namespace: usize, keeps_secret: bool, load: Load) -> Needs {
+/// What an instance asks of Redis a day besides decisions.
+#[derive(Clone, Copy)]
+struct Background {
+    looks: f64,
+    beats: f64,
+}
+
+fn beats_a_day(settings: &Settings, instances: u32) -> f64 {
+    let Some(every) = settings.fleet.heartbeat else { return 0.0 };
+    let seconds = every.as_secs_f64();
+    SECONDS_A_DAY / if instances > 1 { seconds } else { seconds.max(SECONDS_ALONE) }
+}
+
+fn needs_of(
+    rule: &Rule,
+    policies: &[&Policy],
+    namespace: usize,
+    background: Background,
+    load: Load,
+) -> Needs {
     let count = policies.len() as f64;
     let mut subjects: Vec<String> =
         policies.iter().map(|policy| format!("{:?}", policy.by.parts())).collect();
@@ -113,7 +143,9 @@ fn needs_of(rule: &Rule, policies: &[&Policy], namespace: usize, keeps_secret: b
     subjects.dedup();
     // A request asks Redis when any of its subjects is decided there.
     let share = (load.percent / 100.0 * subjects.len() as f64).min(1.0);
-    let background = if keeps_secret { SECRET_LOOKS * f64::from(load.instances) } else { 0.0 };
+    let Background { looks, beats } = background;
+    let (instances, is_used) = (f64::from(load.instances), load.percent > 0.0);
+    let of_background = |a_beat: f64| if is_used { instances * (looks + beats * a_beat) } else { 0.0 };
     let calls = load.rpm * MINUTES_A_DAY * share;
     let inside = 2.0 + count;
     let names: usize = policies.iter().map(|policy| policy.name.len() + namespace + REST_OF_A_KEY).sum();
@@ -135,13 +167,15 @@ fn needs_of(rule: &Rule, policies: &[&Policy], namespace: usize, keeps_secret: b
         rule: rule.name.to_string(),
         calls_a_decision: 1,
         commands_a_decision: 1 + inside as u32,
-        calls_a_day: calls + background,
-        commands_a_day: calls * (1.0 + inside) + background,
+        calls_a_day: calls + of_background(CALLS_A_BEAT),
+        commands_a_day: calls * (1.0 + inside) + of_background(COMMANDS_A_BEAT),
         calls_a_second: load.rpm / 60.0 * share,
         keys: alive.iter().sum(),
         memory_bytes: memory.sum(),
         connections: CONNECTIONS_AN_INSTANCE * load.instances,
-        bandwidth_bytes_a_month: calls * DAYS_A_MONTH * wire,
+        bandwidth_bytes_a_month: DAYS_A_MONTH
+            * (calls * wire
+                + if is_used { instances * beats * (BYTES_A_BEAT + BYTES_A_ROW * instances) } else { 0.0 }),
     }
 }
 
@@ -155,9 +189,11 @@ pub fn judge(needs: &Needs, providers: &Providers) -> Vec<Judgement> {
 
 fn judge_one(needs: &Needs, provider: &Provider, plan: &Plan) -> Judgement {
     // Where nobody knows, the greater figure: a plan that looks enough is enough.
-    let billed_a_day =
-        if provider.bills_inside_scripts == Some(false) { needs.calls_a_day } else { needs.commands_a_day };
-    let billed_a_second = needs.calls_a_second * billed_a_day / needs.calls_a_day.max(1.0);
+    let (billed_a_day, billed_a_call) = match provider.bills_inside_scripts {
+        Some(false) => (needs.calls_a_day, 1),
+        _ => (needs.commands_a_day, needs.commands_a_decision),
+    };
+    let billed_a_second = needs.calls_a_second * f64::from(billed_a_call);
     let (mut exceeded, mut unknown) = (Vec::new(), Vec::new());
     let mut hold = |name: &'static str, needed: f64, figure: Figure| match figure {
         Figure::Is(most) if needed > most => {

@@ -4,3 +4,4 @@ pub mod cost;
 pub mod doctor;
 pub mod load_test;
 pub mod providers;
+pub mod rollout;

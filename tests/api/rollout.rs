@@ -73,6 +73,8 @@ async fn start(upstream: &Upstream, redis: &RedisServer, percent: &str) -> Tideg
         ("TIDEGATE_SECRET", "a fixed secret for tests".to_owned()),
         // A debug build on a busy machine is slow; nothing here is about the deadline.
         ("REDIS_TIMEOUT_MS", "5000".to_owned()),
+        // Nor about a fleet: each start is at the percentage that it is told.
+        ("TIDEGATE__FLEET__HEARTBEAT_S", "0".to_owned()),
     ];
     let variables: Vec<(&str, &str)> =
         variables.iter().map(|(name, value)| (*name, value.as_str())).collect();

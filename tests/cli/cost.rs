@@ -20,6 +20,9 @@ name = "default"
   limit = "1000/day"
 "#;
 
+/// Nobody says that it is there.
+const NO_BEAT: (&str, &str) = ("TIDEGATE__FLEET__HEARTBEAT_S", "0");
+
 fn stat(redis: &RedisServer, command: &str) -> u64 {
     let stats: String = redis.run(&["INFO", "commandstats"]);
     let name = format!("cmdstat_{command}:calls=");
@@ -52,6 +55,7 @@ async fn a_decision_costs_the_commands_the_bytes_and_the_memory_that_the_cost_co
         ("REDIS_TIMEOUT_MS", "5000"),
         // The background has no business of its own then.
         ("TIDEGATE_SECRET", "0123456789abcdef"),
+        NO_BEAT,
     ];
     let tidegate = Tidegate::start(Some(TWO_POLICIES), &variables).await;
     tidegate.connected().await;
@@ -89,11 +93,65 @@ async fn a_decision_costs_the_commands_the_bytes_and_the_memory_that_the_cost_co
 }
 
 #[tokio::test]
+async fn an_instance_that_is_there_costs_the_commands_and_the_bytes_that_the_cost_command_says() {
+    let redis = RedisServer::start();
+    let url = redis.url();
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("TIDEGATE_SECRET", "0123456789abcdef"),
+        ("TIDEGATE__REDIS__BILLED_PER_CALL", "4"),
+        ("TIDEGATE__FLEET__HEARTBEAT_S", "1"),
+    ];
+    let one = Tidegate::start(None, &variables).await;
+    one.connected().await;
+    let two = Tidegate::start(None, &variables).await;
+    two.connected().await;
+    crate::support::until("they know each other", async || {
+        one.status().await["fleet"]["instances"] == 2 && two.status().await["fleet"]["instances"] == 2
+    })
+    .await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let spent = async || one.status().await["redis"]["commands"]["today"].as_u64().unwrap();
+    let bytes = || {
+        figure(&redis, "stats", "total_net_input_bytes") + figure(&redis, "stats", "total_net_output_bytes")
+    };
+    let before = spent().await;
+    let _: String = redis.run(&["CONFIG", "RESETSTAT"]);
+    tokio::time::sleep(std::time::Duration::from_millis(3_500)).await;
+    let wire = bytes();
+    let counted = ["eval", "get", "set", "evalsha", "time"].map(|command| stat(&redis, command));
+    let (after, beats) = (spent().await, counted[0]);
+    assert!((5..=9).contains(&beats), "{beats} of two instances");
+    assert_eq!(counted, [beats, 2 * beats, beats, 0, 0]);
+    // This one's half of them, each four commands where those inside scripts count.
+    assert!((after - before).is_multiple_of(4) && (after - before) / 4 <= beats / 2 + 1, "{before} {after}");
+    // No more than was said, and not half of it; INFO's own answers are among the bytes.
+    let load = async |heartbeat: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let variables =
+            [("TIDEGATE_SECRET", "0123456789abcdef"), ("TIDEGATE__FLEET__HEARTBEAT_S", heartbeat)];
+        let arguments = ["cost", "--json", "--rpm", "1", "--instances", "2"];
+        tidegate_in(directory.path(), &arguments, &variables).await.json()["needs"].clone()
+    };
+    let (with, without) = (load("10").await, load("0").await);
+    let more = |name: &str| with[name].as_f64().unwrap() - without[name].as_f64().unwrap();
+    assert_eq!((more("calls_a_day"), more("commands_a_day")), (2.0 * 17_280.0, 4.0 * 17_280.0));
+    let said = more("bandwidth_bytes_a_month") / 31.0 / 17_280.0;
+    let measured = (wire - 2_500.0) / beats as f64;
+    eprintln!("bytes a beat: said {said:.0}, measured {measured:.0}");
+    assert!((said / 2.0..=said).contains(&measured), "{measured} of {said}");
+}
+
+#[tokio::test]
 async fn a_denied_request_that_this_process_knows_of_costs_no_command() {
     let redis = RedisServer::start();
     let url = redis.url();
-    let variables =
-        [("REDIS_URL", url.as_str()), ("REDIS_TIMEOUT_MS", "5000"), ("TIDEGATE_SECRET", "0123456789abcdef")];
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("REDIS_TIMEOUT_MS", "5000"),
+        ("TIDEGATE_SECRET", "0123456789abcdef"),
+        NO_BEAT,
+    ];
     let policies = TWO_POLICIES.replace("100/minute", "1/hour");
     let tidegate = Tidegate::start(Some(&policies), &variables).await;
     tidegate.connected().await;
@@ -110,12 +168,12 @@ async fn the_cost_is_shown_for_each_plan_with_the_date_of_its_figures() {
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     for words in [
         "100 requests a minute, 100 % of the keys in Redis, 1 instance(s)",
-        "144 144  calls a day",
-        "576 144  commands a day",
+        "147 024  calls a day",
+        "581 904  commands a day",
         "❌ Upstash: Free",
-        "commands a month: 17 860 464 of 500 000",
+        "commands a month: 18 039 024 of 500 000",
         "Upstash: Pay as you go",
-        "$35.72 a month",
+        "$36.08 a month",
         "Redis Cloud: Essentials, free",
         "Amazon ElastiCache: cache.t3.micro, one node",
         "The providers' figures are of 20",
@@ -125,7 +183,7 @@ async fn the_cost_is_shown_for_each_plan_with_the_date_of_its_figures() {
     let ran = tidegate(&["cost", "--json", "--rpm", "60", "--percent", "10", "--instances", "4"], &[]).await;
     let said = ran.json();
     assert_eq!(said["load"], json!({"rpm": 60.0, "percent": 10.0, "instances": 4}));
-    assert_eq!(said["needs"]["calls_a_day"], 8_640.0 + 4.0 * 144.0);
+    assert_eq!(said["needs"]["calls_a_day"], 8_640.0 + 4.0 * (144.0 + 2.0 * 8_640.0));
     assert!(said["plans"].as_array().unwrap().len() >= 7);
 }
 
@@ -164,6 +222,7 @@ async fn what_is_spent_of_the_plan_is_in_the_status_and_said_once_at_80_percent(
         ("TIDEGATE_SECRET", "0123456789abcdef"),
         ("TIDEGATE__REDIS__COMMANDS_PER_DAY", "1000"),
         ("TIDEGATE__REDIS__BILLED_PER_CALL", "5"),
+        NO_BEAT,
     ];
     let tidegate = Tidegate::start(Some(TWO_POLICIES), &variables).await;
     tidegate.connected().await;

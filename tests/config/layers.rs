@@ -36,6 +36,36 @@ fn it_starts_with_nothing_configured() {
 }
 
 #[test]
+fn peers_are_addresses_or_urls_and_who_cannot_be_reached_by_them_is_told() {
+    let with = |peers: &str| {
+        let setup = Setup::new().env("TIDEGATE_PEERS", peers).env("TIDEGATE_SECRET", "0123456789abcdef");
+        setup.env("ADMIN_TOKEN", "a-token-of-16-chars")
+    };
+    let peers = "10.0.0.7:8081, http://b.example:8080/_tidegate/,https://c.example,[fd00::7]:8081";
+    let loaded = with(peers).env("ADMIN_ADDR", "0.0.0.0:8081").loaded();
+    let addresses: Vec<String> = loaded.settings.fleet.peers.iter().map(ToString::to_string).collect();
+    let all = [
+        "http://10.0.0.7:8081",
+        "http://b.example:8080/_tidegate",
+        "https://c.example",
+        "http://[fd00::7]:8081",
+    ];
+    assert_eq!(addresses, all);
+    assert_eq!(loaded.settings.fleet.heartbeat, Some(Duration::from_secs(10)));
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let loaded = with(peers).env("TIDEGATE__FLEET__HEARTBEAT_S", "0").loaded();
+    assert_eq!(loaded.settings.fleet.heartbeat, None);
+    assert!(loaded.warnings[0].contains("they cannot ask it"), "{:?}", loaded.warnings);
+    assert!(with("127.0.0.1:8082,localhost:8083").loaded().warnings.is_empty());
+    for bad in ["10.0.0.7:8081/x", "ftp://a", "http://u:hunter2marker@h", "http://h/?q", ":1", "a b"] {
+        let lines = with(bad).lines();
+        let [line] = lines.as_slice() else { panic!("{bad}: {lines:?}") };
+        assert!(line.starts_with("TIDEGATE_PEERS: ") && line.contains("accepted: admin addresses"), "{line}");
+        assert!(!line.contains("hunter2marker"), "{line}");
+    }
+}
+
+#[test]
 fn each_layer_wins_over_those_before_it() {
     let mut setup = Setup::new();
     let port = |setup: &Setup| {
@@ -145,7 +175,7 @@ fn values_have_the_meaning_that_their_variable_has() {
         .env("REDIS_CLUSTER", "FALSE")
         .env("RATE_LIMIT_CANARY_PIN", "on")
         .env("RUST_LOG", "warn,tidegate=debug")
-        .env("DATABASE_URL", "postgres://not-ours")
+        .env("DATABASE_URL", "sqlite:///var/lib/tide%20gate/t.db")
         .loaded();
     let settings = loaded.settings;
     let proxies: Vec<String> = settings.server.trusted_proxies.iter().map(ToString::to_string).collect();
@@ -164,6 +194,7 @@ fn values_have_the_meaning_that_their_variable_has() {
         (Duration::from_millis(20), Duration::from_secs(30))
     );
     assert!(settings.rollout.pinned);
+    assert_eq!(settings.database.file.as_deref(), Some("/var/lib/tide gate/t.db".as_ref()));
     assert_eq!(settings.logging.filter, "warn,tidegate=debug");
 }
 

@@ -175,10 +175,12 @@ impl RedisServer {
         ask(&mut self.connection(), words)
     }
 
-    /// The keys of buckets: not the secret's and not the probe's.
+    /// The keys of buckets: not the secret's, the probe's or the fleet's.
     pub fn buckets(&self) -> Vec<String> {
         let keys: Vec<String> = self.run(&["KEYS", "*"]);
-        let own = |key: &String| !key.ends_with(":secret") && !key.contains(":probe:");
+        let of_background = [":secret", ":rollout", ":instances"];
+        let own =
+            |key: &String| !of_background.iter().any(|end| key.ends_with(end)) && !key.contains(":probe:");
         keys.into_iter().filter(own).collect()
     }
 

@@ -25,7 +25,7 @@ pub(super) fn cure(fault: &Fault, namespace: &str) -> String {
         FaultKind::Auth if says("without any password configured") => "Redis wants no password: take it out of REDIS_URL, or set one in Redis (requirepass)".into(),
         FaultKind::Auth => "copy user and password into REDIS_URL again; in them \"@\" is written %40, \"/\" %2F, \":\" %3A, \"#\" %23, \"%\" %25".into(),
         FaultKind::Permission => format!(
-            "ACL SETUSER … ~{namespace}:* &{namespace}:* {LEAST_PERMISSIONS}, and +del +publish +subscribe to forgive keys"
+            "ACL SETUSER … ~{namespace}:* &{namespace}:* {LEAST_PERMISSIONS}, and +del +publish +subscribe to forgive keys and to tell the fleet at once"
         ),
         FaultKind::ReadOnly => "this is a replica: point REDIS_URL at the primary's endpoint".into(),
         FaultKind::Oom => "Redis is full and refuses writes: give it memory, or let it evict (maxmemory-policy volatile-ttl)".into(),

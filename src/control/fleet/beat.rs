@@ -1,0 +1,126 @@
+//! The heartbeat: every few seconds an instance says through Redis that it is there, hears who else is, and holds its
+//! record against the fleet's. Whatever got lost on another way, a beat mends.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Fleet;
+use super::registry::id_text;
+use super::shared::Shared;
+use super::tell::What;
+use crate::control::record::Source;
+use crate::limiter::breaker::State;
+use crate::limiter::store::FaultKind;
+use crate::redis::{Brought, RedisStore};
+
+/// How often it is looked whether Redis is in use again.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Who knows of no other speaks no more often.
+const ALONE: Duration = Duration::from_secs(60);
+/// Who is silent for so many beats is gone.
+const SILENT: u32 = 3;
+/// How long the others are waited for when they are told what they lack.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl Fleet {
+    /// Beats until it is dropped.
+    pub(super) async fn keep_beating(self: Arc<Self>) {
+        let (Some(store), Some(every)) = (self.limiter.store(), self.heartbeat) else { return };
+        let mut due = Instant::now();
+        let mut away = true;
+        loop {
+            if store.state().breaker == State::Open {
+                away = true;
+                // When it answered last is for nobody to rely on.
+                self.redis.lock().take_if(|last| last.is_ok());
+                sleep(LOOK_EVERY).await;
+                continue;
+            }
+            if self.leaving.load(Ordering::Relaxed) {
+                return;
+            }
+            if away || Instant::now() >= due {
+                self.beat(store, every).await;
+                away = false;
+                due = Instant::now() + self.pace(every);
+            }
+            let soon =
+                timeout(LOOK_EVERY.min(due.saturating_duration_since(Instant::now())), self.hurry.notified());
+            if soon.await.is_ok() {
+                due = Instant::now();
+            }
+        }
+    }
+
+    /// How often: as configured, and rarely for who is alone.
+    pub(super) fn pace(&self, every: Duration) -> Duration {
+        if self.registry.len() == 0 { every.max(ALONE) } else { every }
+    }
+
+    /// One beat: both keys in one way there and back.
+    async fn beat(self: &Arc<Self>, store: &RedisStore, every: Duration) {
+        let row = self.row().and_then(|row| serde_json::to_string(&row).ok());
+        let Some(row) = row else { return };
+        let id = id_text(self.id);
+        // Who is alone by now may be so no longer, and be looked for by the pace of the others: the longer counts.
+        let counts = every.max(self.pace(every)) * SILENT;
+        let (lines, there) = tokio::join!(store.beat(&id, Some(&row), counts), store.shared_record());
+        let outcome = match (&lines, &there) {
+            (Ok(_), Ok(_)) => Ok(()),
+            (Err(fault), _) | (_, Err(fault)) => Err(fault.kind),
+        };
+        *self.redis.lock() = Some(outcome);
+        if let Ok(lines) = &lines {
+            let alone = self.registry.len() == 0;
+            self.registry.are(lines, &id);
+            if alone && self.registry.len() > 0 {
+                // They may know of nobody either.
+                let this = Arc::clone(self);
+                tokio::spawn(async move { this.tell(What::Hello, PATIENCE).await });
+            }
+        }
+        if let Ok(there) = there {
+            self.settle(store, there.as_deref()).await;
+        }
+    }
+
+    /// Ours or theirs: the newer is everybody's.
+    async fn settle(self: &Arc<Self>, store: &RedisStore, there: Option<&str>) {
+        let theirs = there.and_then(Shared::read);
+        if let Some(theirs) = &theirs
+            && self.consider(theirs.clone(), Source::Redis).await
+        {
+            return;
+        }
+        // They have none, or an older one, or what we have made of it since.
+        if self.bring(store).await.is_ok_and(|taken| taken) && theirs.is_some() {
+            self.spread().await;
+        }
+    }
+
+    /// Brings our record to Redis. Whether it is the fleet's now; one that is newer is taken instead.
+    pub(super) async fn bring(self: &Arc<Self>, store: &RedisStore) -> Result<bool, FaultKind> {
+        let Some(ours) = self.shared() else { return Ok(false) };
+        let Some(text) = ours.text() else { return Ok(false) };
+        match store.bring_record(ours.order(), &text).await.map_err(|fault| fault.kind)? {
+            Brought::Taken => Ok(true),
+            Brought::Stays(theirs) => {
+                let Some(theirs) = Shared::read(&theirs) else { return Ok(false) };
+                Ok(theirs.order() == ours.order() || {
+                    self.consider(theirs, Source::Redis).await;
+                    false
+                })
+            }
+        }
+    }
+
+    /// Tells the others our record, without anybody waiting for it.
+    async fn spread(self: &Arc<Self>) {
+        if let Some(ours) = self.shared() {
+            self.tell(What::Record(Box::new(ours)), PATIENCE).await;
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The fleet's record in Redis: read, brought, raised. Who is older never wins: the script compares.
+
+use super::RedisStore;
+use crate::limiter::clock::Micros;
+use crate::limiter::store::{Fault, FaultKind};
+
+const SCRIPT: &str = include_str!("record.lua");
+/// Commands that the script runs.
+const INSIDE: u64 = 2;
+
+/// The order of records: of two the one with the higher epoch wins, then the one with the higher revision, then the one
+/// with fewer basis points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordOrder {
+    /// Rollbacks and lowerings so far.
+    pub epoch: u64,
+    /// Changes so far.
+    pub revision: u64,
+    /// What it asks for, in hundredths of a percent.
+    pub points: u16,
+}
+
+/// What became of a record that was brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Brought {
+    /// It is the fleet's now.
+    Taken,
+    /// This one stays: it is newer, or the same.
+    Stays(String),
+}
+
+impl RedisStore {
+    /// The fleet's record, if there is one.
+    ///
+    /// # Errors
+    /// When Redis is away, or does not let this user read.
+    pub async fn shared_record(&self) -> Result<Option<String>, Fault> {
+        let key = self.key_of("rollout");
+        let mut command = redis::cmd("GET");
+        command.arg(&key);
+        self.command(&key, &command).await
+    }
+
+    /// Brings a record, a JSON object with `epoch`, `revision` and `points` as in `order`: it takes the place of an
+    /// older one, and of none.
+    ///
+    /// # Errors
+    /// When Redis is away, or does not let this user write.
+    pub async fn bring_record(&self, order: RecordOrder, record: &str) -> Result<Brought, Fault> {
+        self.record(&[order], record).await
+    }
+
+    /// Puts a record in the place of the one that was `seen`, in one step, or nowhere when there is a newer one.
+    ///
+    /// # Errors
+    /// As [`RedisStore::bring_record`].
+    pub async fn raise_record(
+        &self,
+        seen: RecordOrder,
+        order: RecordOrder,
+        record: &str,
+    ) -> Result<Brought, Fault> {
+        self.record(&[order, seen], record).await
+    }
+
+    async fn record(&self, orders: &[RecordOrder], record: &str) -> Result<Brought, Fault> {
+        let mut arguments = Vec::new();
+        for order in orders {
+            arguments.extend([order.epoch, order.revision, u64::from(order.points)].map(|n| n.to_string()));
+        }
+        arguments.insert(3, record.to_owned());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let (taken, there): (u8, String) =
+            self.script(&self.key_of("rollout"), SCRIPT, &arguments, INSIDE).await?;
+        Ok(if taken == 1 { Brought::Taken } else { Brought::Stays(there) })
+    }
+
+    /// Now by the clock of the server that holds the fleet's record, as last known; `None` before it is known.
+    pub fn server_time(&self) -> Option<Micros> {
+        let link = self.0.link_of(&self.key_of("rollout")).ok()?;
+        Some(link.offset.server_time(self.0.common.clock.now())).filter(|&time| time > 0)
+    }
+
+    /// Asks that server for its time: clocks drift apart while nothing is asked.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn ask_server_time(&self) -> Result<Micros, Fault> {
+        let (key, clock) = (self.key_of("rollout"), &self.0.common.clock);
+        let link = self.0.link_of(&key)?;
+        let sent = clock.now();
+        let (seconds, micros): (u64, u64) = self.command(&key, &redis::cmd("TIME")).await?;
+        let received = clock.now();
+        let server = seconds
+            .checked_mul(1_000_000)
+            .and_then(|time| time.checked_add(micros))
+            .ok_or_else(|| Fault::new(FaultKind::Protocol, "the answer to TIME is no time"))?;
+        link.offset.learn(server, sent, received);
+        Ok(link.offset.server_time(clock.now()))
+    }
+
+    pub(super) fn key_of(&self, what: &str) -> String {
+        format!("{}:{what}", self.0.options.namespace)
+    }
+}
