@@ -1,10 +1,10 @@
 -- The rollout's history, what the environment said last, and who did what.
 --
--- Every change of the rollout is a row of its own and no row is ever changed: there is nothing that a crash could leave half
+-- Every change of the rollout is a row of its own, written in one transaction with its row of the audit: there is nothing that a crash could leave half
 -- written, and "what is in force" is the newest row by the order that a fleet agrees on (epoch, revision, lower share). That
 -- order is the key, so writing a row twice is writing it once, and a row that comes late takes nobody's place.
--- The record is kept as the JSON that instances hand on (`body`): a field that a later version adds needs no migration, and
--- is not lost by a version that does not know it. The columns beside it are the order.
+-- The record is kept as the JSON that instances hand on (`body`): a field that a later version adds needs no migration. The
+-- columns beside it are the order.
 -- `points` are hundredths of a percent: what the record asks for, 0 when its backend is memory.
 CREATE TABLE rollout (
     epoch      INTEGER NOT NULL CHECK (epoch >= 0),
