@@ -12,7 +12,9 @@ mod support;
 mod access;
 mod admin;
 mod checks;
+mod conformance;
 mod costs;
+mod discipline;
 mod faults;
 mod fleet;
 mod fleet_outage;
@@ -34,4 +36,6 @@ mod rules;
 mod secrets;
 mod shadow;
 mod tls;
+mod upgrades;
+
 mod windows;
