@@ -71,7 +71,7 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
         ("dot segments", get("/a/../b/./c/..")),
         ("encoded dot segments", get("/a/%2e%2E/b/%2e")),
         ("a backslash, a pipe and brackets", get("/a\\b|c[d]^e'g;h=1,i@j:k!l$m*n(o)~")),
-        ("quotes and braces as JSON has them", get("/{\"a\":1}?{\"b\":2}")),
+        ("quotes and braces as JSON has them", get("/{\"a\":1}?{b:2}")),
         ("a long target", get(&long_target)),
         ("a method of one's own", head(&["PURGE /x HTTP/1.1", "Host: h"])),
         ("a method in lower case", head(&["get /x HTTP/1.1", "Host: h"])),

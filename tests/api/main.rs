@@ -35,7 +35,9 @@ mod rollout;
 mod rules;
 mod secrets;
 mod shadow;
+mod streams;
 mod tls;
+mod transport;
 mod upgrades;
 
 mod windows;
