@@ -254,6 +254,7 @@ async fn an_answer_that_breaks_off_breaks_off_for_the_client_in_each_framing() {
         }
         "/bad" => vec![send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npart\r\nzz\r\n")],
         "/head" => vec![send("HTTP/1.1 200 OK\r\nContent-Le"), Step::Close],
+        "/own" => vec![send("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")],
         _ => vec![Step::Close],
     })
     .await;
@@ -272,8 +273,12 @@ async fn an_answer_that_breaks_off_breaks_off_for_the_client_in_each_framing() {
     for target in ["/head", "/nothing"] {
         is_problem(&ask(tidegate.main, get(target)).await.1, 502, "urn:tidegate:upstream-invalid");
     }
-    assert_eq!(counted(&tidegate, "upstream").await, 0);
+    assert_eq!(ask(tidegate.main, get("/own")).await.1.status(), 500);
+    assert_eq!(counted(&tidegate, "upstream").await, 1);
     assert_eq!(counted(&tidegate, "gateway").await, 2);
+    let lines = tidegate.request_lines(9).await;
+    let origins: Vec<_> = lines.iter().filter_map(|line| line["origin"].as_str()).collect();
+    assert_eq!(origins, ["gateway", "gateway", "upstream"], "of the 5xx, and of nothing else");
 }
 
 #[tokio::test]
