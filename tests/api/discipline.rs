@@ -76,7 +76,7 @@ async fn an_upstream_that_closes_idle_connections_costs_no_request() {
         }
         for request in [get("/"), "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}".to_owned()] {
             if request.starts_with("POST") {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
             client.write(&request).await;
             assert_eq!(client.answer("GET").await.1.status(), 200, "{round}");
@@ -200,6 +200,12 @@ async fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
     let mut client = Raw::connect(tidegate.main).await;
     client.write(get("/")).await;
     until("the upstream is left", async || upstream.closed.load(Ordering::SeqCst) == 1).await;
+    // A stream of HTTP/2, while others of its connection are served.
+    let http = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
+    let untouched = http.get(tidegate.url("/")).send().await.unwrap();
+    until("the upstream is left", async || upstream.closed.load(Ordering::SeqCst) == 2).await;
+    assert_eq!(http.get(tidegate.url("/readyz")).send().await.unwrap().status(), 200);
+    assert!(untouched.bytes().await.is_err(), "it looks whole");
     assert!(super::gateway::resident_mib(tidegate.pid()) < 60);
 }
 
