@@ -3,12 +3,13 @@
 use std::future::{Future, Ready, ready};
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use actix_web::body::{BodySize, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
-use actix_web::http::{Method, Uri};
+use actix_web::http::{ConnectionType, Method, StatusCode, Uri};
 use actix_web::web::Bytes;
 use actix_web::{Error, HttpMessage, HttpRequest};
 use pin_project_lite::pin_project;
@@ -16,7 +17,9 @@ use quanta::Instant;
 use tracing_actix_web::RequestId;
 
 use super::client_ip::TrustedProxies;
+use super::health::Leaving;
 use super::judged::Judged;
+use super::wire::Line;
 use crate::limiter::event::{Event, Exchange, Observer, Origin};
 
 /// The status under which a request is told whose client left before there was an answer, as nginx does.
@@ -30,12 +33,14 @@ pub(crate) struct Untold;
 pub struct Exchanges {
     observer: Arc<dyn Observer>,
     proxies: Arc<TrustedProxies>,
+    leaving: Leaving,
 }
 
 impl Exchanges {
-    /// Tells `observer`, naming clients as `proxies` vouch for them.
-    pub fn told_to(observer: Arc<dyn Observer>, proxies: Arc<TrustedProxies>) -> Self {
-        Self { observer, proxies }
+    /// Tells `observer`, naming clients as `proxies` vouch for them. Once the process is `leaving`, every answer is the
+    /// last of its connection.
+    pub fn told_to(observer: Arc<dyn Observer>, proxies: Arc<TrustedProxies>, leaving: Leaving) -> Self {
+        Self { observer, proxies, leaving }
     }
 }
 
@@ -76,6 +81,8 @@ where
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
         let judged = Judged::default();
+        let changing = request.head().connection_type() == ConnectionType::Upgrade;
+        let under_way = request.conn_data::<Rc<Line>>().map(UnderWay::on);
         let request_id = {
             let mut extensions = request.extensions_mut();
             extensions.insert(judged.clone());
@@ -95,8 +102,10 @@ where
             origin: Origin::Gateway,
             judged,
             untold: false,
+            _under_way: under_way,
         };
-        Telling { answer: self.service.call(request), record: Some(Box::new(record)) }
+        let leaving = self.told.leaving.clone();
+        Telling { answer: self.service.call(request), record: Some(Box::new(record)), leaving, changing }
     }
 }
 
@@ -111,6 +120,8 @@ pin_project! {
         #[pin]
         answer: F,
         record: Option<Box<Record>>,
+        leaving: Leaving,
+        changing: bool,
     }
 }
 
@@ -126,7 +137,13 @@ where
         let outcome = std::task::ready!(this.answer.poll(context));
         let mut record = this.record.take();
         Poll::Ready(match outcome {
-            Ok(response) => {
+            Ok(mut response) => {
+                // The server below would call any answer to a wish for another protocol a change to it, and close the
+                // connection: that much is to be said.
+                let is_last = this.leaving.has_begun() || *this.changing;
+                if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+                }
                 if let Some(record) = &mut record {
                     record.status = response.status().as_u16();
                     let extensions = response.response().extensions();
@@ -189,6 +206,24 @@ struct Record {
     origin: Origin,
     judged: Judged,
     untold: bool,
+    // Last: the connection is idle when all of it is told.
+    _under_way: Option<UnderWay>,
+}
+
+/// A request on a connection that is not idle meanwhile.
+struct UnderWay(Rc<Line>);
+
+impl UnderWay {
+    fn on(line: &Rc<Line>) -> Self {
+        line.begins();
+        Self(Rc::clone(line))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.ends();
+    }
 }
 
 impl Drop for Record {

@@ -125,7 +125,7 @@ async fn bodies_flow_both_ways_without_being_gathered() {
     assert!(resident < 60, "{resident} MiB resident after an upload of 64 MiB");
 }
 
-fn resident_mib(pid: u32) -> u64 {
+pub(crate) fn resident_mib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
@@ -218,7 +218,7 @@ async fn an_answer_that_has_no_body_arrives_whatever_length_it_tells() {
 async fn a_client_that_does_not_send_its_body_in_time_is_at_fault_itself() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let upstream = Upstream::start();
-    let tidegate = before(&upstream, &[("TIDEGATE__UPSTREAM__TIMEOUT_MS", "300")]).await;
+    let tidegate = before(&upstream, &[("TIDEGATE__SERVER__BODY_TIMEOUT_MS", "300")]).await;
     let mut client = tokio::net::TcpStream::connect(tidegate.main).await.unwrap();
     client
         .write_all(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nonly this")

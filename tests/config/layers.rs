@@ -184,8 +184,8 @@ fn values_have_the_meaning_that_their_variable_has() {
     assert_eq!(tokens, ["first-token-of-two", "second-token-of-two"]);
     assert_eq!(settings.rollout.secret.unwrap().expose(), "0123456789abcdef");
     let upstream = settings.upstream.unwrap();
-    assert_eq!(upstream.url.to_string(), "https://api.internal:8443/base");
-    assert_eq!((upstream.url.port, upstream.url.base_path.as_str()), (8443, "/base"));
+    assert_eq!(upstream.urls[0].to_string(), "https://api.internal:8443/base");
+    assert_eq!((upstream.urls[0].port, upstream.urls[0].base_path.as_str()), (8443, "/base"));
     assert_eq!(upstream.timeout, Duration::from_secs(60));
     let redis = settings.redis.unwrap();
     assert!(redis.target.tls() && redis.files.ca_cert.is_some());
@@ -230,13 +230,37 @@ fn an_upstream_has_the_port_of_its_scheme() {
         ("http://[::1]", false, "[::1]", 80, "", "[::1]"),
         ("http://h:443", false, "h", 443, "", "h:443"),
     ] {
-        let url = Setup::new().env("UPSTREAM_URL", url).loaded().settings.upstream.unwrap().url;
+        let url = Setup::new().env("UPSTREAM_URL", url).loaded().settings.upstream.unwrap().urls.remove(0);
         assert_eq!(
             (url.https, url.host.as_str(), url.port, url.base_path.as_str()),
             (https, host, port, base)
         );
         assert_eq!(url.authority(), authority);
     }
+}
+
+#[test]
+fn several_upstreams_are_a_list_and_one_may_be_a_socket() {
+    let urls = |setup: Setup| {
+        let urls = setup.loaded().settings.upstream.unwrap().urls;
+        urls.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let variable = Setup::new().env("UPSTREAM_URL", "http://a:1, http://b:2,unix:///run/app.sock");
+    assert_eq!(urls(variable), ["http://a:1", "http://b:2", "unix:///run/app.sock"]);
+    let file = Setup::new().file("default.toml", "[upstream]\nurl = [\"http://a/x\", \"http://b/x/\"]\n");
+    assert_eq!(urls(file), ["http://a/x", "http://b/x"]);
+}
+
+#[test]
+fn the_host_that_an_upstream_sees_is_the_clients_its_own_or_one_by_name() {
+    use tidegate::config::HostPolicy;
+    let host = |name: &str, value: &str| {
+        let setup = Setup::new().env("UPSTREAM_URL", "http://up").env(name, value);
+        setup.loaded().settings.upstream.unwrap().host
+    };
+    assert_eq!(host("PORT", "0"), HostPolicy::Client);
+    assert_eq!(host("TIDEGATE__UPSTREAM__PRESERVE_HOST", "false"), HostPolicy::Upstream);
+    assert_eq!(host("TIDEGATE__UPSTREAM__HOST", "api.internal:8"), HostPolicy::Name("api.internal:8".into()));
 }
 
 #[test]

@@ -11,6 +11,7 @@
 pub mod certificates;
 pub mod outage;
 pub mod process;
+pub mod raw;
 pub mod redis_cluster;
 pub mod redis_server;
 pub mod relay;
