@@ -131,7 +131,9 @@ impl Application {
 
         let verifier = settings.jwt.clone().map(Verifier::new).transpose().map_err(StartError::Jwt)?;
         let verifier = verifier.map(Arc::new);
-        let reloading = settled::reloading(settings, &limiter, verifier.as_ref(), &observer);
+        let made_token = settings.admin.tokens.is_empty().then(Tokens::random);
+        let tokens = Tokens::new(made_token.as_ref().map_or(&settings.admin.tokens, std::slice::from_ref));
+        let reloading = settled::reloading(settings, &limiter, verifier.as_ref(), &tokens, &observer);
         let reloader = Arc::clone(&reloading.reloader);
         telemetry.say(&format!("in force: {}", reloading.policies.in_force().in_words()));
 
@@ -149,9 +151,6 @@ impl Application {
                 Some(gateway.map_err(StartError::Upstream)?)
             }
         };
-        let made_token = settings.admin.tokens.is_empty().then(Tokens::random);
-        let given = settings.admin.tokens.iter().map(|token| token.expose());
-        let tokens = Tokens::new(given.chain(made_token.as_deref()));
         let guessing = guard::against_guessing(tokens.clone(), Arc::clone(&proxies))
             .ok_or_else(|| std::io::Error::other("the admin guard's figures make no limit"))?;
         let readiness = Arc::clone(&status);
@@ -169,6 +168,7 @@ impl Application {
             proxies,
             verifier,
             tokens,
+            answers: Arc::default(),
             readiness: Arc::new(move || readiness.readiness()),
             admin: web::Data::new(Admin { steering, status, fleet: Arc::clone(&fleet) }),
             reloading: web::Data::new(reloading),
@@ -190,7 +190,7 @@ impl Application {
             hangups,
             watch: settings.policies.watch,
             grace: settings.server.grace,
-            made_token,
+            made_token: made_token.map(|made| made.secret.expose().to_owned()),
             _flush: flush,
         })
     }

@@ -14,6 +14,8 @@ use crate::control::redis_login::RedisLogin;
 use crate::control::reload::{Reloadable, Reloader};
 use crate::control::reload_api::Reloading;
 use crate::control::start_only::StartOnly;
+use crate::control::token_file::AdminTokens;
+use crate::control::tokens::Tokens;
 use crate::doors::client_ip::{ClientIpHeader, TrustedProxies};
 use crate::doors::costs::Costs;
 use crate::doors::gateway::Upstream;
@@ -145,6 +147,7 @@ pub(super) fn reloading(
     settings: &Settings,
     limiter: &Arc<Limiter<RedisStore>>,
     verifier: Option<&Arc<Verifier>>,
+    tokens: &Tokens,
     observer: &Arc<dyn Observer>,
 ) -> Reloading {
     let config::Policies { source, file, seen, .. } = settings.policies.clone();
@@ -160,6 +163,9 @@ pub(super) fn reloading(
     if let Some(store) = limiter.store() {
         let (login, seen) = RedisLogin::new(Arc::clone(store.logins()));
         sources.push((Arc::new(login), seen));
+    }
+    if let Some((file, seen)) = settings.admin.token_file.clone() {
+        sources.push((Arc::new(AdminTokens::new(file, tokens.clone())), seen));
     }
     let reloader = Arc::new(Reloader::new(sources, Arc::clone(observer)));
     Reloading { reloader, policies }

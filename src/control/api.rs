@@ -8,16 +8,21 @@ use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 
 use super::fleet::Fleet;
-use super::guard::Actor;
+use super::guard::too_narrow;
 use super::record::{Change, Record, RecordView, Refusal, Steering};
 use super::reload_api::Reloading;
 use super::status::{RedisView, Status, StatusView};
+use super::tokens::Bearer;
+use crate::config::Scope;
 use crate::doors::problem::{Cause, Problem};
 use crate::limiter::decision::Backend;
 use crate::limiter::rollout::Percent;
 
 /// The longest body that is read, in bytes.
 const LONGEST_BODY: usize = 16 * 1024;
+
+/// Where everything is rolled back.
+pub const ROLLBACK: &str = "/rollout/rollback";
 
 /// How long a rollback waits for its reason.
 const REASON_WAITED_FOR: Duration = Duration::from_secs(1);
@@ -106,9 +111,12 @@ pub async fn put_rollout(
         })?),
     };
     let actor = actor(&request);
-    let change = Change { percent, backend, actor: &actor, reason, seen };
+    let scope = request.extensions().get::<Bearer>().map(|bearer| bearer.scope);
+    let may_raise = scope == Some(Scope::Admin);
+    let change = Change { percent, backend, actor: &actor, reason, seen, may_raise };
     match admin.steering.change(&change) {
         Ok(record) => Ok(admin.view(&record, true)),
+        Err(Refusal::MayNotRaise) => Err(too_narrow("Raising", scope, Scope::Admin)),
         Err(refusal) => Err(problem_of(refusal)),
     }
 }
@@ -161,7 +169,8 @@ impl Admin {
     }
 }
 
-async fn read(body: web::Payload) -> Result<web::Bytes, Problem> {
+/// A body of bounded length.
+pub(super) async fn read(body: web::Payload) -> Result<web::Bytes, Problem> {
     match body.to_bytes_limited(LONGEST_BODY).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(_)) => Err(Problem::new(Cause::BadRequest, "The body broke off or was malformed.")),
@@ -172,7 +181,7 @@ async fn read(body: web::Payload) -> Result<web::Bytes, Problem> {
 }
 
 pub(super) fn actor(request: &HttpRequest) -> String {
-    request.extensions().get::<Actor>().map_or_else(|| "unknown".to_owned(), |actor| actor.0.clone())
+    request.extensions().get::<Bearer>().map_or_else(|| "unknown".to_owned(), |bearer| bearer.name.clone())
 }
 
 fn problem_of(refusal: Refusal) -> Problem {
@@ -186,6 +195,7 @@ fn problem_of(refusal: Refusal) -> Problem {
                 "RATE_LIMIT_CANARY_PIN is set: only RATE_LIMIT_CANARY_PERCENT raises the percentage.";
             Problem::new(Cause::Conflict, detail).with_code("pinned_by_env")
         }
+        Refusal::MayNotRaise => too_narrow("Raising", None, Scope::Admin),
         Refusal::TagRequired => {
             let detail = "Raising needs If-Match with the ETag of GET /admin/rollout, so that nobody raises over another's change.";
             Problem::new(Cause::PreconditionRequired, detail).with_code("if_match_required")

@@ -13,7 +13,8 @@ use actix_web::http::header::{HeaderValue, WWW_AUTHENTICATE};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage, HttpResponse, HttpResponseBuilder, web};
 
-use super::tokens::Tokens;
+use super::tokens::{Bearer, Tokens};
+use crate::config::Scope;
 use crate::doors::check::bearer;
 use crate::doors::client_ip::TrustedProxies;
 use crate::doors::problem::{Cause, Problem};
@@ -91,10 +92,6 @@ pub fn against_guessing(tokens: Tokens, proxies: Arc<TrustedProxies>) -> Option<
         .finish()
 }
 
-/// Who made a request, once the token was accepted.
-#[derive(Clone)]
-pub struct Actor(pub String);
-
 /// Lets through who bears a token. A middleware and no extractor: actix runs extractors side by side, and a bad body
 /// must not be answered before a missing token.
 pub async fn authenticate(
@@ -105,8 +102,8 @@ pub async fn authenticate(
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let bearer = bearer(request.headers()).map(|token| tokens.bearer(token));
     let detail = match bearer {
-        Some(Some(name)) => {
-            request.extensions_mut().insert(Actor(name));
+        Some(Some(bearer)) => {
+            request.extensions_mut().insert(bearer);
             return Ok(next.call(request).await?.map_into_boxed_body());
         }
         Some(None) => "The token is wrong.",
@@ -119,12 +116,37 @@ pub async fn authenticate(
     Ok(request.into_response(response))
 }
 
+/// Lets through whose token is good for it. Behind [`authenticate`].
+pub async fn permit(
+    needs: Scope,
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let scope = request.extensions().get::<Bearer>().map(|bearer| bearer.scope);
+    match scope {
+        Some(scope) if scope >= needs => Ok(next.call(request).await?.map_into_boxed_body()),
+        scope => {
+            let what = format!("{} {}", request.method(), request.path());
+            let response = too_narrow(&what, scope, needs).response();
+            Ok(request.into_response(response))
+        }
+    }
+}
+
+/// The problem of a token that is known and not good for `what`.
+pub(super) fn too_narrow(what: &str, scope: Option<Scope>, needs: Scope) -> Problem {
+    let scope = scope.map_or("none", Scope::as_str);
+    let detail =
+        format!("{what} needs a token with the scope \"{}\"; this one has \"{scope}\".", needs.as_str());
+    Problem::new(Cause::Forbidden, detail).with_code("scope_too_narrow")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_limit_against_guessing_is_one() {
-        assert!(against_guessing(Tokens::new([]), Arc::default()).is_some());
+        assert!(against_guessing(Tokens::new(&[]), Arc::default()).is_some());
     }
 }

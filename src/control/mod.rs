@@ -4,6 +4,7 @@
 pub mod api;
 pub mod fleet;
 pub mod guard;
+pub mod idempotency;
 pub mod jwt_keys;
 pub mod keys;
 pub mod policies;
@@ -11,7 +12,9 @@ pub mod record;
 pub mod redis_login;
 pub mod reload;
 pub mod reload_api;
+pub mod routes;
 pub mod start_only;
 pub mod status;
+pub mod token_file;
 pub mod tokens;
 pub mod watch;

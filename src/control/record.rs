@@ -64,6 +64,8 @@ pub struct Change<'a> {
     pub reason: &'a str,
     /// The entity tags that the asker has seen, as in `If-Match`.
     pub seen: Option<&'a str>,
+    /// Whether they may raise. Judged with the record locked: what lowers when it is sent may raise when it arrives.
+    pub may_raise: bool,
 }
 
 /// Why a change is not made.
@@ -73,6 +75,8 @@ pub enum Refusal {
     DisabledByEnv(&'static str),
     /// Only the environment may raise.
     PinnedByEnv,
+    /// Whoever asks may only lower.
+    MayNotRaise,
     /// Whoever raises must say which state they have seen.
     TagRequired,
     /// The state has changed since; what it is now.
@@ -137,6 +141,9 @@ impl Steering {
             return Err(Refusal::DisabledByEnv(why));
         }
         let raises = next.wanted() > record.wanted();
+        if raises && !change.may_raise {
+            return Err(Refusal::MayNotRaise);
+        }
         if raises && self.rules.pinned {
             return Err(Refusal::PinnedByEnv);
         }
@@ -244,7 +251,14 @@ mod tests {
     }
 
     fn to<'a>(percent: u16, seen: Option<&'a str>) -> Change<'a> {
-        Change { percent: points(percent), backend: None, actor: "ana", reason: "a test", seen }
+        Change {
+            percent: points(percent),
+            backend: None,
+            actor: "ana",
+            reason: "a test",
+            seen,
+            may_raise: true,
+        }
     }
 
     #[test]
@@ -293,5 +307,14 @@ mod tests {
         let change = Change { backend: Some(Backend::Redis), ..to(100, None) };
         assert_eq!(steering.change(&change), Err(Refusal::TagRequired));
         assert_eq!(steering.rollout.in_force().percent, Percent::NONE);
+    }
+
+    #[test]
+    fn whoever_may_not_raise_may_lower_whatever_they_have_seen() {
+        let steering = steering(Backend::Redis, 50, EnvironmentRules::default());
+        let lower = |percent, seen| Change { may_raise: false, ..to(percent, seen) };
+        assert_eq!(steering.change(&lower(60, Some("*"))), Err(Refusal::MayNotRaise));
+        assert!(steering.change(&lower(10, None)).is_ok());
+        assert_eq!(steering.change(&lower(40, Some("*"))), Err(Refusal::MayNotRaise), "it was lower before");
     }
 }
