@@ -14,8 +14,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Settings;
 use crate::control::api::Admin;
+use crate::control::audit::Audit;
+use crate::control::database::{keep_record, take_up};
 use crate::control::fleet::Fleet;
 use crate::control::guard;
+use crate::control::record::Steering;
+use crate::control::refusals::Refusals;
 use crate::control::reload::Reloader;
 use crate::control::status::Status;
 use crate::control::tokens::Tokens;
@@ -79,6 +83,9 @@ pub struct Application {
     servers: Vec<Server>,
     telemetry: Arc<Telemetry>,
     limiter: Arc<Limiter<RedisStore>>,
+    steering: Arc<Steering>,
+    audit: Arc<Audit>,
+    refusals: Arc<Refusals>,
     fleet: Arc<Fleet>,
     reloader: Arc<Reloader>,
     /// Heard of from the moment when it says that it listens: the first one must not end the process.
@@ -93,11 +100,12 @@ pub struct Application {
 }
 
 impl Application {
-    /// Opens the listeners and wires everything behind them. Asks nothing of the network.
+    /// Opens the listeners and wires everything behind them. Asks nothing of the network, and the disk for two seconds at
+    /// most what was in force before.
     ///
     /// # Errors
     /// When an address is taken, a file can't be read, or the like: each names the variable to mend.
-    pub fn build(settings: &Settings, warnings: &[String]) -> Result<Self, StartError> {
+    pub async fn build(settings: &Settings, warnings: &[String]) -> Result<Self, StartError> {
         // One provider for every TLS connection; a second start in one process finds it installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let format = settled::format(settings);
@@ -123,8 +131,10 @@ impl Application {
             _ => limiter,
         };
         let limiter = Arc::new(limiter);
-        let steering = settled::steering(settings, hard_off, &rollout, &observer);
-        telemetry.say(&settled::in_force(settings, hard_off));
+        let audit = settled::audit(settings, &observer);
+        let steering = settled::steering(settings, hard_off, &audit, &rollout, &observer);
+        take_up(&steering, &audit).await;
+        telemetry.say(&settled::in_force(&steering));
         if settings.redis.is_none() && settings.rollout.backend == Backend::Redis {
             observer.observe(&Event::StoreNotConfigured);
         }
@@ -151,7 +161,8 @@ impl Application {
                 Some(gateway.map_err(StartError::Upstream)?)
             }
         };
-        let guessing = guard::against_guessing(tokens.clone(), Arc::clone(&proxies))
+        let refusals = Arc::<Refusals>::default();
+        let guessing = guard::against_guessing(tokens.clone(), Arc::clone(&proxies), Arc::clone(&refusals))
             .ok_or_else(|| std::io::Error::other("the admin guard's figures make no limit"))?;
         let readiness = Arc::clone(&status);
         let fleet = Fleet::new(Arc::clone(&limiter));
@@ -169,8 +180,15 @@ impl Application {
             verifier,
             tokens,
             answers: Arc::default(),
+            refusals: Arc::clone(&refusals),
             readiness: Arc::new(move || readiness.readiness()),
-            admin: web::Data::new(Admin { steering, status, fleet: Arc::clone(&fleet) }),
+            audit: web::Data::from(Arc::clone(&audit)),
+            admin: web::Data::new(Admin {
+                steering: Arc::clone(&steering),
+                audit: Arc::clone(&audit),
+                status,
+                fleet: Arc::clone(&fleet),
+            }),
             reloading: web::Data::new(reloading),
             guessing,
         };
@@ -185,6 +203,9 @@ impl Application {
             servers,
             telemetry,
             limiter,
+            steering,
+            audit,
+            refusals,
             fleet,
             reloader,
             hangups,
@@ -212,6 +233,9 @@ impl Application {
             tokio::spawn(store.clone().keep_connected());
             tokio::spawn(Arc::clone(fleet).listen());
         }
+        let observer: Arc<dyn Observer> = telemetry.clone();
+        tokio::spawn(Arc::clone(&self.refusals).tell(Arc::clone(&self.audit)));
+        tokio::spawn(keep_record(Arc::clone(&self.steering), Arc::clone(&self.audit), observer));
         tokio::spawn(sweep(Arc::clone(limiter)));
         tokio::spawn(tell_of_dropped_lines(Arc::clone(telemetry)));
         tokio::spawn(reload_on_hangup(self.hangups, Arc::clone(reloader)));
@@ -235,6 +259,8 @@ impl Application {
             }
         });
         futures_util::future::try_join_all(self.servers).await?;
+        // What still waits for the disk, such as the row of a refused token, gets a last chance.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.audit.flush()).await;
         self.telemetry.say("stopped");
         Ok(())
     }

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app::Application;
 use crate::config::{self, Errors, Loaded, Sources, report};
-use crate::tools::{cost, doctor, providers};
+use crate::tools::{cost, doctor, providers, rollout};
 
 /// The arguments or the configuration make no sense (EX_USAGE of sysexits.h).
 const USAGE: u8 = 64;
@@ -69,6 +69,59 @@ enum Command {
     /// What the configured policies need of a Redis (commands, memory, connections) against each provider's plans
     #[command(after_help = "Example:\n  tidegate cost --rpm 1000 --percent 10")]
     Cost(Cost),
+    /// The rollout's record through the admin API: read it, change it, go back to memory. Exit 0 done, 1 not done, 2 done
+    /// but not on every instance yet
+    #[command(
+        after_help = "Examples:\n  ADMIN_TOKEN=… tidegate rollout status\n  tidegate rollout set 25 --reason 'P95 is fine'\n  tidegate rollout rollback --reason '5xx' --admin-url http://10.0.0.7:8081"
+    )]
+    Rollout(Rollout),
+}
+
+#[derive(Args)]
+struct Rollout {
+    /// The admin API, as in https://api.example.com/_tidegate; without it, where ADMIN_ADDR says, on this machine
+    #[arg(long, value_name = "URL", global = true)]
+    admin_url: Option<String>,
+    /// Print the API's own JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: RolloutCommand,
+}
+
+#[derive(Subcommand)]
+enum RolloutCommand {
+    /// What is in force, since when, by whom, why
+    #[command(after_help = "Example:\n  tidegate rollout status --json | jq .percent")]
+    Status,
+    /// Another share of the keys for Redis
+    #[command(after_help = "Example:\n  tidegate rollout set 25 --reason 'P95 is fine'")]
+    Set {
+        /// 0 to 100, at most two decimals
+        #[arg(value_name = "PERCENT", allow_hyphen_values = true)]
+        percent: String,
+        /// Why: whoever is on call next will read it
+        #[arg(long, value_name = "TEXT", default_value = "set from a shell")]
+        reason: String,
+        /// Switch the flag as well
+        #[arg(long, value_name = "BACKEND", value_parser = ["memory", "redis"])]
+        backend: Option<String>,
+        /// Say what would happen, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Every key to memory, now, on every instance
+    #[command(after_help = "Example:\n  tidegate rollout rollback --reason '5xx on the canary'")]
+    Rollback {
+        /// Why
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Stepwise rollouts (not in this version)
+    Plan {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        rest: Vec<String>,
+    },
 }
 
 #[derive(Args)]
@@ -125,6 +178,10 @@ pub fn run() -> ExitCode {
             Ok(loaded) => reckon(&loaded, &asked),
             Err(errors) => refuse(&report::errors_text(&errors)),
         },
+        Some(Command::Rollout(asked)) => match loaded {
+            Ok(loaded) => steer(&loaded, asked),
+            Err(errors) => refuse(&report::errors_text(&errors)),
+        },
         None | Some(Command::Serve) => match loaded {
             Ok(loaded) => serve(&loaded),
             Err(errors) => refuse(&report::errors_text(&errors)),
@@ -157,8 +214,9 @@ impl Common {
 
 fn serve(loaded: &Loaded) -> ExitCode {
     let outcome = actix_web::rt::System::new().block_on(async {
-        let application =
-            Application::build(&loaded.settings, &loaded.warnings).map_err(|error| error.to_string())?;
+        let application = Application::build(&loaded.settings, &loaded.warnings)
+            .await
+            .map_err(|error| error.to_string())?;
         tell_token(application.made_token.as_deref());
         application.run_until_stopped().await.map_err(|error| error.to_string())
     });
@@ -203,6 +261,28 @@ fn reckon(loaded: &Loaded, asked: &Cost) -> ExitCode {
         false => cost::text(load, needs.as_ref(), &judged, &providers),
     };
     print(&text, 0)
+}
+
+fn steer(loaded: &Loaded, asked: Rollout) -> ExitCode {
+    let todo = match asked.command {
+        RolloutCommand::Status => rollout::Asked::Status,
+        RolloutCommand::Rollback { reason } => rollout::Asked::Rollback { reason },
+        RolloutCommand::Set { percent, reason, backend, dry_run } => match config::percent(&percent) {
+            Ok(percent) => rollout::Asked::Set { percent, backend, reason, dry_run },
+            Err(message) => return refuse(&format!("PERCENT: {message}")),
+        },
+        RolloutCommand::Plan { .. } => {
+            let message = "Stepwise plans are not in this version. `tidegate rollout set PERCENT` takes one step; \
+                           `tidegate rollout rollback` goes back to memory.";
+            return refuse(message);
+        }
+    };
+    let run = rollout::run(&loaded.settings, asked.admin_url.as_deref(), &todo, asked.json);
+    let told = actix_web::rt::System::new().block_on(run);
+    match told.text.is_empty() {
+        true => ExitCode::from(told.code),
+        false => print(&told.text, told.code),
+    }
 }
 
 /// Colours are for a terminal, and for nobody who has set NO_COLOR (<https://no-color.org>).

@@ -14,8 +14,10 @@ use tracing_actix_web::TracingLogger;
 use super::{Addresses, StartError};
 use crate::config::{AdminAddr, Settings};
 use crate::control::api::{self, Admin};
+use crate::control::audit::Audit;
 use crate::control::guard;
 use crate::control::idempotency::{self, Answers};
+use crate::control::refusals::Refusals;
 use crate::control::reload_api::Reloading;
 use crate::control::routes;
 use crate::control::tokens::Tokens;
@@ -49,9 +51,11 @@ pub(super) struct Parts {
     pub(super) callers: Callers,
     pub(super) readiness: ReadinessProbe,
     pub(super) admin: web::Data<Admin>,
+    pub(super) audit: web::Data<Audit>,
     pub(super) reloading: web::Data<Reloading>,
     pub(super) tokens: Tokens,
     pub(super) answers: Arc<Answers>,
+    pub(super) refusals: Arc<Refusals>,
     pub(super) guessing: guard::Guessing,
 }
 
@@ -154,9 +158,11 @@ fn own_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
 
 fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_metrics: bool) {
     app.app_data(parts.admin.clone())
+        .app_data(parts.audit.clone())
         .app_data(parts.reloading.clone())
         .app_data(web::Data::new(parts.tokens.clone()))
         .app_data(web::Data::new(Arc::clone(&parts.answers)))
+        .app_data(web::Data::from(Arc::clone(&parts.refusals)))
         .app_data(web::Data::new(Arc::clone(&parts.observer)));
     let metrics = web::resource(format!("{prefix}/metrics")).get(api::metrics);
     let metrics = metrics.default_service(otherwise(&[Method::GET]));

@@ -7,9 +7,11 @@ use actix_web::http::header::HeaderName;
 
 use super::StartError;
 use crate::config::{self, AppEnv, ClientIpHeader as Configured, LogFormat, Seen, Settings};
+use crate::control::audit::Audit;
+use crate::control::database::{Database, Place};
 use crate::control::jwt_keys::JwtKeys;
 use crate::control::policies::Policies;
-use crate::control::record::{EnvironmentRules, Record, Steering};
+use crate::control::record::{Environment, Record, Source, Steering};
 use crate::control::redis_login::RedisLogin;
 use crate::control::reload::{Reloadable, Reloader};
 use crate::control::reload_api::Reloading;
@@ -75,23 +77,59 @@ pub(super) fn hard_off(settings: &Settings) -> Option<&'static str> {
     }
 }
 
-/// What is in force, from where, and what was passed over.
-pub(super) fn in_force(settings: &Settings, hard_off: Option<&str>) -> String {
-    let rollout = &settings.rollout;
-    let percent = rollout.percent;
-    match hard_off {
-        Some(why) if rollout.percent_is_set => {
+/// What is in force, from where, and what was passed over. Said when the disk has been asked; the record of a fleet comes
+/// from Redis later, and has a line of its own.
+pub(super) fn in_force(steering: &Steering) -> String {
+    let (record, environment) = (steering.record(), steering.environment());
+    let variable = environment.percent.map(|percent| format!("RATE_LIMIT_CANARY_PERCENT={percent}"));
+    let of_record = format!(
+        "revision {} of epoch {} by {}, {}: {}",
+        record.revision,
+        record.epoch,
+        record.updated_by,
+        record.updated_at_text(),
+        record.reason
+    );
+    let made_here = steering.source() == Source::Here;
+    if let Some(why) = environment.hard_off {
+        let mut line = format!("rollout: every key in memory, because {why}");
+        if !made_here {
+            line += &format!("; the record stands for later: {} % ({of_record})", record.wanted());
+        }
+        if let Some(variable) = variable {
+            line += &format!("; {variable} is passed over");
+        }
+        return line;
+    }
+    let percent = record.wanted();
+    let mut line = match (made_here, record.updated_by.as_str()) {
+        (true, "env") if record.revision > 1 => {
             format!(
-                "rollout: every key in memory, because {why}; RATE_LIMIT_CANARY_PERCENT={percent} is passed over"
+                "rollout: {percent} % of the keys in Redis, from the environment, newer than the disk ({of_record})"
             )
         }
-        Some(why) => format!("rollout: every key in memory, because {why}"),
-        None => {
-            let source = if rollout.percent_is_set { "RATE_LIMIT_CANARY_PERCENT" } else { "the default" };
-            let pin = if rollout.pinned { "; pinned: only the environment raises it" } else { "" };
-            format!("rollout: {percent} % of the keys in Redis, from {source}{pin}")
+        (true, _) if environment.percent.is_some() => {
+            format!(
+                "rollout: {percent} % of the keys in Redis, from RATE_LIMIT_CANARY_PERCENT (revision 1, nothing was kept before)"
+            )
         }
+        (true, _) => {
+            format!(
+                "rollout: {percent} % of the keys in Redis, from the default (revision 1, nothing was kept before)"
+            )
+        }
+        (false, _) => format!("rollout: {percent} % of the keys in Redis, from the disk ({of_record})"),
+    };
+    if let Some(variable) = variable.filter(|_| environment.percent != Some(record.percent)) {
+        line += &format!("; {variable} is passed over, because it has not changed since");
     }
+    if record.backend == Backend::Memory {
+        line += "; the record's backend is memory";
+    }
+    if environment.pinned {
+        line += "; pinned: only the environment raises it";
+    }
+    line
 }
 
 /// Where the gateway goes.
@@ -122,24 +160,30 @@ pub(super) fn sets(headers: config::Headers) -> Sets {
     Sets { ietf: headers.ietf, draft_03: headers.draft_03, x_ratelimit, shadow: headers.shadow }
 }
 
-/// The wheel, with what the environment wants in force.
+/// The wheel, with what the environment wants in force until the disk has been asked.
 pub(super) fn steering(
     settings: &Settings,
     hard_off: Option<&'static str>,
+    audit: &Arc<Audit>,
     rollout: &Arc<Rollout>,
     observer: &Arc<dyn Observer>,
 ) -> Arc<Steering> {
-    let record = Record {
-        backend: settings.rollout.backend,
-        percent: settings.rollout.percent,
-        epoch: 0,
-        revision: 1,
-        updated_at: chrono::Utc::now(),
-        updated_by: "env".to_owned(),
-        reason: "start".to_owned(),
+    let of = &settings.rollout;
+    let environment = Environment {
+        hard_off,
+        pinned: of.pinned,
+        backend: of.backend_is_set.then_some(of.backend),
+        percent: of.percent_is_set.then_some(of.percent),
     };
-    let rules = EnvironmentRules { hard_off, pinned: settings.rollout.pinned };
-    Arc::new(Steering::new(record, rules, Arc::clone(rollout), Arc::clone(observer)))
+    // That nothing is decided by Redis for want of one is the environment's doing, and no wish to be kept.
+    let record = Record::initial(of.percent, "start");
+    Steering::new(record, environment, Arc::clone(audit), Arc::clone(rollout), Arc::clone(observer))
+}
+
+/// The disk, not opened yet.
+pub(super) fn audit(settings: &Settings, observer: &Arc<dyn Observer>) -> Arc<Audit> {
+    let place = settings.database.file.clone().map_or(Place::Memory, Place::File);
+    Audit::new(Database::new(place, settings.database.audit_rows, Arc::clone(observer)))
 }
 
 /// What is read again while running, and how. Whatever else comes from files that may change joins the sources here.

@@ -67,6 +67,9 @@ pub const KEYS: &[Known] = &[
     short("rollout.pinned", "RATE_LIMIT_CANARY_PIN"),
     secret("rollout.secret", Some("TIDEGATE_SECRET")),
     short("rollout.secret_file", "TIDEGATE_SECRET_FILE"),
+    // A URL of another database that a host sets by itself may hold a password.
+    secret("database.url", Some("DATABASE_URL")),
+    plain("database.audit_rows"),
     short("logging.format", "LOG_FORMAT"),
     plain("logging.requests"),
     plain("logging.raw_keys"),
@@ -88,7 +91,7 @@ pub const KEYS: &[Known] = &[
 ];
 
 /// Variables of the contract that a later version reads. Ignoring one would start something else than was
-/// asked for. `DATABASE_URL` is not here: hosts set it by themselves, for other databases.
+/// asked for.
 pub(super) const LATER: &[&str] = &["TIDEGATE_PEERS", "RLS_ADDR"];
 
 /// Options that are gone, and what took their place.

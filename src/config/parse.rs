@@ -237,3 +237,36 @@ pub(super) fn pem(path: &str) -> Result<PathBuf, String> {
         Err("the file has no \"-----BEGIN …-----\" line; accepted: a PEM file".to_owned())
     }
 }
+/// The file of `sqlite://PATH`; `None` for `sqlite::memory:`. What was read may hold a password and is not said.
+pub(super) fn sqlite(url: &str) -> Result<Option<PathBuf>, String> {
+    const ACCEPTED: &str = "accepted: sqlite://PATH (as in sqlite://data/tidegate.db, relative to the working directory, or \
+                            sqlite:///var/lib/tidegate/tidegate.db), or sqlite::memory:";
+    let scheme = url.split([':', '/']).next().unwrap_or_default();
+    let Some(rest) = url.strip_prefix("sqlite:") else {
+        let known = scheme.len() <= 16
+            && scheme.len() < url.len()
+            && scheme.bytes().all(|b| b.is_ascii_alphanumeric());
+        let what = match known {
+            true => format!(
+                "{scheme}:// is of another database (some hosts set it by themselves); tidegate keeps its own in SQLite: set \
+                               DATABASE_URL=sqlite://data/tidegate.db for it"
+            ),
+            false => "it is no URL of SQLite".to_owned(),
+        };
+        return Err(format!("{what}; {ACCEPTED}"));
+    };
+    let path = rest.strip_prefix("//").unwrap_or(rest);
+    if path == ":memory:" {
+        return Ok(None);
+    }
+    if path.contains(['?', '#']) {
+        return Err(format!("options and fragments are not taken; {ACCEPTED}"));
+    }
+    let path = percent_encoding::percent_decode_str(path).decode_utf8();
+    match path {
+        Ok(path) if !path.is_empty() && !path.ends_with('/') && !path.contains('\0') => {
+            Ok(Some(PathBuf::from(path.as_ref())))
+        }
+        _ => Err(format!("it names no file; {ACCEPTED}")),
+    }
+}

@@ -53,6 +53,7 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
         upstream,
         redis,
         rollout,
+        database: database(&mut taken),
         logging: logging(&mut taken),
         memory: Memory {
             max_keys: taken.get("memory.max_keys", 1, |text| parse::whole(text, 1_000..=100_000_000)),
@@ -199,6 +200,17 @@ fn upstream(taken: &mut Taken) -> Option<Upstream> {
     let preserve_host = boolean(taken, "upstream.preserve_host");
     let cost_header = taken.optional("upstream.cost_header", parse::header);
     Some(Upstream { url: url?, timeout, connect_timeout, preserve_host, cost_header })
+}
+
+fn database(taken: &mut Taken) -> Database {
+    let file = taken.get("database.url", None, parse::sqlite);
+    let shown = match &file {
+        Some(file) => format!("sqlite://{}", file.display()),
+        None => "sqlite::memory:".to_owned(),
+    };
+    taken.show("database.url", shown, None);
+    let audit_rows = taken.get("database.audit_rows", 100, |text| parse::whole(text, 100..=10_000_000));
+    Database { file, audit_rows }
 }
 
 fn logging(taken: &mut Taken) -> Logging {

@@ -33,6 +33,8 @@ pub struct Settings {
     pub redis: Option<Redis>,
     /// Which store decides whom, as the configuration wants it.
     pub rollout: Rollout,
+    /// What outlives a restart.
+    pub database: Database,
     /// What is logged and how.
     pub logging: Logging,
     /// The store in this process.
@@ -209,6 +211,15 @@ pub struct Rollout {
     pub pinned: bool,
     /// The fleet's secret, at least 16 bytes.
     pub secret: Option<Secret>,
+}
+
+/// What outlives a restart.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// The SQLite file; `None`: in memory, which outlives nothing.
+    pub file: Option<PathBuf>,
+    /// Rows of the audit trail at most.
+    pub audit_rows: u32,
 }
 
 /// What is logged and how.

@@ -7,13 +7,15 @@ use actix_web::http::header::{ETAG, HeaderValue, IF_MATCH};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 
+use super::audit::Audit;
 use super::fleet::Fleet;
 use super::guard::too_narrow;
-use super::record::{Change, Record, RecordView, Refusal, Steering};
+use super::record::{Change, Outcome, Record, RecordView, Refusal, Steering};
 use super::reload_api::Reloading;
-use super::status::{RedisView, Status, StatusView};
+use super::status::{DatabaseView, RedisView, Status, StatusView};
 use super::tokens::Bearer;
 use crate::config::Scope;
+use crate::doors::exchange::request_id;
 use crate::doors::problem::{Cause, Problem};
 use crate::limiter::decision::Backend;
 use crate::limiter::rollout::Percent;
@@ -31,6 +33,8 @@ const REASON_WAITED_FOR: Duration = Duration::from_secs(1);
 pub struct Admin {
     /// The wheel.
     pub steering: Arc<Steering>,
+    /// Who has steered, and the disk that keeps it.
+    pub audit: Arc<Audit>,
     /// How things stand.
     pub status: Arc<Status>,
     /// The other instances.
@@ -43,11 +47,22 @@ struct RolloutView<'a> {
     record: RecordView<'a>,
     redis: RedisView,
     effective_backend: &'static str,
+    /// What is in force here now: less than `percent` while a raise is announced, or the environment rules Redis out.
+    percent_in_force: f64,
+    /// Why memory decides whatever the record says.
+    disabled_by_env: Option<&'static str>,
+    pinned_by_env: bool,
+    /// From where this instance has the record: `here`, `disk`, `redis`, `fleet`, `peer`.
+    source: &'static str,
     /// Stepwise rollouts are not in this version.
     plan: Option<()>,
+    /// How many instances have it in force, of how many.
     #[serde(skip_serializing_if = "Option::is_none")]
-    applied: Option<&'static str>,
-    /// Whether the change outlives the process. The record is not kept on disk in this version.
+    applied: Option<String>,
+    /// What the others are called.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pending: Vec<String>,
+    /// Whether the change outlives every process: the disk or Redis keeps it.
     #[serde(skip_serializing_if = "Option::is_none")]
     durable: Option<bool>,
 }
@@ -68,7 +83,7 @@ struct PostRollback {
 
 /// `GET /admin/rollout`
 pub async fn rollout(admin: web::Data<Admin>) -> HttpResponse {
-    admin.view(&admin.steering.record(), false)
+    admin.view(&admin.steering.record(), None)
 }
 
 /// `PUT /admin/rollout`
@@ -110,12 +125,18 @@ pub async fn put_rollout(
             Problem::new(Cause::BadRequest, "If-Match is not text. Accepted: the ETag of GET /admin/rollout.")
         })?),
     };
-    let actor = actor(&request);
     let scope = request.extensions().get::<Bearer>().map(|bearer| bearer.scope);
-    let may_raise = scope == Some(Scope::Admin);
-    let change = Change { percent, backend, actor: &actor, reason, seen, may_raise };
-    match admin.steering.change(&change) {
-        Ok(record) => Ok(admin.view(&record, true)),
+    let change = Change {
+        percent,
+        backend,
+        actor: actor(&request),
+        reason: reason.to_owned(),
+        seen: seen.map(str::to_owned),
+        request_id: request_id(&request),
+        may_raise: scope == Some(Scope::Admin),
+    };
+    match admin.steering.change(change).await {
+        Ok(outcome) => Ok(admin.view(&outcome.record, Some(&outcome))),
         Err(Refusal::MayNotRaise) => Err(too_narrow("Raising", scope, Scope::Admin)),
         Err(refusal) => Err(problem_of(refusal)),
     }
@@ -132,15 +153,19 @@ pub async fn roll_back(
     // A rollback whose reason can't be read is a rollback.
     let asked: PostRollback = serde_json::from_slice(&body).unwrap_or_default();
     let reason = asked.reason.as_deref().map(str::trim).filter(|reason| !reason.is_empty());
-    let record = admin.steering.roll_back(&actor(&request), reason.unwrap_or("no reason given"));
-    Ok(admin.view(&record, true))
+    let reason = reason.unwrap_or("no reason given");
+    let outcome = admin.steering.roll_back(&actor(&request), reason, request_id(&request)).await;
+    Ok(admin.view(&outcome.record, Some(&outcome)))
 }
 
 /// `GET /admin/status`
 pub async fn status(admin: web::Data<Admin>, reloading: web::Data<Reloading>) -> HttpResponse {
     let record = admin.steering.record();
     let policies = reloading.status();
-    let view: StatusView<'_> = admin.status.view(RecordView::from(&record), admin.steering.rules(), policies);
+    let database = admin.audit.database();
+    let database = DatabaseView::new(database.name(), database.trouble().as_ref());
+    let environment = admin.steering.environment();
+    let view: StatusView<'_> = admin.status.view(RecordView::from(&record), environment, database, policies);
     HttpResponse::Ok().json(view)
 }
 
@@ -152,14 +177,21 @@ pub async fn metrics(admin: web::Data<Admin>) -> HttpResponse {
 }
 
 impl Admin {
-    fn view(&self, record: &Record, changed: bool) -> HttpResponse {
+    fn view(&self, record: &Record, outcome: Option<&Outcome>) -> HttpResponse {
+        let environment = self.steering.environment();
+        let applied = outcome.map(|outcome| &outcome.applied);
         let view = RolloutView {
             record: RecordView::from(record),
             redis: self.status.redis(),
             effective_backend: self.status.effective_backend(),
+            percent_in_force: self.status.percent_in_force(),
+            disabled_by_env: environment.hard_off,
+            pinned_by_env: environment.pinned,
+            source: self.steering.source().as_str(),
             plan: None,
-            applied: changed.then_some("1/1"),
-            durable: changed.then_some(false),
+            applied: applied.map(|applied| format!("{}/{}", applied.done, applied.of)),
+            pending: applied.map(|applied| applied.pending.clone()).unwrap_or_default(),
+            durable: outcome.map(|outcome| outcome.durable),
         };
         let mut response = HttpResponse::Ok().json(view);
         if let Ok(etag) = HeaderValue::from_str(&record.etag()) {
@@ -196,6 +228,12 @@ fn problem_of(refusal: Refusal) -> Problem {
             Problem::new(Cause::Conflict, detail).with_code("pinned_by_env")
         }
         Refusal::MayNotRaise => too_narrow("Raising", None, Scope::Admin),
+        Refusal::NotDurable { disk, redis } => {
+            let detail = format!(
+                "A raise must be kept before it is in force, and nobody can keep it. The disk: {disk}. Redis: {redis}."
+            );
+            Problem::new(Cause::Conflict, detail).with_code("not_durable")
+        }
         Refusal::TagRequired => {
             let detail = "Raising needs If-Match with the ETag of GET /admin/rollout, so that nobody raises over another's change.";
             Problem::new(Cause::PreconditionRequired, detail).with_code("if_match_required")

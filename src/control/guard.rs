@@ -13,6 +13,7 @@ use actix_web::http::header::{HeaderValue, WWW_AUTHENTICATE};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage, HttpResponse, HttpResponseBuilder, web};
 
+use super::refusals::Refusals;
 use super::tokens::{Bearer, Tokens};
 use crate::config::Scope;
 use crate::doors::check::bearer;
@@ -30,6 +31,7 @@ const PER_SECOND: u64 = 10;
 pub struct Guesses {
     tokens: Tokens,
     proxies: Arc<TrustedProxies>,
+    refusals: Arc<Refusals>,
 }
 
 /// Whose attempt it is.
@@ -66,6 +68,7 @@ impl KeyExtractor for Guesses {
         negative: &NotUntil<QuantaInstant>,
         _: HttpResponseBuilder,
     ) -> HttpResponse {
+        self.refusals.unheard();
         let wait = negative.wait_time_from(DefaultClock::default().now());
         // Rounded up: the crate's own answer would say 0 for less than a second.
         let seconds = wait.as_millis().div_ceil(1000).max(1);
@@ -84,11 +87,15 @@ pub type Guessing = GovernorConfig<Guesses, NoOpMiddleware<QuantaInstant>>;
 /// The limit against guessing: one for all workers.
 ///
 /// `None` when the figures above make no limit, which a test rules out.
-pub fn against_guessing(tokens: Tokens, proxies: Arc<TrustedProxies>) -> Option<Guessing> {
+pub fn against_guessing(
+    tokens: Tokens,
+    proxies: Arc<TrustedProxies>,
+    refusals: Arc<Refusals>,
+) -> Option<Guessing> {
     GovernorConfigBuilder::default()
         .requests_per_second(PER_SECOND)
         .burst_size(BURST)
-        .key_extractor(Guesses { tokens, proxies })
+        .key_extractor(Guesses { tokens, proxies, refusals })
         .finish()
 }
 
@@ -97,6 +104,7 @@ pub fn against_guessing(tokens: Tokens, proxies: Arc<TrustedProxies>) -> Option<
 pub async fn authenticate(
     tokens: web::Data<Tokens>,
     observer: web::Data<Arc<dyn Observer>>,
+    refusals: web::Data<Refusals>,
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
@@ -111,6 +119,7 @@ pub async fn authenticate(
     };
     let peer = request.peer_addr().map(|peer| peer.ip());
     observer.observe(&Event::AdminRefused { peer });
+    refusals.wrong();
     let mut response = Problem::new(Cause::Unauthorized, detail).response();
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tidegate\""));
     Ok(request.into_response(response))
@@ -147,6 +156,6 @@ mod tests {
 
     #[test]
     fn the_limit_against_guessing_is_one() {
-        assert!(against_guessing(Tokens::new(&[]), Arc::default()).is_some());
+        assert!(against_guessing(Tokens::new(&[]), Arc::default(), Arc::default()).is_some());
     }
 }

@@ -2,6 +2,8 @@
 //! stand.
 
 pub mod api;
+pub mod audit;
+pub mod database;
 pub mod fleet;
 pub mod guard;
 pub mod idempotency;
@@ -10,6 +12,7 @@ pub mod keys;
 pub mod policies;
 pub mod record;
 pub mod redis_login;
+pub mod refusals;
 pub mod reload;
 pub mod reload_api;
 pub mod routes;

@@ -7,7 +7,7 @@ use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::middleware::{Next, from_fn};
 use actix_web::{HttpResponse, Resource, web};
 
-use super::{api, guard, keys, reload_api};
+use super::{api, audit, guard, keys, reload_api};
 use crate::config::Scope;
 use crate::doors::problem::{Cause, Problem};
 
@@ -26,7 +26,7 @@ pub struct AdminRoute {
 }
 
 /// The table. Routes of one path stand together.
-pub static ROUTES: [AdminRoute; 8] = [
+pub static ROUTES: [AdminRoute; 9] = [
     // Reading reveals no secret, but names of clients.
     row(Method::GET, "/rollout", Scope::Read, || web::get().to(api::rollout)),
     // Lowering; to raise, the handler wants admin.
@@ -35,6 +35,7 @@ pub static ROUTES: [AdminRoute; 8] = [
     row(Method::GET, "/keys", Scope::Read, || web::get().to(keys::keys)),
     row(Method::DELETE, "/keys", Scope::Operate, || web::delete().to(keys::forgive)),
     row(Method::GET, "/policies", Scope::Read, || web::get().to(reload_api::policies)),
+    row(Method::GET, "/audit", Scope::Read, || web::get().to(audit::audit)),
     row(Method::POST, "/reload", Scope::Admin, || web::post().to(reload_api::reload)),
     row(Method::GET, "/status", Scope::Read, || web::get().to(api::status)),
 ];

@@ -6,7 +6,8 @@ use std::time::Instant;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
-use super::record::{EnvironmentRules, RecordView};
+use super::database::DiskFault;
+use super::record::{Environment, RecordView};
 use super::reload_api::PoliciesStatus;
 use crate::doors::health::Readiness;
 use crate::limiter::breaker::State;
@@ -95,6 +96,25 @@ pub struct StatusView<'a> {
     blocked_keys: usize,
     /// What of a limit this instance serves while Redis is away.
     fallback_share: ShareView,
+    /// What keeps the rollout's record and the audit trail.
+    database: DatabaseView,
+}
+
+/// The disk in the admin API's words.
+#[derive(Debug, Serialize)]
+pub struct DatabaseView {
+    place: String,
+    /// `ok`, or `away`: what changes is kept in memory until it works again.
+    state: &'static str,
+    trouble: Option<String>,
+}
+
+impl DatabaseView {
+    /// Of what is wrong with it, if anything is.
+    pub(super) fn new(place: String, trouble: Option<&DiskFault>) -> Self {
+        let state = if trouble.is_some() { "away" } else { "ok" };
+        Self { place, state, trouble: trouble.map(ToString::to_string) }
+    }
 }
 
 impl Status {
@@ -155,6 +175,11 @@ impl Status {
         if in_use && wanted { "redis" } else { "memory" }
     }
 
+    /// The share that is in force here.
+    pub fn percent_in_force(&self) -> f64 {
+        self.limiter.rollout().in_force().percent.as_f64()
+    }
+
     /// Whether it can decide: always. Who does, and why, for `/readyz`.
     pub fn readiness(&self) -> Readiness {
         let percent = self.limiter.rollout().in_force().percent;
@@ -184,7 +209,8 @@ impl Status {
     pub fn view<'a>(
         &self,
         rollout: RecordView<'a>,
-        environment: EnvironmentRules,
+        environment: Environment,
+        database: DatabaseView,
         policies: PoliciesStatus,
     ) -> StatusView<'a> {
         let memory = self.limiter.memory();
@@ -193,7 +219,7 @@ impl Status {
             started_at: self.started_at.to_rfc3339_opts(SecondsFormat::Millis, true),
             uptime_seconds: self.started.elapsed().as_secs(),
             rollout,
-            percent_in_force: self.limiter.rollout().in_force().percent.as_f64(),
+            percent_in_force: self.percent_in_force(),
             pinned_by_env: environment.pinned,
             disabled_by_env: environment.hard_off,
             effective_backend: self.effective_backend(),
@@ -213,6 +239,7 @@ impl Status {
                     None => "unknown",
                 },
             },
+            database,
         }
     }
 }

@@ -10,7 +10,7 @@ use actix_web::body::{BodySize, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
 use actix_web::http::{Method, Uri};
 use actix_web::web::Bytes;
-use actix_web::{Error, HttpMessage};
+use actix_web::{Error, HttpMessage, HttpRequest};
 use pin_project_lite::pin_project;
 use quanta::Instant;
 use tracing_actix_web::RequestId;
@@ -98,6 +98,11 @@ where
         };
         Telling { answer: self.service.call(request), record: Some(Box::new(record)) }
     }
+}
+
+/// The id of a request, as in the log.
+pub fn request_id(request: &HttpRequest) -> Option<String> {
+    request.extensions().get::<RequestId>().map(ToString::to_string)
 }
 
 pin_project! {

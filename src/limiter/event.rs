@@ -83,6 +83,43 @@ pub enum Event<'a> {
         actor: &'a str,
         /// Why.
         reason: &'a str,
+        /// From where this instance has it: `here`, `disk`, `redis`, `fleet`, `peer`.
+        source: &'a str,
+    },
+    /// Another percentage will be in force.
+    RolloutAnnounced {
+        /// What will be.
+        to: InForce,
+        /// In how long.
+        after: Duration,
+        /// Who asked for it.
+        actor: &'a str,
+        /// Why.
+        reason: &'a str,
+        /// From where this instance has it.
+        source: &'a str,
+    },
+    /// The disk that keeps the rollout's record can't be used, for another reason than was known.
+    DiskFailed {
+        /// The cause, the path, the cure.
+        detail: &'a str,
+    },
+    /// It works again.
+    DiskBack {
+        /// The path.
+        place: &'a str,
+        /// How long it could not be used.
+        after: Duration,
+    },
+    /// Another process uses the same file.
+    DiskShared {
+        /// The path.
+        place: &'a str,
+    },
+    /// The disk was away for so long that rows of the audit trail were given up.
+    AuditLost {
+        /// How many.
+        rows: u64,
     },
     /// These rules are about to be in force. Whoever keeps tables by policy makes them now: the first request that is
     /// judged by them should not wait for it.

@@ -1,6 +1,7 @@
 //! Tells. Every log line and every metric is made here: [`Telemetry::observe`] is one match, one arm an event.
 
 mod by_rules;
+mod disk;
 mod links;
 mod metrics;
 mod outage;
@@ -187,13 +188,21 @@ impl Observer for Telemetry {
                 "RATE_LIMIT_BACKEND is redis and REDIS_URL is not set",
             )),
             Event::RolloutInForce(in_force) => self.metrics.in_force(*in_force),
-            Event::RolloutChanged { from, to, actor, reason } => {
+            Event::RolloutChanged { from, to, actor, reason, source } => {
                 self.metrics.in_force(*to);
                 tracing::info!(
-                    target: "tidegate", actor, reason, revision = to.revision,
+                    target: "tidegate", actor, reason, revision = to.revision, source,
                     "rollout: {} % → {} % of the keys in Redis", from.percent, to.percent
                 );
             }
+            Event::RolloutAnnounced { to, after, actor, reason, source } => tracing::info!(
+                target: "tidegate", actor, reason, revision = to.revision, source,
+                "rollout: {} % of the keys in Redis is announced, in force in {:.1} s", to.percent, after.as_secs_f64()
+            ),
+            Event::DiskFailed { detail } => disk::failed(detail),
+            Event::DiskBack { place, after } => disk::back(place, *after),
+            Event::DiskShared { place } => disk::shared(place),
+            Event::AuditLost { rows } => disk::lost(*rows),
             Event::RolledBack => self.metrics.rolled_back(),
             Event::RulesComing(rules) => self.metrics.follow(rules),
             Event::Reloaded(reload) => {

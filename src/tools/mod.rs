@@ -3,3 +3,4 @@
 pub mod cost;
 pub mod doctor;
 pub mod providers;
+pub mod rollout;

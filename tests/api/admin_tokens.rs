@@ -165,6 +165,16 @@ async fn of_a_thousand_guesses_most_are_turned_away_unheard_and_lock_nobody_else
     assert_eq!(from_there(READ).await, 200);
     assert_eq!(from_there("a-wrong-token-of-24-char").await, 401, "another address has guesses of its own");
     assert!(!tidegate.output().contains("guess-number"));
+    let rows = async || {
+        let answer = tidegate.ask("GET", "/admin/audit", Some(READ)).await;
+        let trail: Value = answer.json().await.unwrap();
+        let all = trail["rows"].as_array().unwrap_or_else(|| panic!("{trail}")).clone();
+        all.into_iter().filter(|row| row["action"] == "admin.refused").collect::<Vec<_>>()
+    };
+    until("the guesses are in the trail", async || !rows().await.is_empty()).await;
+    let rows = rows().await;
+    assert_eq!(rows.len(), 1, "a row a minute: {rows:?}");
+    assert!(rows[0]["figures"]["wrong_or_missing"].as_u64().unwrap() >= 50, "{rows:?}");
 }
 
 #[tokio::test]

@@ -12,5 +12,6 @@ mod support;
 mod cost;
 mod doctor;
 mod one_cause;
+mod rollout;
 mod run;
 mod servers;

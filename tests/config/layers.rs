@@ -145,7 +145,7 @@ fn values_have_the_meaning_that_their_variable_has() {
         .env("REDIS_CLUSTER", "FALSE")
         .env("RATE_LIMIT_CANARY_PIN", "on")
         .env("RUST_LOG", "warn,tidegate=debug")
-        .env("DATABASE_URL", "postgres://not-ours")
+        .env("DATABASE_URL", "sqlite:///var/lib/tide%20gate/t.db")
         .loaded();
     let settings = loaded.settings;
     let proxies: Vec<String> = settings.server.trusted_proxies.iter().map(ToString::to_string).collect();
@@ -164,6 +164,7 @@ fn values_have_the_meaning_that_their_variable_has() {
         (Duration::from_millis(20), Duration::from_secs(30))
     );
     assert!(settings.rollout.pinned);
+    assert_eq!(settings.database.file.as_deref(), Some("/var/lib/tide gate/t.db".as_ref()));
     assert_eq!(settings.logging.filter, "warn,tidegate=debug");
 }
 

@@ -1,0 +1,186 @@
+//! The rollout's record: what is to be in force, since when, by whom, why; and which of two records is the newer.
+//!
+//! [`Steering`] changes it, [`environment`] holds it against what the process was started with, a [`Carrier`] takes it to
+//! the other instances, and `control/audit.rs` to the disk. A stepwise plan will steer through [`Steering`] as well: its
+//! latch belongs into the record, beside what a rollback sets.
+
+mod carrier;
+mod change;
+mod environment;
+mod raise;
+mod steering;
+
+use std::cmp::Reverse;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+
+pub use carrier::{Applied, Carrier, CarrierFault, Raised, Source};
+pub use change::{Change, Outcome, Refusal};
+pub use environment::{Environment, RememberedEnv};
+pub use steering::{Since, Steering};
+
+use crate::limiter::clock::Micros;
+use crate::limiter::decision::Backend;
+use crate::limiter::rollout::Percent;
+
+/// What an operator sees and changes. As it stands on the disk, in Redis, and between instances.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The flag: `memory` switches the whole percentage off.
+    #[serde(with = "flag")]
+    pub backend: Backend,
+    /// Share of the keys that Redis decides when the flag is `redis`.
+    #[serde(with = "share")]
+    pub percent: Percent,
+    /// Counts rollbacks and lowerings, so that they win over raises made elsewhere.
+    pub epoch: u64,
+    /// Counts changes.
+    pub revision: u64,
+    /// When it was changed last.
+    pub updated_at: DateTime<Utc>,
+    /// By whom.
+    pub updated_by: String,
+    /// Why.
+    pub reason: String,
+    /// When a raise comes into force, in microseconds of the fleet's clock; `None`: at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective_at: Option<Micros>,
+    /// The share in force until then.
+    #[serde(default, with = "share")]
+    pub previous: Percent,
+}
+
+impl Record {
+    /// What is in force where nobody has said anything yet: no change was made, and none is counted.
+    pub fn initial(percent: Percent, reason: &str) -> Self {
+        Self {
+            backend: Backend::Redis,
+            percent,
+            epoch: 0,
+            revision: 1,
+            updated_at: Utc::now(),
+            updated_by: "env".to_owned(),
+            reason: reason.to_owned(),
+            effective_at: None,
+            previous: Percent::NONE,
+        }
+    }
+
+    /// Whether this one is newer: by epoch, then by revision, and of two changes made at once the lower share. A total
+    /// order on what is compared, so records meet in any order and any number of times with one outcome.
+    pub fn supersedes(&self, other: &Self) -> bool {
+        self.order() > other.order()
+    }
+
+    fn order(&self) -> (u64, u64, Reverse<Percent>) {
+        (self.epoch, self.revision, Reverse(self.wanted()))
+    }
+
+    /// The share that this record asks for.
+    pub fn wanted(&self) -> Percent {
+        match self.backend {
+            Backend::Memory => Percent::NONE,
+            Backend::Redis => self.percent,
+        }
+    }
+
+    /// The share that is to be in force at `now`: a raise may be announced and not have come yet.
+    pub fn due(&self, now: Micros) -> Percent {
+        match self.effective_at {
+            Some(at) if at > now => self.previous.min(self.wanted()),
+            _ => self.wanted(),
+        }
+    }
+
+    /// The entity tag: changes with every revision.
+    pub fn etag(&self) -> String {
+        format!("\"{}-{}\"", self.epoch, self.revision)
+    }
+
+    /// When it was changed last, in RFC 3339.
+    pub fn updated_at_text(&self) -> String {
+        self.updated_at.to_rfc3339_opts(SecondsFormat::Millis, true)
+    }
+
+    /// The change after this one: of the next revision, and of the next epoch if it lowers.
+    fn followed_by(&self, backend: Backend, percent: Percent, actor: &str, reason: &str) -> Self {
+        let next = Self { backend, percent, ..self.clone() };
+        Self {
+            epoch: self.epoch.saturating_add(u64::from(next.wanted() < self.wanted())),
+            revision: self.revision.saturating_add(1),
+            updated_at: Utc::now(),
+            updated_by: actor.to_owned(),
+            reason: reason.to_owned(),
+            effective_at: None,
+            previous: self.wanted(),
+            ..next
+        }
+    }
+}
+
+/// The flag by the contract's words.
+pub(crate) mod flag {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use crate::limiter::decision::Backend;
+
+    pub(crate) fn serialize<S: Serializer>(backend: &Backend, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(backend.as_str())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Backend, D::Error> {
+        match String::deserialize(from)?.as_str() {
+            "redis" => Ok(Backend::Redis),
+            "memory" => Ok(Backend::Memory),
+            other => Err(D::Error::custom(format!("\"{other}\" is no backend"))),
+        }
+    }
+}
+
+/// A share as a number from 0 to 100.
+pub(crate) mod share {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use crate::limiter::rollout::Percent;
+
+    pub(crate) fn serialize<S: Serializer>(percent: &Percent, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(percent.as_f64())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Percent, D::Error> {
+        Percent::try_from(f64::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+/// The record for the admin API.
+#[derive(Serialize)]
+pub struct RecordView<'a> {
+    backend: &'static str,
+    percent: f64,
+    epoch: u64,
+    revision: u64,
+    updated_at: String,
+    updated_by: &'a str,
+    reason: &'a str,
+    /// When a raise comes into force; `null`: it is in force.
+    effective_at: Option<String>,
+}
+
+impl<'a> From<&'a Record> for RecordView<'a> {
+    fn from(record: &'a Record) -> Self {
+        Self {
+            backend: record.backend.as_str(),
+            percent: record.percent.as_f64(),
+            epoch: record.epoch,
+            revision: record.revision,
+            updated_at: record.updated_at_text(),
+            updated_by: &record.updated_by,
+            reason: &record.reason,
+            effective_at: record.effective_at.map(super::status::time),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

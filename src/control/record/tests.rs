@@ -1,0 +1,400 @@
+//! The order of records, the wheel, and the environment as one who writes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use proptest::prelude::*;
+
+use super::*;
+use crate::control::audit::{Audit, Stored};
+use crate::control::database::{Database, Place};
+use crate::limiter::event::Silent;
+use crate::limiter::rollout::{InForce, Rollout};
+
+fn points(percent: u16) -> Percent {
+    Percent::from_basis_points(percent * 100).unwrap()
+}
+
+fn any_record() -> impl Strategy<Value = Record> {
+    (0u64..4, 0u64..4, 0u16..4, prop::bool::ANY).prop_map(|(epoch, revision, percent, redis)| Record {
+        backend: if redis { Backend::Redis } else { Backend::Memory },
+        epoch,
+        revision,
+        ..Record::initial(points(percent), "a test")
+    })
+}
+
+/// What an instance that has `ours` has after it heard of `theirs`, by what the order sees.
+fn merged<'a>(ours: &'a Record, theirs: &'a Record) -> &'a Record {
+    if theirs.supersedes(ours) { theirs } else { ours }
+}
+
+proptest! {
+    #[test]
+    fn records_merge_alike_in_any_order_and_any_number_of_times(
+        a in any_record(), b in any_record(), c in any_record(),
+    ) {
+        prop_assert_eq!(merged(&a, &b).order(), merged(&b, &a).order());
+        prop_assert_eq!(merged(merged(&a, &b), &c).order(), merged(&a, merged(&b, &c)).order());
+        prop_assert_eq!(merged(&a, &a), &a);
+        prop_assert_eq!(merged(merged(&a, &b), &b), merged(&a, &b));
+        prop_assert!(!(a.supersedes(&b) && b.supersedes(&a)));
+    }
+
+    #[test]
+    fn a_lowering_wins_over_every_raise_made_without_having_seen_it(
+        seen in 50u16..=100, lower in 0u16..50, raises in prop::collection::vec(0u16..=100, 0..20),
+    ) {
+        let seen = Record::initial(points(seen), "a test");
+        let lowered = seen.followed_by(seen.backend, points(lower), "ana", "down");
+        let mut raised = seen;
+        for raise in raises.into_iter().map(points) {
+            if raise >= raised.wanted() {
+                raised = raised.followed_by(Backend::Redis, raise, "ben", "up");
+            }
+        }
+        prop_assert!(lowered.supersedes(&raised));
+    }
+
+    #[test]
+    fn a_record_and_its_environment_survive_the_way_through_text(record in any_record(), percent in 0u16..=10_000) {
+        let text = serde_json::to_string(&record).unwrap();
+        prop_assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+        let env = RememberedEnv { backend: None, percent: Percent::from_basis_points(percent) };
+        let text = serde_json::to_string(&env).unwrap();
+        prop_assert_eq!(serde_json::from_str::<RememberedEnv>(&text).unwrap(), env);
+    }
+}
+
+struct Wheel {
+    steering: Arc<Steering>,
+    rollout: Arc<Rollout>,
+    audit: Arc<Audit>,
+    _directory: tempfile::TempDir,
+}
+
+async fn wheel(percent: u16, environment: Environment) -> Wheel {
+    let directory = tempfile::tempdir().unwrap();
+    wheel_at(percent, environment, Place::File(directory.path().join("t.db")), directory).await
+}
+
+async fn wheel_at(
+    percent: u16,
+    environment: Environment,
+    place: Place,
+    directory: tempfile::TempDir,
+) -> Wheel {
+    let audit = Audit::new(Database::new(place, 100, Arc::new(Silent)));
+    let rollout = Arc::new(Rollout::default());
+    let record = Record::initial(points(percent), "start");
+    let steering =
+        Steering::new(record, environment, Arc::clone(&audit), Arc::clone(&rollout), Arc::new(Silent));
+    let _ = audit.database().open().await;
+    Wheel { steering, rollout, audit, _directory: directory }
+}
+
+fn to(percent: u16, seen: Option<&str>) -> Change {
+    Change {
+        percent: points(percent),
+        backend: None,
+        actor: "ana".into(),
+        reason: "a test".into(),
+        seen: seen.map(str::to_owned),
+        request_id: None,
+        may_raise: true,
+    }
+}
+
+fn stored(epoch: u64, revision: u64, percent: u16, remembered: Option<u16>) -> Stored {
+    Stored {
+        record: Record { epoch, revision, ..Record::initial(points(percent), "before") },
+        remembered: RememberedEnv { backend: None, percent: remembered.map(points) },
+    }
+}
+
+fn env(percent: u16) -> Environment {
+    Environment { percent: Some(points(percent)), ..Environment::default() }
+}
+
+impl Wheel {
+    /// The share in force, the epoch, the revision.
+    fn stands(&self) -> (Percent, u64, u64) {
+        let record = self.steering.record();
+        (self.rollout.in_force().percent, record.epoch, record.revision)
+    }
+}
+
+#[tokio::test]
+async fn raising_needs_the_present_tag_and_lowering_needs_none() {
+    let wheel = wheel(10, Environment::default()).await;
+    let steering = &wheel.steering;
+    assert_eq!(steering.change(to(50, None)).await, Err(Refusal::TagRequired));
+    assert!(matches!(steering.change(to(50, Some("\"9-9\""))).await, Err(Refusal::Stale(_))));
+    let tag = steering.record().etag();
+    let raised = steering.change(to(50, Some(&tag))).await.unwrap();
+    assert!(raised.durable);
+    assert_eq!(wheel.stands(), (points(50), 0, 2));
+    assert!(matches!(steering.change(to(60, Some(&tag))).await, Err(Refusal::Stale(_))), "the tag is spent");
+    assert!(steering.change(to(5, None)).await.unwrap().durable);
+    assert_eq!(wheel.stands(), (points(5), 1, 3));
+    assert_eq!(wheel.rollout.in_force(), InForce { percent: points(5), revision: 3 });
+    assert_eq!(wheel.audit.database().load().await.unwrap().unwrap().record, steering.record());
+}
+
+#[tokio::test]
+async fn rollback_is_in_force_at_once_and_idempotent_and_needs_no_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("file"), "").unwrap();
+    let place = Place::File(directory.path().join("file/t.db"));
+    let wheel = wheel_at(10, Environment { pinned: true, ..Environment::default() }, place, directory).await;
+    let first = wheel.steering.roll_back("ana", "5xx", None).await;
+    assert_eq!((first.record.percent, first.record.revision, first.durable), (Percent::NONE, 2, false));
+    assert_eq!(wheel.rollout.in_force().percent, Percent::NONE);
+    assert_eq!(wheel.steering.roll_back("ana", "again", None).await, first);
+    let refused = wheel.steering.change(to(20, Some("*"))).await;
+    assert_eq!(refused, Err(Refusal::PinnedByEnv));
+}
+
+#[tokio::test]
+async fn a_raise_that_nobody_can_keep_is_refused_and_nothing_is_in_force_or_left_over_of_it() {
+    for place in [Place::Memory, Place::File("/proc/no/such.db".into())] {
+        let directory = tempfile::tempdir().unwrap();
+        let wheel = wheel_at(10, Environment::default(), place, directory).await;
+        let refused = wheel.steering.change(to(20, Some("*"))).await;
+        assert!(matches!(refused, Err(Refusal::NotDurable { .. })), "{refused:?}");
+        assert_eq!(wheel.stands(), (points(10), 0, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_pinned_percentage_is_raised_by_nobody_here_but_lowered_by_anybody() {
+    let wheel = wheel(10, Environment { pinned: true, ..Environment::default() }).await;
+    let steering = &wheel.steering;
+    assert_eq!(steering.change(to(20, Some("*"))).await, Err(Refusal::PinnedByEnv));
+    assert!(steering.change(to(5, None)).await.is_ok());
+    assert_eq!(steering.change(to(10, Some("*"))).await, Err(Refusal::PinnedByEnv), "back up is a raise");
+}
+
+#[tokio::test]
+async fn without_redis_nothing_can_be_raised_and_memory_decides_whatever_the_record_says() {
+    let hard_off = Environment { hard_off: Some("REDIS_URL is not set"), ..env(50) };
+    let wheel = wheel(50, hard_off).await;
+    wheel.steering.disk_says(Some(stored(2, 7, 30, Some(10))));
+    assert_eq!(wheel.stands(), (Percent::NONE, 2, 7), "the record is kept, and the variable passed over");
+    assert_eq!(
+        wheel.steering.remembered().unwrap().percent,
+        Some(points(10)),
+        "put back, it is compared then"
+    );
+    assert!(matches!(wheel.steering.change(to(40, Some("*"))).await, Err(Refusal::DisabledByEnv(_))));
+    assert!(wheel.steering.change(to(0, None)).await.is_ok());
+}
+
+#[tokio::test]
+async fn switching_the_flag_to_redis_is_a_raise() {
+    let wheel = wheel(100, Environment::default()).await;
+    let flag = |backend, seen| Change { backend: Some(backend), ..to(100, seen) };
+    wheel.steering.change(flag(Backend::Memory, None)).await.unwrap();
+    assert_eq!(wheel.stands(), (Percent::NONE, 1, 2));
+    assert_eq!(wheel.steering.change(flag(Backend::Redis, None)).await, Err(Refusal::TagRequired));
+    wheel.steering.change(flag(Backend::Redis, Some("*"))).await.unwrap();
+    assert_eq!(wheel.stands(), (Percent::ALL, 1, 3));
+}
+
+#[tokio::test]
+async fn what_was_kept_stands_unless_a_variable_that_is_set_differs_from_the_remembered_one() {
+    for (set, kept, stands) in [
+        (Some(10), stored(1, 7, 30, Some(10)), (30, 1, 7)),
+        (None, stored(1, 7, 30, Some(10)), (30, 1, 7)),
+        (Some(50), stored(1, 7, 30, Some(10)), (50, 1, 8)),
+        (Some(20), stored(1, 7, 30, Some(10)), (20, 2, 8)),
+        (Some(20), stored(1, 7, 30, None), (20, 2, 8)),
+        (Some(30), stored(1, 7, 30, Some(10)), (30, 1, 8)),
+        (Some(10), stored(4, 9, 0, Some(10)), (0, 4, 9)),
+        (Some(100), stored(0, 1, 100, Some(100)), (100, 0, 1)),
+    ] {
+        let environment = set.map_or_else(Environment::default, env);
+        let wheel = wheel(set.unwrap_or(100), environment).await;
+        wheel.steering.disk_says(Some(kept.clone()));
+        let (percent, epoch, revision) = stands;
+        assert_eq!(wheel.stands(), (points(percent), epoch, revision), "{set:?} {kept:?}");
+        let remembered = wheel.steering.remembered().unwrap().percent;
+        assert_eq!(remembered, set.map(points).or(kept.remembered.percent));
+    }
+}
+
+#[tokio::test]
+async fn the_fleets_record_that_comes_after_the_start_is_held_against_the_environment_once() {
+    let told =
+        |wheel: &Wheel, kept: Stored| wheel.steering.adopt(kept.record, Some(kept.remembered), Source::Redis);
+    // An empty disk: what the fleet remembers is what counts.
+    let fresh = wheel(10, env(10)).await;
+    assert!(told(&fresh, stored(3, 40, 60, Some(10))));
+    assert_eq!(fresh.stands(), (points(60), 3, 40));
+    let deployed = wheel(20, env(20)).await;
+    assert!(told(&deployed, stored(3, 40, 60, Some(10))));
+    assert_eq!(deployed.stands(), (points(20), 4, 41));
+    assert!(told(&deployed, stored(5, 42, 80, Some(10))), "and once only");
+    assert_eq!(deployed.stands(), (points(80), 5, 42));
+    // A disk that knew this environment: others have deployed since, and this is not a deploy.
+    let back = wheel(10, env(10)).await;
+    back.steering.disk_says(Some(stored(1, 7, 30, Some(10))));
+    assert!(told(&back, stored(3, 40, 60, Some(60))));
+    assert_eq!(back.stands(), (points(60), 3, 40));
+    // A disk that did not: a deploy, of which the fleet may have heard from another or not.
+    for (fleet_remembers, stands) in [(20, (points(0), 3, 40)), (10, (points(20), 3, 41))] {
+        let deployed = wheel(20, env(20)).await;
+        deployed.steering.disk_says(Some(stored(1, 7, 10, Some(10))));
+        assert_eq!(deployed.stands(), (points(20), 1, 8));
+        assert!(told(&deployed, stored(3, 40, 0, Some(fleet_remembers))));
+        assert_eq!(deployed.stands(), stands);
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_made_before_anything_was_known_stands_above_what_comes_to_be_known() {
+    for source in [Source::Disk, Source::Redis] {
+        let wheel = wheel(50, Environment::default()).await;
+        wheel.steering.roll_back("ana", "5xx", None).await;
+        let kept = stored(9, 90, 70, None);
+        assert!(wheel.steering.adopt(kept.record, Some(kept.remembered), source));
+        assert_eq!(wheel.stands(), (Percent::NONE, 10, 91));
+        assert_eq!(wheel.steering.record().updated_by, "ana");
+    }
+}
+
+/// A fleet as a test wants it.
+struct Made {
+    clock: Mutex<Micros>,
+    lead: Option<Micros>,
+    hangs: bool,
+    answers: Mutex<Vec<Result<Raised, CarrierFault>>>,
+}
+
+impl Carrier for Made {
+    fn raise<'a>(&'a self, _: &'a Record, next: &'a Record) -> BoxFuture<'a, Result<Raised, CarrierFault>> {
+        let effective_at = self.lead.map(|lead| self.now() + lead);
+        let won = Ok(Raised::Won(Box::new(Record { effective_at, ..next.clone() })));
+        let answer = self.answers.lock().pop().unwrap_or(won);
+        Box::pin(async move { answer })
+    }
+
+    fn announce<'a>(&'a self, _: &'a Record) -> BoxFuture<'a, Applied> {
+        Box::pin(async move {
+            if self.hangs {
+                std::future::pending::<()>().await;
+            }
+            Applied { done: 2, of: 3, pending: vec!["three".into()], kept: true }
+        })
+    }
+
+    fn now(&self) -> Micros {
+        *self.clock.lock()
+    }
+}
+
+impl Made {
+    fn new(lead: Option<Micros>) -> Arc<Self> {
+        Arc::new(Self { clock: Mutex::new(1_000), lead, hangs: false, answers: Mutex::default() })
+    }
+}
+
+#[tokio::test]
+async fn an_announced_raise_comes_at_its_moment_unless_a_lowering_comes_first() {
+    for rolled_back in [false, true] {
+        let wheel = wheel(10, Environment::default()).await;
+        let fleet = Made::new(Some(300_000));
+        wheel.steering.carried_by(fleet.clone());
+        let raised = wheel.steering.change(to(50, Some("*"))).await.unwrap();
+        assert_eq!((raised.durable, raised.applied.done, raised.applied.of), (true, 2, 3));
+        assert_eq!(wheel.stands(), (points(10), 0, 2), "announced");
+        let tag = wheel.steering.record().etag();
+        assert_eq!(
+            wheel.steering.change(to(20, None)).await,
+            Err(Refusal::TagRequired),
+            "above what is in force"
+        );
+        if rolled_back {
+            wheel.steering.roll_back("ana", "no", None).await;
+        }
+        *fleet.clock.lock() += 400_000;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let stands = if rolled_back { (Percent::NONE, 1, 3) } else { (points(50), 0, 2) };
+        assert_eq!(wheel.stands(), stands);
+        assert_eq!(wheel.steering.record().etag() == tag, !rolled_back);
+    }
+}
+
+#[tokio::test]
+async fn a_lost_race_is_told_with_what_won_it() {
+    let wheel = wheel(10, Environment::default()).await;
+    let fleet = Made::new(None);
+    let theirs = stored(0, 2, 30, None).record;
+    fleet.answers.lock().push(Ok(Raised::Lost(Box::new(theirs.clone()))));
+    wheel.steering.carried_by(fleet);
+    let lost = wheel.steering.change(to(50, Some("*"))).await;
+    assert_eq!(lost, Err(Refusal::Stale(Box::new(theirs))));
+    assert_eq!(wheel.stands(), (points(30), 0, 2));
+}
+
+#[tokio::test]
+async fn a_refused_raise_that_may_turn_up_yet_is_superseded_by_what_is_in_force() {
+    let directory = tempfile::tempdir().unwrap();
+    let wheel = wheel_at(10, Environment::default(), Place::Memory, directory).await;
+    let fleet = Made::new(None);
+    fleet.answers.lock().push(Err(CarrierFault("no answer in time".into())));
+    wheel.steering.carried_by(fleet);
+    let refused = wheel.steering.change(to(50, Some("*"))).await;
+    assert!(matches!(refused, Err(Refusal::NotDurable { .. })), "{refused:?}");
+    assert_eq!(wheel.stands(), (points(10), 0, 3));
+    let late = stored(0, 2, 50, None);
+    assert!(!wheel.steering.adopt(late.record, None, Source::Redis));
+}
+
+#[tokio::test]
+async fn no_peer_holds_the_answer_of_a_rollback_for_long() {
+    let wheel = wheel(10, Environment::default()).await;
+    let fleet = Made { hangs: true, ..Arc::into_inner(Made::new(None)).unwrap() };
+    wheel.steering.carried_by(Arc::new(fleet));
+    let began = Instant::now();
+    let back = wheel.steering.roll_back("ana", "5xx", None).await;
+    assert!(began.elapsed() < Duration::from_millis(2_500), "{:?}", began.elapsed());
+    assert_eq!((back.applied.done, back.durable), (1, true), "{back:?}");
+}
+
+#[tokio::test]
+async fn the_trail_is_read_newest_first_page_by_page_and_holds_no_more_than_was_asked_for() {
+    let wheel = wheel(100, Environment::default()).await;
+    for percent in (1..100).rev() {
+        wheel.steering.change(to(percent, None)).await.unwrap();
+    }
+    let first = wheel.audit.page(None, 60).await;
+    assert!(first.more && first.fault.is_none() && first.rows.iter().all(|(_, kept)| *kept));
+    let cursor = first.rows.last().unwrap().0.id;
+    let second = wheel.audit.page(Some(cursor), 60).await;
+    assert!(!second.more);
+    let percents: Vec<f64> =
+        first.rows.iter().chain(&second.rows).map(|(row, _)| row.to["percent"].as_f64().unwrap()).collect();
+    assert_eq!(percents, (1..100).map(f64::from).collect::<Vec<_>>());
+    for _ in 0..20 {
+        wheel.audit.append(crate::control::audit::AuditRow::done("guard", "token.refused", "wrong"));
+    }
+    wheel.audit.flush().await.unwrap();
+    let all = wheel.audit.page(None, 500).await;
+    assert_eq!(all.rows.len(), 100, "the bound of this trail");
+}
+
+#[tokio::test]
+async fn whoever_may_not_raise_may_lower_whatever_they_have_seen() {
+    let wheel = wheel(50, Environment::default()).await;
+    let lower = |percent, seen| Change { may_raise: false, ..to(percent, seen) };
+    assert_eq!(wheel.steering.change(lower(60, Some("*"))).await, Err(Refusal::MayNotRaise));
+    assert!(wheel.steering.change(lower(10, None)).await.is_ok());
+    assert_eq!(
+        wheel.steering.change(lower(40, Some("*"))).await,
+        Err(Refusal::MayNotRaise),
+        "it was lower before"
+    );
+}
