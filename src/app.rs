@@ -21,6 +21,7 @@ use crate::control::database::{keep_record, take_up};
 use crate::control::fleet::{Fleet, Way};
 use crate::control::guard;
 use crate::control::record::Steering;
+use crate::control::refusals::Refusals;
 use crate::control::reload::Reloader;
 use crate::control::status::Status;
 use crate::control::tokens::Tokens;
@@ -103,6 +104,7 @@ pub struct Application {
     limiter: Arc<Limiter<RedisStore>>,
     steering: Arc<Steering>,
     audit: Arc<Audit>,
+    refusals: Arc<Refusals>,
     fleet: Arc<Fleet>,
     reloader: Arc<Reloader>,
     /// Heard of from the moment when it says that it listens: the first one must not end the process.
@@ -163,8 +165,10 @@ impl Application {
         let verifier = settings.jwt.clone().map(Verifier::new).transpose().map_err(StartError::Jwt)?;
         let verifier = verifier.map(Arc::new);
         let certificates = settled::certificates(settings)?;
-        let reloading =
-            settled::reloading(settings, &limiter, verifier.as_ref(), certificates.as_ref(), &observer);
+        let made_token = settings.admin.tokens.is_empty().then(Tokens::random);
+        let tokens = Tokens::new(made_token.as_ref().map_or(&settings.admin.tokens, std::slice::from_ref));
+        let renewed = (certificates.as_ref(), &tokens);
+        let reloading = settled::reloading(settings, &limiter, verifier.as_ref(), renewed, &observer);
         let reloader = Arc::clone(&reloading.reloader);
         telemetry.say(&format!("in force: {}", reloading.policies.in_force().in_words()));
 
@@ -182,10 +186,8 @@ impl Application {
                 Some(gateway.map_err(StartError::Upstream)?)
             }
         };
-        let made_token = settings.admin.tokens.is_empty().then(Tokens::random);
-        let given = settings.admin.tokens.iter().map(|token| token.expose());
-        let tokens = Tokens::new(given.chain(made_token.as_deref()));
-        let guessing = guard::against_guessing(tokens.clone(), Arc::clone(&proxies))
+        let refusals = Arc::<Refusals>::default();
+        let guessing = guard::against_guessing(tokens.clone(), Arc::clone(&proxies), Arc::clone(&refusals))
             .ok_or_else(|| std::io::Error::other("the admin guard's figures make no limit"))?;
         let readiness = Arc::clone(&status);
         let leaving = Leaving::default();
@@ -208,6 +210,8 @@ impl Application {
             proxies,
             verifier,
             tokens,
+            answers: Arc::default(),
+            refusals: Arc::clone(&refusals),
             readiness: Arc::new(move || readiness.readiness()),
             audit: web::Data::from(Arc::clone(&audit)),
             admin: web::Data::new(Admin {
@@ -237,6 +241,7 @@ impl Application {
             limiter,
             steering,
             audit,
+            refusals,
             fleet,
             reloader,
             hangups,
@@ -244,7 +249,7 @@ impl Application {
             leaving,
             lame_duck: settings.server.lame_duck,
             grace: settings.server.grace,
-            made_token,
+            made_token: made_token.map(|made| made.secret.expose().to_owned()),
             _flush: flush,
         })
     }
@@ -267,6 +272,7 @@ impl Application {
         }
         tokio::spawn(Arc::clone(fleet).keep_company());
         let observer: Arc<dyn Observer> = telemetry.clone();
+        tokio::spawn(Arc::clone(&self.refusals).tell(Arc::clone(&self.audit)));
         tokio::spawn(keep_record(Arc::clone(&self.steering), Arc::clone(&self.audit), observer));
         tokio::spawn(sweep(Arc::clone(limiter)));
         tokio::spawn(tell_of_dropped_lines(Arc::clone(telemetry)));

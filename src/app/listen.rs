@@ -19,11 +19,13 @@ use super::front::Front;
 use super::{Addresses, StartError, settled};
 use crate::config::{AdminAddr, Settings};
 use crate::control::api::{self, Admin};
-use crate::control::audit::{self, Audit};
+use crate::control::audit::Audit;
 use crate::control::fleet;
 use crate::control::guard;
-use crate::control::keys;
-use crate::control::reload_api::{self, Reloading};
+use crate::control::idempotency::{self, Answers};
+use crate::control::refusals::Refusals;
+use crate::control::reload_api::Reloading;
+use crate::control::routes;
 use crate::control::tokens::Tokens;
 use crate::doors::check::{self, Callers};
 use crate::doors::client_ip::TrustedProxies;
@@ -61,6 +63,8 @@ pub(super) struct Parts {
     pub(super) audit: web::Data<Audit>,
     pub(super) reloading: web::Data<Reloading>,
     pub(super) tokens: Tokens,
+    pub(super) answers: Arc<Answers>,
+    pub(super) refusals: Arc<Refusals>,
     pub(super) guessing: guard::Guessing,
 }
 
@@ -155,10 +159,16 @@ fn health_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
     app.app_data(web::Data::new(Arc::clone(&parts.readiness)))
         .app_data(web::Data::new(parts.leaving.clone()))
         .service(
-            get("/healthz").get(health::healthz).head(health::healthz).default_service(web::to(wrong_method)),
+            get("/healthz")
+                .get(health::healthz)
+                .head(health::healthz)
+                .default_service(otherwise(&[Method::GET, Method::HEAD])),
         )
         .service(
-            get("/readyz").get(health::readyz).head(health::readyz).default_service(web::to(wrong_method)),
+            get("/readyz")
+                .get(health::readyz)
+                .head(health::readyz)
+                .default_service(otherwise(&[Method::GET, Method::HEAD])),
         );
 }
 
@@ -173,7 +183,7 @@ fn own_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
         .service(
             web::resource(format!("{prefix}/v1/check"))
                 .post(check::check::<RedisStore>)
-                .default_service(web::to(wrong_method)),
+                .default_service(otherwise(&[Method::POST])),
         );
 }
 
@@ -182,15 +192,17 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_m
         .app_data(parts.audit.clone())
         .app_data(parts.reloading.clone())
         .app_data(web::Data::new(parts.tokens.clone()))
+        .app_data(web::Data::new(Arc::clone(&parts.answers)))
+        .app_data(web::Data::from(Arc::clone(&parts.refusals)))
         .app_data(web::Data::new(Arc::clone(&parts.observer)));
-    let metrics = web::resource(format!("{prefix}/metrics"));
+    let metrics = web::resource(format!("{prefix}/metrics")).get(api::metrics);
+    let metrics = metrics.default_service(otherwise(&[Method::GET]));
     if open_metrics {
-        app.service(metrics.get(api::metrics).default_service(web::to(wrong_method)));
+        app.service(metrics);
     } else {
         app.service(
             metrics
-                .get(api::metrics)
-                .default_service(web::to(wrong_method))
+                // Any token will do: reading is what the narrowest is for.
                 .wrap(from_fn(guard::authenticate))
                 .wrap(Governor::new(&parts.guessing)),
         );
@@ -200,34 +212,14 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_m
         web::resource(format!("{prefix}{}", fleet::PATH))
             .get(fleet::peer_api::page)
             .post(fleet::peer_api::page)
-            .default_service(web::to(wrong_method)),
+            .default_service(otherwise(&[Method::GET, Method::POST])),
     );
+    let scope = web::scope(&format!("{prefix}{}", routes::BASE));
     app.service(
-        web::scope(&format!("{prefix}/admin"))
-            .service(
-                web::resource("/rollout")
-                    .get(api::rollout)
-                    .put(api::put_rollout)
-                    .default_service(web::to(wrong_method)),
-            )
-            .service(
-                web::resource("/rollout/rollback")
-                    .post(api::roll_back)
-                    .default_service(web::to(wrong_method)),
-            )
-            .service(
-                web::resource("/keys")
-                    .get(keys::keys)
-                    .delete(keys::forgive)
-                    .default_service(web::to(wrong_method)),
-            )
-            .service(
-                web::resource("/policies").get(reload_api::policies).default_service(web::to(wrong_method)),
-            )
-            .service(web::resource("/audit").get(audit::audit).default_service(web::to(wrong_method)))
-            .service(web::resource("/reload").post(reload_api::reload).default_service(web::to(wrong_method)))
-            .service(web::resource("/status").get(api::status).default_service(web::to(wrong_method)))
+        routes::resources()
+            .fold(scope, |scope, resource| scope.service(resource))
             .default_service(web::to(not_found))
+            .wrap(from_fn(idempotency::once))
             .wrap(from_fn(guard::authenticate))
             // Outside the token: guesses are what it counts.
             .wrap(Governor::new(&parts.guessing)),
@@ -261,6 +253,7 @@ async fn not_found() -> HttpResponse {
     Problem::new(Cause::NotFound, "There is nothing here.").response()
 }
 
-async fn wrong_method(method: Method) -> HttpResponse {
-    Problem::new(Cause::MethodNotAllowed, format!("{method} is not for this path.")).response()
+/// Methods that a path does not have.
+fn otherwise(accepted: &'static [Method]) -> actix_web::Route {
+    web::to(move |method: Method| async move { routes::wrong_method(&method, accepted) })
 }

@@ -18,6 +18,8 @@ use crate::control::reload::{Reloadable, Reloader};
 use crate::control::reload_api::Reloading;
 use crate::control::shown_certificate::ShownCertificate;
 use crate::control::start_only::StartOnly;
+use crate::control::token_file::AdminTokens;
+use crate::control::tokens::Tokens;
 use crate::doors::client_ip::{ClientIpHeader, TrustedProxies};
 use crate::doors::costs::Costs;
 use crate::doors::gateway::{Address, Health, HostPolicy, Limits, Upgrades, Upstream};
@@ -265,7 +267,7 @@ pub(super) fn reloading(
     settings: &Settings,
     limiter: &Arc<Limiter<RedisStore>>,
     verifier: Option<&Arc<Verifier>>,
-    certificates: Option<&Arc<Certificates>>,
+    (certificates, tokens): (Option<&Arc<Certificates>>, &Tokens),
     observer: &Arc<dyn Observer>,
 ) -> Reloading {
     let config::Policies { source, file, seen, .. } = settings.policies.clone();
@@ -285,6 +287,9 @@ pub(super) fn reloading(
     if let Some(certificates) = certificates {
         let (shown, seen) = ShownCertificate::new(Arc::clone(certificates));
         sources.push((Arc::new(shown), seen));
+    }
+    if let Some((file, seen)) = settings.admin.token_file.clone() {
+        sources.push((Arc::new(AdminTokens::new(file, tokens.clone())), seen));
     }
     let reloader = Arc::new(Reloader::new(sources, Arc::clone(observer)));
     Reloading { reloader, policies }

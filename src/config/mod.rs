@@ -17,6 +17,7 @@ mod secret;
 mod seen;
 mod settings;
 mod take;
+mod tokens;
 
 pub use error::{Errors, Problem};
 pub use keys::{KEYS, Known, flag_name};
@@ -24,6 +25,7 @@ pub use layers::{COMPILED_IN, Sources};
 pub use secret::Secret;
 pub use seen::{Digest, Seen};
 pub use settings::*;
+pub use tokens::{AdminToken, Scope, TokenFile};
 
 use std::num::NonZeroU32;
 use std::time::Duration;

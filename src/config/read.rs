@@ -16,8 +16,10 @@ use super::error::Errors;
 use super::layers::{Merged, Sources};
 use super::parse;
 use super::policies;
+use super::seen::Seen;
 use super::settings::*;
 use super::take::Taken;
+use super::tokens::{AdminToken, TokenFile};
 use crate::limiter::policy::Rules;
 
 /// What stands before tidegate's own paths when they share the main listener with an upstream's.
@@ -145,13 +147,37 @@ fn admin(taken: &mut Taken) -> Admin {
              characters) or ADMIN_TOKEN_FILE; accepted without: a loopback address such as 127.0.0.1:8081",
         );
     }
-    let of_file = |path: &str| parse::tokens(parse::file_text(path)?.lines());
-    let tokens =
-        one_of(taken, ("admin.token", "admin.token_file"), |text| parse::tokens(text.split(',')), of_file);
+    let (tokens, token_file) = tokens(taken);
     Admin {
         addr: addr.unwrap_or(AdminAddr::Main),
-        tokens: tokens.unwrap_or_default(),
+        tokens,
+        token_file,
         open_metrics: boolean(taken, "admin.open_metrics"),
+    }
+}
+
+/// The tokens, and the file that they stand in when they do.
+fn tokens(taken: &mut Taken) -> (Vec<AdminToken>, Option<(TokenFile, Seen)>) {
+    type Given = (Vec<AdminToken>, Option<TokenFile>);
+    let of_text = |text: &str| -> Result<Given, String> {
+        let tokens = parse::tokens(text.split(','))?;
+        Ok((tokens.into_iter().map(AdminToken::of_admin).collect(), None))
+    };
+    // That it is there is said of the option; what is wrong in it, of its lines.
+    let of_file = |path: &str| -> Result<Given, String> {
+        parse::file_there(path).map(|path| (Vec::new(), Some(TokenFile::new(path))))
+    };
+    match one_of(taken, ("admin.token", "admin.token_file"), of_text, of_file) {
+        Some((_, Some(file))) => {
+            let (found, seen) = file.read();
+            let tokens = found.unwrap_or_else(|problems| {
+                taken.problems.extend(problems);
+                Vec::new()
+            });
+            (tokens, Some((file, seen)))
+        }
+        Some((tokens, None)) => (tokens, None),
+        None => (Vec::new(), None),
     }
 }
 

@@ -11,6 +11,7 @@ pub use super::gateway::{ClientLimits, HostPolicy, Upstream, UpstreamUrl};
 use super::policies::Source;
 use super::secret::Secret;
 use super::seen::Seen;
+use super::tokens::{AdminToken, TokenFile};
 use crate::doors::jwt;
 use crate::limiter::decision::Backend;
 use crate::limiter::policy::Rules;
@@ -117,8 +118,10 @@ pub enum ClientIpHeader {
 pub struct Admin {
     /// Where.
     pub addr: AdminAddr,
-    /// Bearer tokens, none to two; never none beyond loopback.
-    pub tokens: Vec<Secret>,
+    /// Bearer tokens; never none beyond loopback.
+    pub tokens: Vec<AdminToken>,
+    /// Where they stand, when that is a file, and what it held.
+    pub token_file: Option<(TokenFile, Seen)>,
     /// Whether health and metrics are open on every listener; else on loopback only.
     pub open_metrics: bool,
 }

@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::Audit;
 use super::fleet::Fleet;
-use super::guard::Actor;
+use super::guard::too_narrow;
 use super::record::{Change, Outcome, Record, RecordView, Refusal, Steering};
 use super::reload_api::Reloading;
 use super::status::{DatabaseView, RedisView, Status, StatusView};
+use super::tokens::Bearer;
+use crate::config::Scope;
 use crate::doors::exchange::request_id;
 use crate::doors::problem::{Cause, Problem};
 use crate::limiter::decision::Backend;
@@ -20,6 +22,9 @@ use crate::limiter::rollout::Percent;
 
 /// The longest body that is read, in bytes.
 const LONGEST_BODY: usize = 16 * 1024;
+
+/// Where everything is rolled back.
+pub const ROLLBACK: &str = "/rollout/rollback";
 
 /// How long a rollback waits for its reason.
 const REASON_WAITED_FOR: Duration = Duration::from_secs(1);
@@ -120,6 +125,7 @@ pub async fn put_rollout(
             Problem::new(Cause::BadRequest, "If-Match is not text. Accepted: the ETag of GET /admin/rollout.")
         })?),
     };
+    let scope = request.extensions().get::<Bearer>().map(|bearer| bearer.scope);
     let change = Change {
         percent,
         backend,
@@ -127,9 +133,11 @@ pub async fn put_rollout(
         reason: reason.to_owned(),
         seen: seen.map(str::to_owned),
         request_id: request_id(&request),
+        may_raise: scope == Some(Scope::Admin),
     };
     match admin.steering.change(change).await {
         Ok(outcome) => Ok(admin.view(&outcome.record, Some(&outcome))),
+        Err(Refusal::MayNotRaise) => Err(too_narrow("Raising", scope, Scope::Admin)),
         Err(refusal) => Err(problem_of(refusal)),
     }
 }
@@ -194,7 +202,8 @@ impl Admin {
     }
 }
 
-async fn read(body: web::Payload) -> Result<web::Bytes, Problem> {
+/// A body of bounded length.
+pub(super) async fn read(body: web::Payload) -> Result<web::Bytes, Problem> {
     match body.to_bytes_limited(LONGEST_BODY).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(_)) => Err(Problem::new(Cause::BadRequest, "The body broke off or was malformed.")),
@@ -205,7 +214,7 @@ async fn read(body: web::Payload) -> Result<web::Bytes, Problem> {
 }
 
 pub(super) fn actor(request: &HttpRequest) -> String {
-    request.extensions().get::<Actor>().map_or_else(|| "unknown".to_owned(), |actor| actor.0.clone())
+    request.extensions().get::<Bearer>().map_or_else(|| "unknown".to_owned(), |bearer| bearer.name.clone())
 }
 
 fn problem_of(refusal: Refusal) -> Problem {
@@ -219,6 +228,7 @@ fn problem_of(refusal: Refusal) -> Problem {
                 "RATE_LIMIT_CANARY_PIN is set: only RATE_LIMIT_CANARY_PERCENT raises the percentage.";
             Problem::new(Cause::Conflict, detail).with_code("pinned_by_env")
         }
+        Refusal::MayNotRaise => too_narrow("Raising", None, Scope::Admin),
         Refusal::NotDurable { disk, redis } => {
             let detail = format!(
                 "A raise must be kept before it is in force, and nobody can keep it. The disk: {disk}. Redis: {redis}."

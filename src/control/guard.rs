@@ -13,7 +13,9 @@ use actix_web::http::header::{HeaderValue, WWW_AUTHENTICATE};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage, HttpResponse, HttpResponseBuilder, web};
 
-use super::tokens::Tokens;
+use super::refusals::Refusals;
+use super::tokens::{Bearer, Tokens};
+use crate::config::Scope;
 use crate::doors::check::bearer;
 use crate::doors::client_ip::TrustedProxies;
 use crate::doors::problem::{Cause, Problem};
@@ -29,6 +31,7 @@ const PER_SECOND: u64 = 10;
 pub struct Guesses {
     tokens: Tokens,
     proxies: Arc<TrustedProxies>,
+    refusals: Arc<Refusals>,
 }
 
 /// Whose attempt it is.
@@ -65,6 +68,7 @@ impl KeyExtractor for Guesses {
         negative: &NotUntil<QuantaInstant>,
         _: HttpResponseBuilder,
     ) -> HttpResponse {
+        self.refusals.unheard();
         let wait = negative.wait_time_from(DefaultClock::default().now());
         // Rounded up: the crate's own answer would say 0 for less than a second.
         let seconds = wait.as_millis().div_ceil(1000).max(1);
@@ -83,30 +87,31 @@ pub type Guessing = GovernorConfig<Guesses, NoOpMiddleware<QuantaInstant>>;
 /// The limit against guessing: one for all workers.
 ///
 /// `None` when the figures above make no limit, which a test rules out.
-pub fn against_guessing(tokens: Tokens, proxies: Arc<TrustedProxies>) -> Option<Guessing> {
+pub fn against_guessing(
+    tokens: Tokens,
+    proxies: Arc<TrustedProxies>,
+    refusals: Arc<Refusals>,
+) -> Option<Guessing> {
     GovernorConfigBuilder::default()
         .requests_per_second(PER_SECOND)
         .burst_size(BURST)
-        .key_extractor(Guesses { tokens, proxies })
+        .key_extractor(Guesses { tokens, proxies, refusals })
         .finish()
 }
-
-/// Who made a request, once the token was accepted.
-#[derive(Clone)]
-pub struct Actor(pub String);
 
 /// Lets through who bears a token. A middleware and no extractor: actix runs extractors side by side, and a bad body
 /// must not be answered before a missing token.
 pub async fn authenticate(
     tokens: web::Data<Tokens>,
     observer: web::Data<Arc<dyn Observer>>,
+    refusals: web::Data<Refusals>,
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let bearer = bearer(request.headers()).map(|token| tokens.bearer(token));
     let detail = match bearer {
-        Some(Some(name)) => {
-            request.extensions_mut().insert(Actor(name));
+        Some(Some(bearer)) => {
+            request.extensions_mut().insert(bearer);
             return Ok(next.call(request).await?.map_into_boxed_body());
         }
         Some(None) => "The token is wrong.",
@@ -114,9 +119,35 @@ pub async fn authenticate(
     };
     let peer = request.peer_addr().map(|peer| peer.ip());
     observer.observe(&Event::AdminRefused { peer });
+    refusals.wrong();
     let mut response = Problem::new(Cause::Unauthorized, detail).response();
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tidegate\""));
     Ok(request.into_response(response))
+}
+
+/// Lets through whose token is good for it. Behind [`authenticate`].
+pub async fn permit(
+    needs: Scope,
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let scope = request.extensions().get::<Bearer>().map(|bearer| bearer.scope);
+    match scope {
+        Some(scope) if scope >= needs => Ok(next.call(request).await?.map_into_boxed_body()),
+        scope => {
+            let what = format!("{} {}", request.method(), request.path());
+            let response = too_narrow(&what, scope, needs).response();
+            Ok(request.into_response(response))
+        }
+    }
+}
+
+/// The problem of a token that is known and not good for `what`.
+pub(super) fn too_narrow(what: &str, scope: Option<Scope>, needs: Scope) -> Problem {
+    let scope = scope.map_or("none", Scope::as_str);
+    let detail =
+        format!("{what} needs a token with the scope \"{}\"; this one has \"{scope}\".", needs.as_str());
+    Problem::new(Cause::Forbidden, detail).with_code("scope_too_narrow")
 }
 
 #[cfg(test)]
@@ -125,6 +156,6 @@ mod tests {
 
     #[test]
     fn the_limit_against_guessing_is_one() {
-        assert!(against_guessing(Tokens::new([]), Arc::default()).is_some());
+        assert!(against_guessing(Tokens::new(&[]), Arc::default(), Arc::default()).is_some());
     }
 }

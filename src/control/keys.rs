@@ -6,7 +6,9 @@ use std::time::Duration;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 
-use super::api::Admin;
+use super::api::{Admin, actor};
+use super::audit::AuditRow;
+use crate::doors::exchange::request_id;
 use crate::doors::problem::{Cause, Problem};
 use crate::limiter::Limiter;
 use crate::limiter::access::Access;
@@ -221,6 +223,15 @@ pub async fn forgive(request: HttpRequest, admin: web::Data<Admin>) -> Result<Ht
     if view.policies.is_empty() && key.len() > 1 {
         return Err(question.nobody());
     }
+    // Which client it was is not for a trail that many may read.
+    let to =
+        serde_json::json!({"policies": view.policies.len(), "blocks": view.blocks, "applied": view.applied});
+    let row = AuditRow {
+        to,
+        request_id: request_id(&request),
+        ..AuditRow::done(&actor(&request), "keys.forgive", "")
+    };
+    admin.audit.append(row);
     Ok(HttpResponse::Ok().json(view))
 }
 

@@ -9,9 +9,11 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::api::actor;
+use super::audit::{Audit, AuditRow};
 use super::policies::{Origin, Policies, RulesView};
 use super::reload::{Cause, Outcome, Reloader, Report, rfc3339};
 use crate::config::Digest;
+use crate::doors::exchange::request_id;
 use crate::doors::problem::{Cause as ProblemCause, Problem};
 
 /// What the handlers share.
@@ -38,7 +40,11 @@ impl Reloading {
 }
 
 /// `POST /admin/reload`
-pub async fn reload(request: HttpRequest, reloading: web::Data<Reloading>) -> Result<HttpResponse, Problem> {
+pub async fn reload(
+    request: HttpRequest,
+    reloading: web::Data<Reloading>,
+    audit: web::Data<Audit>,
+) -> Result<HttpResponse, Problem> {
     #[derive(Serialize)]
     struct Done<'a> {
         outcome: Outcome,
@@ -46,7 +52,12 @@ pub async fn reload(request: HttpRequest, reloading: web::Data<Reloading>) -> Re
         origin: &'a Origin,
         warnings: &'a [String],
     }
-    let report = reloading.reloader.reload(Cause::Admin { actor: actor(&request) }).await;
+    let actor = actor(&request);
+    let report = reloading.reloader.reload(Cause::Admin { actor: actor.clone() }).await;
+    let result = serde_json::to_value(report.outcome).ok();
+    let result = result.and_then(|outcome| outcome.as_str().map(str::to_owned)).unwrap_or_default();
+    let row = AuditRow { result, request_id: request_id(&request), ..AuditRow::done(&actor, "reload", "") };
+    audit.append(row);
     if report.outcome == Outcome::Failed {
         let count = report.errors.len();
         let detail =

@@ -67,13 +67,13 @@ pub async fn run(settings: &Settings, url: Option<&str>, asked: &Asked, as_json:
 }
 
 fn client(settings: &Settings, url: Option<&str>) -> Result<Client, String> {
-    let Some(token) = settings.admin.tokens.first() else {
+    let Some(token) = settings.admin.tokens.iter().max_by_key(|token| token.scope) else {
         return Err(
             "there is no token. Set ADMIN_TOKEN, or ADMIN_TOKEN_FILE to a file that holds it".to_owned()
         );
     };
     let url = url.map_or_else(|| own_url(settings), str::to_owned);
-    Client::new(&url, token.expose())
+    Client::new(&url, token.secret.expose())
 }
 
 /// Where a tidegate with these settings has its admin API, seen from its own machine.

@@ -11,6 +11,7 @@ mod support;
 
 mod access;
 mod admin;
+mod admin_tokens;
 mod checks;
 mod cluster;
 mod conformance;

@@ -180,7 +180,7 @@ fn values_have_the_meaning_that_their_variable_has() {
     let settings = loaded.settings;
     let proxies: Vec<String> = settings.server.trusted_proxies.iter().map(ToString::to_string).collect();
     assert_eq!(proxies, ["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"]);
-    let tokens: Vec<&str> = settings.admin.tokens.iter().map(|token| token.expose()).collect();
+    let tokens: Vec<&str> = settings.admin.tokens.iter().map(|token| token.secret.expose()).collect();
     assert_eq!(tokens, ["first-token-of-two", "second-token-of-two"]);
     assert_eq!(settings.rollout.secret.unwrap().expose(), "0123456789abcdef");
     let upstream = settings.upstream.unwrap();

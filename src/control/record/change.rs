@@ -19,6 +19,8 @@ pub struct Change {
     pub seen: Option<String>,
     /// By which request.
     pub request_id: Option<String>,
+    /// Whether they may raise. Judged with the record locked: what lowers when it is sent may raise when it arrives.
+    pub may_raise: bool,
 }
 
 /// What came of a change.
@@ -39,6 +41,8 @@ pub enum Refusal {
     DisabledByEnv(&'static str),
     /// Only the environment may raise.
     PinnedByEnv,
+    /// Whoever asks may only lower.
+    MayNotRaise,
     /// Whoever raises must say which state they have seen.
     TagRequired,
     /// The state has changed since; what it is now.

@@ -170,6 +170,9 @@ impl Steering {
         }
         let raises = next.wanted() > record.due(self.now());
         let announced = raises && next.wanted() == record.wanted();
+        if raises && !change.may_raise {
+            return Err(Refusal::MayNotRaise);
+        }
         if raises && !announced && self.environment.pinned {
             return Err(Refusal::PinnedByEnv);
         }

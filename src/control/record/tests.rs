@@ -103,6 +103,7 @@ fn to(percent: u16, seen: Option<&str>) -> Change {
         reason: "a test".into(),
         seen: seen.map(str::to_owned),
         request_id: None,
+        may_raise: true,
     }
 }
 
@@ -383,4 +384,17 @@ async fn the_trail_is_read_newest_first_page_by_page_and_holds_no_more_than_was_
     wheel.audit.flush().await.unwrap();
     let all = wheel.audit.page(None, 500).await;
     assert_eq!(all.rows.len(), 100, "the bound of this trail");
+}
+
+#[tokio::test]
+async fn whoever_may_not_raise_may_lower_whatever_they_have_seen() {
+    let wheel = wheel(50, Environment::default()).await;
+    let lower = |percent, seen| Change { may_raise: false, ..to(percent, seen) };
+    assert_eq!(wheel.steering.change(lower(60, Some("*"))).await, Err(Refusal::MayNotRaise));
+    assert!(wheel.steering.change(lower(10, None)).await.is_ok());
+    assert_eq!(
+        wheel.steering.change(lower(40, Some("*"))).await,
+        Err(Refusal::MayNotRaise),
+        "it was lower before"
+    );
 }

@@ -1,0 +1,82 @@
+//! Every route of the admin API and the scope that it needs: one table, from which they are mounted.
+
+use actix_web::body::BoxBody;
+use actix_web::dev::ServiceRequest;
+use actix_web::http::Method;
+use actix_web::http::header::{ALLOW, HeaderValue};
+use actix_web::middleware::{Next, from_fn};
+use actix_web::{HttpResponse, Resource, web};
+
+use super::{api, audit, guard, keys, reload_api};
+use crate::config::Scope;
+use crate::doors::problem::{Cause, Problem};
+
+/// Where all of them stand.
+pub const BASE: &str = "/admin";
+
+/// One method at one path.
+pub struct AdminRoute {
+    /// The method.
+    pub method: Method,
+    /// The path behind [`BASE`].
+    pub path: &'static str,
+    /// What a token must be good for at least; a handler may want more for a part of what it does.
+    pub needs: Scope,
+    handler: fn() -> actix_web::Route,
+}
+
+/// The table. Routes of one path stand together.
+pub static ROUTES: [AdminRoute; 9] = [
+    // Reading reveals no secret, but names of clients.
+    row(Method::GET, "/rollout", Scope::Read, || web::get().to(api::rollout)),
+    // Lowering; to raise, the handler wants admin.
+    row(Method::PUT, "/rollout", Scope::Operate, || web::put().to(api::put_rollout)),
+    row(Method::POST, api::ROLLBACK, Scope::Operate, || web::post().to(api::roll_back)),
+    row(Method::GET, "/keys", Scope::Read, || web::get().to(keys::keys)),
+    row(Method::DELETE, "/keys", Scope::Operate, || web::delete().to(keys::forgive)),
+    row(Method::GET, "/policies", Scope::Read, || web::get().to(reload_api::policies)),
+    row(Method::GET, "/audit", Scope::Read, || web::get().to(audit::audit)),
+    row(Method::POST, "/reload", Scope::Admin, || web::post().to(reload_api::reload)),
+    row(Method::GET, "/status", Scope::Read, || web::get().to(api::status)),
+];
+
+const fn row(
+    method: Method,
+    path: &'static str,
+    needs: Scope,
+    handler: fn() -> actix_web::Route,
+) -> AdminRoute {
+    AdminRoute { method, path, needs, handler }
+}
+
+/// The resources of the table, below [`BASE`].
+pub fn resources() -> impl Iterator<Item = Resource> {
+    let first = |index: usize| index == 0 || ROUTES[index - 1].path != ROUTES[index].path;
+    (0..ROUTES.len()).filter(move |&index| first(index)).map(|index| {
+        let path = ROUTES[index].path;
+        let here: Vec<&AdminRoute> = ROUTES.iter().filter(|route| route.path == path).collect();
+        let methods: Vec<Method> = here.iter().map(|route| route.method.clone()).collect();
+        let resource = here.into_iter().fold(web::resource(path), |resource, route| {
+            let needs = route.needs;
+            let permit = from_fn(move |request: ServiceRequest, next: Next<BoxBody>| {
+                guard::permit(needs, request, next)
+            });
+            resource.route((route.handler)().wrap(permit))
+        });
+        resource.default_service(web::to(move |method: Method| {
+            let response = wrong_method(&method, &methods);
+            async move { response }
+        }))
+    })
+}
+
+/// The answer to a method that a path does not have, with those that it has.
+pub fn wrong_method(method: &Method, accepted: &[Method]) -> HttpResponse {
+    let accepted = accepted.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+    let detail = format!("{method} is not for this path; accepted: {accepted}.");
+    let mut response = Problem::new(Cause::MethodNotAllowed, detail).response();
+    if let Ok(accepted) = HeaderValue::from_str(&accepted) {
+        response.headers_mut().insert(ALLOW, accepted);
+    }
+    response
+}
