@@ -22,6 +22,7 @@ use crate::doors::check::{self, Callers};
 use crate::doors::client_ip::TrustedProxies;
 use crate::doors::costs::Costs;
 use crate::doors::exchange::Exchanges;
+use crate::doors::framing::Strict;
 use crate::doors::gateway::Gateway;
 use crate::doors::headers::Sets;
 use crate::doors::health::{self, ReadinessProbe};
@@ -71,6 +72,7 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
                 }
                 app.service(everything_else(&parts));
             })
+            .wrap(Strict)
             .wrap(Exchanges::told_to(Arc::clone(&parts.observer), Arc::clone(&parts.proxies)))
             .wrap(TracingLogger::<RootSpan>::new())
     })

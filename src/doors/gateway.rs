@@ -19,8 +19,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::client_ip::TrustedProxies;
-use super::forwarding;
 use super::problem::{Cause, Problem};
+use super::{forwarding, framing};
 use crate::limiter::event::{Event, Observer, Origin};
 
 type Connector = HttpsConnector<HttpConnector>;
@@ -102,7 +102,16 @@ impl Gateway {
         let pump = attach_body(&mut outgoing, request, payload);
         let answer = tokio::time::timeout(self.upstream.timeout, self.client.request(outgoing)).await;
         match answer {
-            Ok(Ok(response)) => Ok(incoming(response, request)),
+            Ok(Ok(response)) => match framing::doubtful_answer(response.version(), response.headers()) {
+                None => Ok(incoming(response, request)),
+                Some(detail) => {
+                    self.observer.observe(&Event::UpstreamFailed { detail });
+                    Err(Problem::new(
+                        Cause::UpstreamInvalid,
+                        "The upstream's answer can be read in two ways.",
+                    ))
+                }
+            },
             Ok(Err(_)) if pump.waits_for(Awaited::Nothing { broke: true }) => {
                 Err(Problem::new(Cause::BadRequest, "The body broke off or was malformed."))
             }

@@ -12,6 +12,8 @@ pub mod facts;
 #[cfg(feature = "server")]
 mod forwarding;
 #[cfg(feature = "server")]
+pub mod framing;
+#[cfg(feature = "server")]
 pub mod gateway;
 pub mod headers;
 #[cfg(feature = "server")]

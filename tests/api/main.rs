@@ -33,5 +33,8 @@ mod rollout;
 mod rules;
 mod secrets;
 mod shadow;
+mod smuggling;
+mod smuggling_answers;
+mod smuggling_paths;
 mod tls;
 mod windows;

@@ -11,6 +11,7 @@
 pub mod certificates;
 pub mod outage;
 pub mod process;
+pub mod recorder;
 pub mod redis_server;
 pub mod relay;
 pub mod structured;
