@@ -1,10 +1,12 @@
 //! Wires everything: from settings to a running process, and from a signal to its end.
 
 mod background;
+mod front;
 mod listen;
 mod settled;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +24,9 @@ use crate::control::tokens::Tokens;
 use crate::control::watch::keep_watch;
 use crate::doors::check::Callers;
 use crate::doors::gateway::Gateway;
+use crate::doors::health::Leaving;
 use crate::doors::jwt::{BadKeys, Verifier};
+use crate::doors::wire::tls::BadCertificate;
 use crate::limiter::Limiter;
 use crate::limiter::clock::Clock;
 use crate::limiter::decision::Backend;
@@ -47,6 +51,17 @@ pub enum StartError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// A Unix socket can't be listened on.
+    #[error("server.unix_socket: can't listen on {}: {source}", path.display())]
+    ListenUnix {
+        /// Its path.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The certificate that clients are to be shown can't be used.
+    #[error("server.tls_cert, server.tls_key: {0}")]
+    Certificate(BadCertificate),
     /// The link to Redis can't even be tried.
     #[error("the login to Redis: {0}")]
     Redis(BadLogin),
@@ -85,6 +100,8 @@ pub struct Application {
     hangups: Signal,
     /// Whether changes of its files are noticed by themselves.
     watch: bool,
+    leaving: Leaving,
+    lame_duck: Duration,
     grace: Duration,
     /// A token that was made for this run because none was set.
     pub made_token: Option<String>,
@@ -131,7 +148,9 @@ impl Application {
 
         let verifier = settings.jwt.clone().map(Verifier::new).transpose().map_err(StartError::Jwt)?;
         let verifier = verifier.map(Arc::new);
-        let reloading = settled::reloading(settings, &limiter, verifier.as_ref(), &observer);
+        let certificates = settled::certificates(settings)?;
+        let reloading =
+            settled::reloading(settings, &limiter, verifier.as_ref(), certificates.as_ref(), &observer);
         let reloader = Arc::clone(&reloading.reloader);
         telemetry.say(&format!("in force: {}", reloading.policies.in_force().in_words()));
 
@@ -144,7 +163,7 @@ impl Application {
         let gateway = match &settings.upstream {
             None => None,
             Some(upstream) => {
-                let upstream = settled::upstream(upstream)?;
+                let upstream = settled::upstream(settings, upstream)?;
                 let gateway = Gateway::new(upstream, Arc::clone(&proxies), Arc::clone(&observer));
                 Some(gateway.map_err(StartError::Upstream)?)
             }
@@ -155,6 +174,7 @@ impl Application {
         let guessing = guard::against_guessing(tokens.clone(), Arc::clone(&proxies))
             .ok_or_else(|| std::io::Error::other("the admin guard's figures make no limit"))?;
         let readiness = Arc::clone(&status);
+        let leaving = Leaving::default();
         let fleet = Fleet::new(Arc::clone(&limiter));
         let parts = Parts {
             limiter: Arc::clone(&limiter),
@@ -162,6 +182,8 @@ impl Application {
             observer,
             sets: settled::sets(settings.headers),
             gateway,
+            certificates,
+            leaving: leaving.clone(),
             callers: Callers {
                 token: settings.doors.token.as_ref().map(|token| token.expose().into()),
                 proxies: Arc::clone(&proxies),
@@ -176,7 +198,11 @@ impl Application {
         };
         let (addresses, servers) = listen::listen(settings, &parts)?;
         let hangups = signal(SignalKind::hangup())?;
-        telemetry.say(&format!("listening: API on http://{}", addresses.main));
+        let scheme = if settings.server.tls.is_some() { "https" } else { "http" };
+        telemetry.say(&format!("listening: API on {scheme}://{}", addresses.main));
+        if let Some(path) = &settings.server.unix_socket {
+            telemetry.say(&format!("listening: API on unix://{}", path.display()));
+        }
         if let Some(admin) = addresses.admin {
             telemetry.say(&format!("listening: admin on http://{admin}"));
         }
@@ -189,6 +215,8 @@ impl Application {
             reloader,
             hangups,
             watch: settings.policies.watch,
+            leaving,
+            lame_duck: settings.server.lame_duck,
             grace: settings.server.grace,
             made_token,
             _flush: flush,
@@ -221,9 +249,20 @@ impl Application {
         }
         let handles: Vec<ServerHandle> = servers.iter().map(Server::handle).collect();
         let told = Arc::clone(telemetry);
-        let grace = self.grace;
+        let (leaving, lame_duck, grace) = (self.leaving, self.lame_duck, self.grace);
         tokio::spawn(async move {
-            let Ok(signal) = signalled().await else { return };
+            let Ok(mut signal) = signalled().await else { return };
+            leaving.begin();
+            if !lame_duck.is_zero() {
+                told.say(&format!(
+                    "{signal}: not ready any more, and serving on for {} s",
+                    lame_duck.as_secs()
+                ));
+                tokio::select! {
+                    () = tokio::time::sleep(lame_duck) => {}
+                    Ok(next) = signalled() => signal = next,
+                }
+            }
             told.say(&format!("{signal}: finishing requests under way, at most {} s", grace.as_secs()));
             let stopping = futures_util::future::join_all(handles.iter().map(|handle| handle.stop(true)));
             tokio::select! {

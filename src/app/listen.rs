@@ -1,8 +1,11 @@
 //! Which pages stand where: the front, the admin listener, and what each of them is made of.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use actix_governor::Governor;
 use actix_web::dev::Server;
@@ -11,7 +14,8 @@ use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use tracing_actix_web::TracingLogger;
 
-use super::{Addresses, StartError};
+use super::front::Front;
+use super::{Addresses, StartError, settled};
 use crate::config::{AdminAddr, Settings};
 use crate::control::api::{self, Admin};
 use crate::control::guard;
@@ -23,12 +27,13 @@ use crate::doors::client_ip::TrustedProxies;
 use crate::doors::costs::Costs;
 use crate::doors::exchange::Exchanges;
 use crate::doors::framing::Strict;
-use crate::doors::gateway::Gateway;
+use crate::doors::gateway::{Gateway, WorkerGateway};
 use crate::doors::headers::Sets;
-use crate::doors::health::{self, ReadinessProbe};
+use crate::doors::health::{self, Leaving, ReadinessProbe};
 use crate::doors::jwt::Verifier;
 use crate::doors::middleware::RateLimit;
 use crate::doors::problem::{Cause, Problem};
+use crate::doors::wire::tls::Certificates;
 use crate::limiter::Limiter;
 use crate::limiter::event::Observer;
 use crate::redis::RedisStore;
@@ -46,6 +51,8 @@ pub(super) struct Parts {
     pub(super) sets: Sets,
     pub(super) costs: Option<Costs>,
     pub(super) gateway: Option<Gateway>,
+    pub(super) certificates: Option<Arc<Certificates>>,
+    pub(super) leaving: Leaving,
     pub(super) callers: Callers,
     pub(super) readiness: ReadinessProbe,
     pub(super) admin: web::Data<Admin>,
@@ -58,33 +65,43 @@ pub(super) struct Parts {
 pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, Vec<Server>), StartError> {
     let main = bind("HOST, PORT", SocketAddr::new(settings.server.host, settings.server.port))?;
     let mut addresses = Addresses { main: main.local_addr()?, admin: None };
+    let unix = settings.server.unix_socket.as_deref().map(bind_unix).transpose()?;
     let prefix = settings.server.prefix.clone();
     let with_admin = settings.admin.addr == AdminAddr::Main;
     let front_parts = parts.clone();
-    let mut front = HttpServer::new(move || {
-        let parts = front_parts.clone();
-        let prefix = prefix.clone();
+    let app = move |gateway: Option<&WorkerGateway>| {
+        let parts = &front_parts;
         App::new()
             .configure(|app| {
-                own_pages(app, &parts, &prefix);
+                own_pages(app, parts, &prefix);
                 if with_admin {
-                    admin_pages(app, &parts, &prefix, false);
+                    admin_pages(app, parts, &prefix, false);
                 }
-                app.service(everything_else(&parts));
+                app.service(everything_else(parts, gateway.cloned()));
             })
             .wrap(Strict)
-            .wrap(Exchanges::told_to(Arc::clone(&parts.observer), Arc::clone(&parts.proxies)))
+            .wrap(Exchanges::told_to(
+                Arc::clone(&parts.observer),
+                Arc::clone(&parts.proxies),
+                parts.leaving.clone(),
+            ))
             .wrap(TracingLogger::<RootSpan>::new())
-    })
-    // A client that leaves ends its request: without this the upstream would work for nobody.
-    .h1_allow_half_closed(false)
-    .keep_alive(Duration::from_secs(75))
-    .shutdown_timeout(settings.server.grace.as_secs())
-    .disable_signals();
-    if settings.server.workers > 0 {
-        front = front.workers(settings.server.workers);
-    }
-    let mut servers = vec![front.listen(main)?.run()];
+    };
+    let gateway = parts.gateway.clone();
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let front = Front {
+        tcp: main,
+        unix,
+        certificates: parts.certificates.clone(),
+        patience: settled::patience(settings),
+        workers: if settings.server.workers > 0 { settings.server.workers } else { cores() },
+        connections: settings.server.limits.connections,
+        grace_s: settings.server.grace.as_secs(),
+    };
+    let mut servers = vec![front.serve(move || {
+        let gateway = gateway.as_ref().map(Gateway::of_worker);
+        (app(gateway.as_ref()), app(gateway.as_ref()))
+    })?];
 
     if let AdminAddr::Socket(address) = settings.admin.addr {
         let listener = bind("ADMIN_ADDR", address)?;
@@ -120,9 +137,21 @@ fn bind(variable: &'static str, address: SocketAddr) -> Result<TcpListener, Star
     Ok(socket.into())
 }
 
+/// A Unix socket at this path. One that nobody listens on any more is replaced.
+fn bind_unix(path: &Path) -> Result<UnixListener, StartError> {
+    let fail = |source| StartError::ListenUnix { path: path.to_owned(), source };
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    if is_socket && UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    {
+        std::fs::remove_file(path).map_err(fail)?;
+    }
+    UnixListener::bind(path).map_err(fail)
+}
+
 fn health_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
     let get = |page| web::resource(format!("{prefix}{page}"));
     app.app_data(web::Data::new(Arc::clone(&parts.readiness)))
+        .app_data(web::Data::new(parts.leaving.clone()))
         .service(
             get("/healthz").get(health::healthz).head(health::healthz).default_service(web::to(wrong_method)),
         )
@@ -195,7 +224,10 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_m
 }
 
 /// Judged, then forwarded.
-fn everything_else(parts: &Parts) -> impl actix_web::dev::HttpServiceFactory + use<> {
+fn everything_else(
+    parts: &Parts,
+    gateway: Option<WorkerGateway>,
+) -> impl actix_web::dev::HttpServiceFactory + use<> {
     let limit = RateLimit::with(Arc::clone(&parts.limiter), Arc::clone(&parts.proxies), parts.sets);
     let limit = match &parts.verifier {
         Some(verifier) => limit.verified_by(Arc::clone(verifier)),
@@ -205,7 +237,6 @@ fn everything_else(parts: &Parts) -> impl actix_web::dev::HttpServiceFactory + u
         Some(costs) => limit.with_costs(costs.clone()),
         None => limit,
     };
-    let gateway = parts.gateway.as_ref().map(Gateway::with_own_pool);
     web::scope("")
         .default_service(web::to(move |request: HttpRequest, payload: web::Payload| {
             let gateway = gateway.clone();

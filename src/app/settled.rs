@@ -13,12 +13,15 @@ use crate::control::record::{EnvironmentRules, Record, Steering};
 use crate::control::redis_login::RedisLogin;
 use crate::control::reload::{Reloadable, Reloader};
 use crate::control::reload_api::Reloading;
+use crate::control::shown_certificate::ShownCertificate;
 use crate::control::start_only::StartOnly;
 use crate::doors::client_ip::{ClientIpHeader, TrustedProxies};
 use crate::doors::costs::Costs;
-use crate::doors::gateway::Upstream;
+use crate::doors::gateway::{Address, Health, HostPolicy, Limits, Upgrades, Upstream};
 use crate::doors::headers::{Sets, XRateLimit};
 use crate::doors::jwt::Verifier;
+use crate::doors::wire::Patience;
+use crate::doors::wire::tls::{CertificateFiles, Certificates};
 use crate::limiter::Limiter;
 use crate::limiter::clock::Clock;
 use crate::limiter::decision::Backend;
@@ -92,16 +95,59 @@ pub(super) fn in_force(settings: &Settings, hard_off: Option<&str>) -> String {
     }
 }
 
-/// Where the gateway goes.
-pub(super) fn upstream(upstream: &config::Upstream) -> Result<Upstream, StartError> {
-    let base = upstream.url.to_string();
+/// Where the gateway goes, and what it accepts.
+pub(super) fn upstream(settings: &Settings, upstream: &config::Upstream) -> Result<Upstream, StartError> {
+    let unfit = |error| StartError::Upstream(std::io::Error::other(error));
+    let address = |url: &config::UpstreamUrl| match &url.socket {
+        Some(path) => Address::Unix(path.clone()),
+        None => Address::Host(url.host.trim_matches(['[', ']']).to_owned(), url.port),
+    };
+    let first = upstream.urls.first();
+    let limits = settings.server.limits;
     Ok(Upstream {
-        base: base.parse().map_err(|error| StartError::Upstream(std::io::Error::other(error)))?,
-        timeout: upstream.timeout,
-        connect_timeout: upstream.connect_timeout,
-        preserve_host: upstream.preserve_host,
+        addresses: upstream.urls.iter().map(address).collect(),
+        https: first.is_some_and(|url| url.https),
+        base_path: first.map_or_else(String::new, |url| url.base_path.clone()),
+        host: match &upstream.host {
+            config::HostPolicy::Client => HostPolicy::Client,
+            config::HostPolicy::Upstream => HostPolicy::Upstream,
+            config::HostPolicy::Name(name) => HostPolicy::Name(name.parse().map_err(unfit)?),
+        },
+        via: upstream.via.as_deref().and_then(Upstream::via),
         cost_header: upstream.cost_header.clone(),
+        health: Health { max_fails: upstream.max_fails, fail_timeout: upstream.fail_timeout },
+        connect_timeout: upstream.connect_timeout,
+        timeout: upstream.timeout,
+        idle_timeout: upstream.idle_timeout,
+        total_timeout: Some(upstream.total_timeout).filter(|total| !total.is_zero()),
+        idle_connections: upstream.idle_connections,
+        keep_alive: upstream.keep_alive,
+        limits: Limits {
+            target: limits.target,
+            headers: limits.headers,
+            header_count: limits.header_count,
+            body: limits.body,
+            body_timeout: limits.body_timeout,
+        },
+        upgrades: Upgrades {
+            protocols: upstream.upgrades.clone(),
+            most: upstream.max_upgrades,
+            idle: upstream.upgrade_idle,
+        },
     })
+}
+
+/// How long clients may take.
+pub(super) fn patience(settings: &Settings) -> Patience {
+    let limits = settings.server.limits;
+    Patience { head: limits.head_timeout, idle: limits.keep_alive, write: limits.send_timeout }
+}
+
+/// What clients of the main listener are shown.
+pub(super) fn certificates(settings: &Settings) -> Result<Option<Arc<Certificates>>, StartError> {
+    let Some((cert, key)) = settings.server.tls.clone() else { return Ok(None) };
+    let read = Certificates::read(CertificateFiles { cert, key });
+    read.map(|certificates| Some(Arc::new(certificates))).map_err(StartError::Certificate)
 }
 
 /// Whether answers of the upstream tell what requests cost.
@@ -145,6 +191,7 @@ pub(super) fn reloading(
     settings: &Settings,
     limiter: &Arc<Limiter<RedisStore>>,
     verifier: Option<&Arc<Verifier>>,
+    certificates: Option<&Arc<Certificates>>,
     observer: &Arc<dyn Observer>,
 ) -> Reloading {
     let config::Policies { source, file, seen, .. } = settings.policies.clone();
@@ -160,6 +207,10 @@ pub(super) fn reloading(
     if let Some(store) = limiter.store() {
         let (login, seen) = RedisLogin::new(Arc::clone(store.logins()));
         sources.push((Arc::new(login), seen));
+    }
+    if let Some(certificates) = certificates {
+        let (shown, seen) = ShownCertificate::new(Arc::clone(certificates));
+        sources.push((Arc::new(shown), seen));
     }
     let reloader = Arc::new(Reloader::new(sources, Arc::clone(observer)));
     Reloading { reloader, policies }

@@ -6,6 +6,7 @@
 
 mod error;
 mod file;
+mod gateway;
 mod keys;
 mod layers;
 mod parse;

@@ -115,7 +115,12 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
 }
 
 pub(super) fn upstream(text: &str) -> Result<UpstreamUrl, String> {
-    const ACCEPTED: &str = "accepted: http://HOST[:PORT][/BASE] or https://…";
+    const ACCEPTED: &str = "accepted: http://HOST[:PORT][/BASE], https://…, or unix:///PATH";
+    if let Some(path) = text.strip_prefix("unix://") {
+        let socket = absolute_path(path).map_err(|_| ACCEPTED.to_owned())?;
+        let (host, base_path) = ("localhost".to_owned(), String::new());
+        return Ok(UpstreamUrl { https: false, host, port: 80, base_path, socket: Some(socket) });
+    }
     let refuse = |why: &str| if why.is_empty() { ACCEPTED.to_owned() } else { format!("{why}; {ACCEPTED}") };
     // Before the parser, which drops a fragment without a word.
     if text.contains('#') {
@@ -151,7 +156,26 @@ pub(super) fn upstream(text: &str) -> Result<UpstreamUrl, String> {
         Some(digits) => whole(digits, 1..=65_535).map_err(|_| refuse("the port is not from 1 to 65535"))?,
     };
     let base_path = uri.path().trim_end_matches('/').to_owned();
-    Ok(UpstreamUrl { https, host: host.to_ascii_lowercase(), port, base_path })
+    Ok(UpstreamUrl { https, host: host.to_ascii_lowercase(), port, base_path, socket: None })
+}
+
+/// A path from the root.
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() && text.len() > 1 && !text.contains('\0') {
+        Ok(path)
+    } else {
+        Err("accepted: a path from the root such as \"/run/tidegate.sock\"".to_owned())
+    }
+}
+
+/// What a `Host` header may say.
+pub(super) fn host_header(text: &str) -> Result<String, String> {
+    let authority =
+        text.parse::<hyper::http::uri::Authority>().ok().filter(|one| !one.as_str().contains('@'));
+    authority
+        .map(|_| text.to_owned())
+        .ok_or_else(|| "accepted: HOST or HOST:PORT such as \"api.internal\"".to_owned())
 }
 
 /// The name of a header, in lower case.

@@ -1,5 +1,6 @@
 //! Gives every merged value its meaning, and holds the values against each other.
 
+mod gateway;
 mod headers;
 mod jwt;
 mod shared;
@@ -36,7 +37,7 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
         let place = taken.place("server.trusted_proxies");
         warnings.push(format!("{place}: everybody is trusted, so any client can claim any address"));
     }
-    let upstream = upstream(&mut taken);
+    let upstream = gateway::upstream(&mut taken);
     if upstream.is_none() && taken.is_set("upstream.cost_header") {
         let place = taken.place("upstream.cost_header");
         warnings.push(format!("{place}: it has no effect without an upstream. Set UPSTREAM_URL"));
@@ -109,7 +110,12 @@ fn server(taken: &mut Taken) -> Server {
         workers: taken.get("server.workers", 0, |text| {
             parse::whole(text, 0..=1_024).map_err(|message| message + " (0: one per core)")
         }),
+        lame_duck: taken
+            .get("server.lame_duck_s", Default::default(), |text| parse::seconds(text, 0..=3_600)),
         grace: taken.get("server.grace_s", Default::default(), |text| parse::seconds(text, 0..=3_600)),
+        unix_socket: taken.optional("server.unix_socket", parse::absolute_path),
+        tls: gateway::tls(taken),
+        limits: gateway::client_limits(taken),
         prefix: taken.get("server.prefix", String::new(), parse::prefix),
         trusted_proxies,
         client_ip_header: taken
@@ -159,20 +165,6 @@ fn one_of<T>(
     }
     let value = taken.optional(direct, of_text);
     value.or_else(|| taken.optional(file, of_file))
-}
-
-fn upstream(taken: &mut Taken) -> Option<Upstream> {
-    let url = taken.optional("upstream.url", parse::upstream);
-    if let Some(url) = &url {
-        taken.show("upstream.url", url.to_string(), None);
-    }
-    let timeout =
-        taken.get("upstream.timeout_ms", Default::default(), |text| parse::milliseconds(text, 1..=3_600_000));
-    let connect_timeout = taken
-        .get("upstream.connect_timeout_ms", Default::default(), |text| parse::milliseconds(text, 1..=60_000));
-    let preserve_host = boolean(taken, "upstream.preserve_host");
-    let cost_header = taken.optional("upstream.cost_header", parse::header);
-    Some(Upstream { url: url?, timeout, connect_timeout, preserve_host, cost_header })
 }
 
 fn logging(taken: &mut Taken) -> Logging {

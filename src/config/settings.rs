@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use super::gateway::{ClientLimits, HostPolicy, Upstream, UpstreamUrl};
 use super::policies::Source;
 use super::secret::Secret;
 use super::seen::Seen;
@@ -78,8 +79,16 @@ pub struct Server {
     pub port: u16,
     /// Worker threads; 0 is one per core.
     pub workers: usize,
-    /// How long requests under way may take to end at a stop.
+    /// How long it serves on at a stop, while readiness says that it will not for long.
+    pub lame_duck: Duration,
+    /// How long requests under way may then take to end.
     pub grace: Duration,
+    /// Path of a Unix socket on which the main listener is reached as well.
+    pub unix_socket: Option<PathBuf>,
+    /// Certificate and key of the main listener; `None`: it speaks no TLS.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// What is accepted of clients.
+    pub limits: ClientLimits,
     /// What stands before tidegate's own paths: empty, or `/…` without a slash at its end.
     pub prefix: String,
     /// Whose word on the client's address is believed.
@@ -117,49 +126,6 @@ pub enum AdminAddr {
     Main,
     /// On its own.
     Socket(SocketAddr),
-}
-
-/// What the gateway forwards to.
-#[derive(Clone, Debug)]
-pub struct Upstream {
-    /// Where.
-    pub url: UpstreamUrl,
-    /// Longest wait for the head of an answer.
-    pub timeout: Duration,
-    /// Longest wait for a connection.
-    pub connect_timeout: Duration,
-    /// Whether it sees the `Host` that the client asked for.
-    pub preserve_host: bool,
-    /// The header of its answers that tells what a request cost, in lower case.
-    pub cost_header: Option<String>,
-}
-
-/// A URL of scheme, host, port and base path, nothing else.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamUrl {
-    /// `https`, else `http`.
-    pub https: bool,
-    /// The host, an IPv6 address in its brackets.
-    pub host: String,
-    /// The port, the scheme's own when none was written.
-    pub port: u16,
-    /// What stands before every path: empty, or `/…` without a slash at its end.
-    pub base_path: String,
-}
-
-impl UpstreamUrl {
-    /// `host:port`, the port only when it is not the scheme's own.
-    pub fn authority(&self) -> String {
-        let own = if self.https { 443 } else { 80 };
-        if self.port == own { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
-    }
-}
-
-impl std::fmt::Display for UpstreamUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let scheme = if self.https { "https" } else { "http" };
-        write!(f, "{scheme}://{}{}", self.authority(), self.base_path)
-    }
 }
 
 /// The shared store.

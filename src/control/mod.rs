@@ -11,6 +11,7 @@ pub mod record;
 pub mod redis_login;
 pub mod reload;
 pub mod reload_api;
+pub mod shown_certificate;
 pub mod start_only;
 pub mod status;
 pub mod tokens;

@@ -3,12 +3,13 @@
 use std::future::{Future, Ready, ready};
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use actix_web::body::{BodySize, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
-use actix_web::http::{Method, Uri};
+use actix_web::http::{ConnectionType, Method, StatusCode, Uri};
 use actix_web::web::Bytes;
 use actix_web::{Error, HttpMessage};
 use pin_project_lite::pin_project;
@@ -16,7 +17,9 @@ use quanta::Instant;
 use tracing_actix_web::RequestId;
 
 use super::client_ip::TrustedProxies;
+use super::health::Leaving;
 use super::judged::Judged;
+use super::wire::Line;
 use crate::limiter::event::{Event, Exchange, Observer, Origin};
 
 /// The status under which a request is told whose client left before there was an answer, as nginx does.
@@ -30,12 +33,14 @@ pub(crate) struct Untold;
 pub struct Exchanges {
     observer: Arc<dyn Observer>,
     proxies: Arc<TrustedProxies>,
+    leaving: Leaving,
 }
 
 impl Exchanges {
-    /// Tells `observer`, naming clients as `proxies` vouch for them.
-    pub fn told_to(observer: Arc<dyn Observer>, proxies: Arc<TrustedProxies>) -> Self {
-        Self { observer, proxies }
+    /// Tells `observer`, naming clients as `proxies` vouch for them. Once the process is `leaving`, every answer is the
+    /// last of its connection.
+    pub fn told_to(observer: Arc<dyn Observer>, proxies: Arc<TrustedProxies>, leaving: Leaving) -> Self {
+        Self { observer, proxies, leaving }
     }
 }
 
@@ -76,6 +81,7 @@ where
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
         let judged = Judged::default();
+        let under_way = request.conn_data::<Rc<Line>>().map(UnderWay::on);
         let request_id = {
             let mut extensions = request.extensions_mut();
             extensions.insert(judged.clone());
@@ -95,8 +101,10 @@ where
             origin: Origin::Gateway,
             judged,
             untold: false,
+            under_way,
         };
-        Telling { answer: self.service.call(request), record: Some(Box::new(record)) }
+        let leaving = self.told.leaving.clone();
+        Telling { answer: self.service.call(request), record: Some(Box::new(record)), leaving }
     }
 }
 
@@ -106,6 +114,7 @@ pin_project! {
         #[pin]
         answer: F,
         record: Option<Box<Record>>,
+        leaving: Leaving,
     }
 }
 
@@ -121,7 +130,10 @@ where
         let outcome = std::task::ready!(this.answer.poll(context));
         let mut record = this.record.take();
         Poll::Ready(match outcome {
-            Ok(response) => {
+            Ok(mut response) => {
+                if this.leaving.has_begun() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+                }
                 if let Some(record) = &mut record {
                     record.status = response.status().as_u16();
                     let extensions = response.response().extensions();
@@ -184,6 +196,24 @@ struct Record {
     origin: Origin,
     judged: Judged,
     untold: bool,
+    // Last: the connection is idle when all of it is told.
+    under_way: Option<UnderWay>,
+}
+
+/// A request on a connection that is not idle meanwhile.
+struct UnderWay(Rc<Line>);
+
+impl UnderWay {
+    fn on(line: &Rc<Line>) -> Self {
+        line.begins();
+        Self(Rc::clone(line))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.ends();
+    }
 }
 
 impl Drop for Record {
@@ -191,6 +221,8 @@ impl Drop for Record {
         if self.untold {
             return;
         }
+        let at_fault = self.status == CLIENT_LEFT
+            && self.under_way.as_ref().is_some_and(|UnderWay(line)| line.is_at_fault());
         let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
         let request_id = match &self.request_id {
             Some(id) => &*id.as_hyphenated().encode_lower(&mut buffer),
@@ -201,7 +233,7 @@ impl Drop for Record {
             method: self.method.as_str(),
             path: self.uri.path(),
             client: self.client,
-            status: self.status,
+            status: if at_fault { 400 } else { self.status },
             took: self.started.elapsed(),
             origin: self.origin,
             decision: self.judged.decision(),

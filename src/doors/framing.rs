@@ -6,6 +6,7 @@
 
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use actix_web::Error;
@@ -16,6 +17,7 @@ use actix_web::http::{ConnectionType, Method, Version};
 use pin_project_lite::pin_project;
 
 use super::problem::{Cause, Problem};
+use super::wire::Line;
 
 /// Headers that must not come in by another spelling: an application behind CGI's rules (WSGI, PHP, Rack) reads
 /// `X_Forwarded_For` as `X-Forwarded-For`. nginx drops every name with an underscore; here only these are.
@@ -195,12 +197,19 @@ where
     forward_ready!(service);
 
     fn call(&self, mut request: ServiceRequest) -> Self::Future {
+        let line = request.conn_data::<Rc<Line>>();
+        if line.is_some_and(|line| line.is_refused()) {
+            return Checked::Unserved;
+        }
         match doubtful(request.head()) {
             None => {
                 drop_disguised(request.headers_mut());
                 Checked::Passed { answer: self.service.call(request) }
             }
             Some(why) => {
+                if let Some(line) = line {
+                    line.refuse();
+                }
                 let mut refusal = Problem::new(Cause::BadRequest, why).response();
                 refusal.head_mut().set_connection_type(ConnectionType::Close);
                 Checked::Refused { refusal: Some(request.into_response(refusal)) }
@@ -218,6 +227,8 @@ pin_project! {
         Passed { #[pin] answer: F },
         /// Ours.
         Refused { refusal: Option<ServiceResponse<BoxBody>> },
+        /// None: the connection ends.
+        Unserved,
     }
 }
 
@@ -229,6 +240,11 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
+            CheckedNow::Unserved => {
+                // The server below then looks at the connection, which says that it has ended.
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
             CheckedNow::Passed { answer } => {
                 Poll::Ready(std::task::ready!(answer.poll(context)).map(ServiceResponse::map_into_left_body))
             }

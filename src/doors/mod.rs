@@ -10,8 +10,6 @@ pub mod costs;
 pub mod exchange;
 pub mod facts;
 #[cfg(feature = "server")]
-mod forwarding;
-#[cfg(feature = "server")]
 pub mod framing;
 #[cfg(feature = "server")]
 pub mod gateway;
@@ -23,3 +21,5 @@ pub mod judged;
 pub mod jwt;
 pub mod middleware;
 pub mod problem;
+#[cfg(feature = "server")]
+pub mod wire;

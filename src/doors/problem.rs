@@ -31,6 +31,14 @@ pub enum Cause {
     RequestTimeout,
     /// The body is larger than accepted.
     BodyTooLarge,
+    /// The target is longer than accepted.
+    TargetTooLong,
+    /// The headers are larger, or more, than accepted.
+    HeadersTooLarge,
+    /// The client left before there was an answer. Nobody reads this one; the log does.
+    ClientLeft,
+    /// There is no room for it at the moment.
+    Overloaded,
     /// The request is well-formed and asks for something that makes no sense.
     Unprocessable,
     /// No token, or a wrong one.
@@ -78,6 +86,14 @@ impl Cause {
             Self::BadRequest => (S::BAD_REQUEST, "urn:tidegate:bad-request", "Bad request"),
             Self::RequestTimeout => (S::REQUEST_TIMEOUT, "urn:tidegate:request-timeout", "Request too slow"),
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, "urn:tidegate:body-too-large", "Body too large"),
+            Self::TargetTooLong => (S::URI_TOO_LONG, "urn:tidegate:target-too-long", "Target too long"),
+            Self::HeadersTooLarge => {
+                (S::REQUEST_HEADER_FIELDS_TOO_LARGE, "urn:tidegate:headers-too-large", "Headers too large")
+            }
+            Self::ClientLeft => {
+                (S::from_u16(499).unwrap_or(S::BAD_REQUEST), "urn:tidegate:client-left", "Client left")
+            }
+            Self::Overloaded => (S::SERVICE_UNAVAILABLE, "urn:tidegate:overloaded", "No room at the moment"),
             Self::Unprocessable => {
                 (S::UNPROCESSABLE_ENTITY, "urn:tidegate:unprocessable", "Request makes no sense")
             }

@@ -218,7 +218,7 @@ async fn an_answer_that_has_no_body_arrives_whatever_length_it_tells() {
 async fn a_client_that_does_not_send_its_body_in_time_is_at_fault_itself() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let upstream = Upstream::start();
-    let tidegate = before(&upstream, &[("TIDEGATE__UPSTREAM__TIMEOUT_MS", "300")]).await;
+    let tidegate = before(&upstream, &[("TIDEGATE__SERVER__BODY_TIMEOUT_MS", "300")]).await;
     let mut client = tokio::net::TcpStream::connect(tidegate.main).await.unwrap();
     client
         .write_all(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nonly this")

@@ -154,8 +154,8 @@ fn values_have_the_meaning_that_their_variable_has() {
     assert_eq!(tokens, ["first-token-of-two", "second-token-of-two"]);
     assert_eq!(settings.rollout.secret.unwrap().expose(), "0123456789abcdef");
     let upstream = settings.upstream.unwrap();
-    assert_eq!(upstream.url.to_string(), "https://api.internal:8443/base");
-    assert_eq!((upstream.url.port, upstream.url.base_path.as_str()), (8443, "/base"));
+    assert_eq!(upstream.urls[0].to_string(), "https://api.internal:8443/base");
+    assert_eq!((upstream.urls[0].port, upstream.urls[0].base_path.as_str()), (8443, "/base"));
     assert_eq!(upstream.timeout, Duration::from_secs(60));
     let redis = settings.redis.unwrap();
     assert!(redis.target.tls() && redis.files.ca_cert.is_some());
@@ -199,7 +199,7 @@ fn an_upstream_has_the_port_of_its_scheme() {
         ("http://[::1]", false, "[::1]", 80, "", "[::1]"),
         ("http://h:443", false, "h", 443, "", "h:443"),
     ] {
-        let url = Setup::new().env("UPSTREAM_URL", url).loaded().settings.upstream.unwrap().url;
+        let url = Setup::new().env("UPSTREAM_URL", url).loaded().settings.upstream.unwrap().urls.remove(0);
         assert_eq!(
             (url.https, url.host.as_str(), url.port, url.base_path.as_str()),
             (https, host, port, base)

@@ -208,17 +208,26 @@ pub async fn speak(address: SocketAddr, bytes: &[u8], most: usize) -> (Vec<Messa
     let stream = TcpStream::connect(address).await.unwrap();
     let (mut reader, mut writer) = stream.into_split();
     let bytes = bytes.to_vec();
-    // What is refused may not be read to its end.
+    let (refused, told) = tokio::sync::oneshot::channel::<()>();
+    // What is refused may not be read to its end, and whoever refuses it may wait a while for the client to stop.
     let writing = tokio::spawn(async move {
         let _ = writer.write_all(&bytes).await;
-        writer
+        if told.await.is_ok() {
+            let _ = writer.shutdown().await;
+        }
+        std::future::pending::<()>().await;
     });
+    let mut refused = Some(refused);
     let mut got = Vec::new();
     let mut piece = vec![0; 64 * 1024];
     let reading = async {
         loop {
-            if most > 0 && read_all(&got, Kind::Response).0.len() >= most {
+            let answers = read_all(&got, Kind::Response).0;
+            if most > 0 && answers.len() >= most {
                 return false;
+            }
+            if answers.iter().any(|answer| answer.line.get(9..10) == Some("4")) {
+                drop(refused.take().map(|refused| refused.send(())));
             }
             match reader.read(&mut piece).await {
                 Ok(0) | Err(_) => return true,
@@ -226,7 +235,7 @@ pub async fn speak(address: SocketAddr, bytes: &[u8], most: usize) -> (Vec<Messa
             }
         }
     };
-    let closed = tokio::time::timeout(Duration::from_secs(3), reading).await.unwrap_or(false);
+    let closed = tokio::time::timeout(Duration::from_secs(10), reading).await.unwrap_or(false);
     writing.abort();
     let (answers, rest) = read_all(&got, Kind::Response);
     (answers, rest, closed)

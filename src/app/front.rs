@@ -1,0 +1,156 @@
+//! The server of the main listener: actix, reading and writing through connections of our own.
+
+use std::fmt;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use actix_http::body::{BoxBody, MessageBody};
+use actix_http::{HttpService, KeepAlive, Request, Response};
+use actix_server::GracefulShutdownSignal;
+use actix_service::{
+    IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt as _, fn_service, map_config,
+};
+use actix_web::dev::{AppConfig, Server};
+use actix_web::error::DispatchError;
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::doors::wire::accept::{self, Accepted};
+use crate::doors::wire::expect::{Answering, Expecting};
+use crate::doors::wire::tls::Certificates;
+use crate::doors::wire::{Patience, Wire};
+
+/// What the server listens on, and how.
+pub(super) struct Front {
+    pub(super) tcp: TcpListener,
+    pub(super) unix: Option<UnixListener>,
+    pub(super) certificates: Option<Arc<Certificates>>,
+    pub(super) patience: Patience,
+    pub(super) workers: usize,
+    /// Connections at once, over all workers.
+    pub(super) connections: usize,
+    pub(super) grace_s: u64,
+}
+
+impl Front {
+    /// Serves what `apps` makes: once a worker and listener, the application twice. The second one answers requests that
+    /// wait for a word before they send their body; the first goes on with those.
+    ///
+    /// # Errors
+    /// When a listener can't be used.
+    pub(super) fn serve<F, I, S, B>(self, apps: F) -> std::io::Result<Server>
+    where
+        F: Fn() -> (I, I) + Send + Clone + 'static,
+        I: IntoServiceFactory<S, Request> + 'static,
+        S: ServiceFactory<Request, Config = AppConfig> + 'static,
+        S::Error: Into<actix_web::Error> + 'static,
+        S::InitError: fmt::Debug,
+        S::Response: Into<Response<B>> + 'static,
+        <S::Service as Service<Request>>::Future: 'static,
+        S::Service: 'static,
+        B: MessageBody + 'static,
+    {
+        let mut server = Server::build()
+            .workers(self.workers)
+            .max_concurrent_connections(self.connections.div_ceil(self.workers))
+            .shutdown_timeout(self.grace_s)
+            .disable_signals();
+        let ending = server.graceful_shutdown_signal();
+        let (patience, certificates) = (self.patience, self.certificates);
+        let (apps_of_tcp, ending_of_tcp) = (apps.clone(), ending.clone());
+        server = server.listen("front", self.tcp, move || {
+            let (certificates, ending) = (certificates.clone(), ending_of_tcp.clone());
+            let accept = move |io: TcpStream| {
+                let (certificates, ending) = (certificates.clone(), ending.clone());
+                async move {
+                    let accepted = accept::tcp(io, certificates.as_deref(), patience).await;
+                    accepted.map(|accepted| ends(accepted, ending)).map_err(DispatchError::from)
+                }
+            };
+            fn_service(accept).and_then(http(apps_of_tcp(), ending_of_tcp.clone()))
+        })?;
+        if let Some(unix) = self.unix {
+            server = server.listen_uds("front by a Unix socket", unix, move || {
+                let of_connections = ending.clone();
+                let accept = move |io: UnixStream| {
+                    let ending = of_connections.clone();
+                    async move {
+                        let accepted = accept::unix(io, patience).await;
+                        accepted.map(|accepted| ends(accepted, ending)).map_err(DispatchError::from)
+                    }
+                };
+                fn_service(accept).and_then(http(apps(), ending.clone()))
+            })?;
+        }
+        Ok(server.run())
+    }
+}
+
+/// A connection of HTTP/2 is told of the end by us.
+fn ends((wire, protocol, peer): Accepted, ending: GracefulShutdownSignal) -> Accepted {
+    let wire = match protocol {
+        actix_http::Protocol::Http2 => wire.ends_with(async move { ending.notified().await }),
+        _ => wire,
+    };
+    (wire, protocol, peer)
+}
+
+/// HTTP over such connections.
+fn http<I, S, B>(
+    (app, expecting): (I, I),
+    ending: GracefulShutdownSignal,
+) -> impl ServiceFactory<Accepted, Config = (), Response = (), Error = DispatchError, InitError = ()>
+where
+    I: IntoServiceFactory<S, Request>,
+    S: ServiceFactory<Request, Config = AppConfig> + 'static,
+    S::Error: Into<actix_web::Error> + 'static,
+    S::InitError: fmt::Debug,
+    S::Response: Into<Response<B>> + 'static,
+    <S::Service as Service<Request>>::Future: 'static,
+    S::Service: 'static,
+    B: MessageBody + 'static,
+{
+    HttpService::build()
+        .graceful_shutdown_signal(move || {
+            let ending = ending.clone();
+            async move { ending.notified().await }
+        })
+        // Its own timers are for the first request only, or made anew for each: the connection has one for all.
+        .keep_alive(KeepAlive::Os)
+        .client_request_timeout(std::time::Duration::ZERO)
+        // For what a client still sends whose request was answered before.
+        .client_disconnect_timeout(std::time::Duration::from_secs(5))
+        // A client that leaves ends its request: without this the upstream would work for nobody.
+        .h1_allow_half_closed(false)
+        .on_connect_ext(|wire: &Wire, data| {
+            data.insert(wire.line());
+        })
+        .expect(Expecting(service(expecting)))
+        .finish(Answering(service(app)))
+}
+
+/// An application as a service of plain requests.
+fn service<I, S, B>(
+    app: I,
+) -> impl ServiceFactory<
+    Request,
+    Config = (),
+    Response = Response<B>,
+    Error = Response<BoxBody>,
+    InitError = S::InitError,
+    Service = impl Service<Request, Response = Response<B>, Error = Response<BoxBody>, Future: 'static> + 'static,
+    Future: 'static,
+> + 'static
+where
+    I: IntoServiceFactory<S, Request>,
+    S: ServiceFactory<Request, Config = AppConfig> + 'static,
+    S::Error: Into<actix_web::Error> + 'static,
+    S::InitError: fmt::Debug,
+    S::Response: Into<Response<B>> + 'static,
+    <S::Service as Service<Request>>::Future: 'static,
+    S::Service: 'static,
+    B: MessageBody + 'static,
+{
+    let app = map_config(app.into_factory(), |()| AppConfig::default());
+    app.map(Into::into).map_err(|error| Response::from(error.into().error_response()))
+}

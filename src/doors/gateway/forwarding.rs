@@ -1,0 +1,371 @@
+//! What crosses the gateway and what does not: headers that belong to one hop, and the traces a proxy leaves.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use actix_web::HttpRequest;
+use actix_web::http::header as actix_header;
+use actix_web::http::{Version, header};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+
+use super::body::OutBody;
+use super::{HostPolicy, Upstream};
+use crate::doors::client_ip::TrustedProxies;
+use crate::doors::problem::{Cause, Problem};
+use crate::doors::wire::Line;
+
+/// Headers that concern one connection only (RFC 9110, 7.6.1, and their older kin).
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// What is written anew for the upstream.
+const REWRITTEN: [&str; 6] =
+    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "host", "content-length"];
+
+/// What is told to an upstream besides the client's own words.
+pub(super) struct Telling<'a> {
+    pub(super) upstream: &'a Upstream,
+    pub(super) proxies: &'a TrustedProxies,
+    pub(super) line: Option<&'a Line>,
+    /// How the chosen address is called.
+    pub(super) authority: &'a HeaderValue,
+    /// The protocols that the client wants to change to, where it may.
+    pub(super) upgrade: Option<&'a [u8]>,
+}
+
+/// The request as the upstream gets it.
+pub(super) fn request(
+    request: &HttpRequest,
+    telling: &Telling<'_>,
+    body: OutBody,
+) -> Result<hyper::Request<OutBody>, Problem> {
+    let Telling { upstream, upgrade, .. } = telling;
+    let head = request.head();
+    let method = hyper::Method::from_bytes(head.method.as_str().as_bytes())
+        .map_err(|_| Problem::new(Cause::BadRequest, "The request's method can't be forwarded."))?;
+    if method == hyper::Method::CONNECT {
+        // A tunnel would carry what nobody judged.
+        return Err(Problem::new(Cause::MethodNotAllowed, "CONNECT is not for a gateway."));
+    }
+    let mut outgoing = hyper::Request::new(body);
+    *outgoing.method_mut() = method;
+    *outgoing.uri_mut() = target(request, &upstream.base_path)?;
+    let headers = outgoing.headers_mut();
+    headers.reserve(head.headers.len() + 6);
+    // First, as clients write it: some servers look for it there.
+    let asked_host = asked_host(request);
+    if let Some(host) = host(telling, asked_host) {
+        headers.insert(hyper::header::HOST, host);
+    }
+    let named = named_in_connection(head.headers.get_all(header::CONNECTION).map(|value| value.as_bytes()));
+    for (name, value) in &head.headers {
+        let name_of_costs = upstream.cost_header.as_deref() == Some(name.as_str());
+        if stays_here(name.as_str(), &named) || REWRITTEN.contains(&name.as_str()) || name_of_costs {
+            continue;
+        }
+        if let (Ok(name), Ok(value)) =
+            (HeaderName::from_bytes(name.as_str().as_bytes()), HeaderValue::from_bytes(value.as_bytes()))
+        {
+            headers.append(name, value);
+        }
+    }
+    if head.version == Version::HTTP_2 {
+        join_cookies(headers);
+    }
+    // A body's length follows from the body; that there is none is told where the client told it.
+    if let Some(length) = head.headers.get(header::CONTENT_LENGTH).filter(|length| length.as_bytes() == b"0")
+        && let Ok(length) = HeaderValue::from_bytes(length.as_bytes())
+    {
+        headers.insert(hyper::header::CONTENT_LENGTH, length);
+    }
+    if let Some(protocols) = upgrade
+        && let Ok(protocols) = HeaderValue::from_bytes(protocols)
+    {
+        headers.insert(hyper::header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(hyper::header::UPGRADE, protocols);
+    }
+    leave_traces(request, telling, asked_host, headers);
+    Ok(outgoing)
+}
+
+/// The upstream's base, then path and query exactly as the client wrote them.
+fn target(request: &HttpRequest, base_path: &str) -> Result<hyper::Uri, Problem> {
+    let asked = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let target = match asked.starts_with('/') {
+        true if !base_path.is_empty() => [base_path, asked].concat().try_into(),
+        // The server as a whole: OPTIONS *.
+        _ => asked.try_into(),
+    };
+    target.map_err(|_| Problem::new(Cause::BadRequest, "The request's target can't be forwarded."))
+}
+
+/// The host that the client asked for. That of an absolute target goes before the header (RFC 9112, 3.2.2).
+fn asked_host(request: &HttpRequest) -> Option<&[u8]> {
+    let head = request.head();
+    match head.uri.authority() {
+        Some(authority) => Some(authority.as_str().as_bytes()),
+        None => head.headers.get(header::HOST).map(|host| host.as_bytes()),
+    }
+}
+
+fn host(telling: &Telling<'_>, asked: Option<&[u8]>) -> Option<HeaderValue> {
+    match &telling.upstream.host {
+        HostPolicy::Client => asked.and_then(|host| HeaderValue::from_bytes(host).ok()),
+        HostPolicy::Upstream => None,
+        HostPolicy::Name(name) => Some(name.clone()),
+    }
+    .or_else(|| Some(telling.authority.clone()))
+}
+
+/// HTTP/2 clients may send a cookie in crumbs; HTTP/1.1 wants it in one piece (RFC 9113, 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> =
+        headers.get_all(hyper::header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(hyper::header::COOKIE, whole);
+    }
+}
+
+/// `X-Forwarded-*`, `Forwarded` and `Via`. What the peer says of clients before it is kept only from a trusted proxy:
+/// from anyone else it is a claim.
+fn leave_traces(
+    request: &HttpRequest,
+    telling: &Telling<'_>,
+    asked_host: Option<&[u8]>,
+    headers: &mut HeaderMap,
+) {
+    let head = request.head();
+    let peer = head.peer_addr.map(|peer| peer.ip().to_canonical());
+    let trusted = peer.is_some_and(|peer| telling.proxies.trusts(peer));
+    let believed = |name: &str| {
+        let lines: Vec<&[u8]> = if trusted {
+            head.headers.get_all(name).map(|line| line.as_bytes()).collect()
+        } else {
+            Vec::new()
+        };
+        (!lines.is_empty()).then(|| lines.join(&b", "[..]))
+    };
+    let mut put = |name: HeaderName, value: Option<HeaderValue>| {
+        if let Some(value) = value {
+            headers.insert(name, value);
+        }
+    };
+    let value = |bytes: &[u8]| HeaderValue::from_bytes(bytes).ok();
+    let after = |before: Option<Vec<u8>>, own: &[u8]| match before {
+        Some(before) => value(&[&before, &b", "[..], own].concat()),
+        None => value(own),
+    };
+    let secure = telling.line.is_some_and(Line::is_secure);
+    let scheme = if secure { "https" } else { "http" };
+    if let Some(peer) = peer {
+        let named =
+            || value(peer.to_string().as_bytes()).unwrap_or_else(|| HeaderValue::from_static("unknown"));
+        let own = match telling.line {
+            // The same for all requests of a connection.
+            Some(line) => line.named.get_or_init(named).clone(),
+            None => named(),
+        };
+        let before = believed(FORWARDED_FOR.as_str());
+        let chain = if before.is_some() { after(before, own.as_bytes()) } else { Some(own) };
+        put(FORWARDED_FOR, chain);
+        let mut element = String::with_capacity(96);
+        let _ = match peer {
+            IpAddr::V4(_) => write!(element, "for={peer}"),
+            IpAddr::V6(_) => write!(element, "for=\"[{peer}]\""),
+        };
+        let plain = asked_host.and_then(|host| std::str::from_utf8(host).ok());
+        if let Some(host) = plain.filter(|host| !host.contains(['"', '\\'])) {
+            let _ = write!(element, ";host=\"{host}\"");
+        }
+        let _ = write!(element, ";proto={scheme}");
+        put(FORWARDED, after(believed(FORWARDED.as_str()), element.as_bytes()));
+    }
+    let proto = believed(FORWARDED_PROTO.as_str()).and_then(|proto| value(&proto));
+    put(FORWARDED_PROTO, proto.or(Some(HeaderValue::from_static(scheme))));
+    put(FORWARDED_HOST, believed(FORWARDED_HOST.as_str()).as_deref().or(asked_host).and_then(value));
+    if let Some(via) = &telling.upstream.via {
+        let [one_zero, one_one, two] = via;
+        let via = match head.version {
+            Version::HTTP_2 => two,
+            Version::HTTP_11 => one_one,
+            _ => one_zero,
+        };
+        headers.append(hyper::header::VIA, via.clone());
+    }
+}
+
+/// Copies an answer's headers to the client.
+pub(super) fn copy_response_headers(from: &HeaderMap, to: &mut actix_header::HeaderMap) {
+    let named = named_in_connection(from.get_all("connection").iter().map(|value| value.as_bytes()));
+    for (name, value) in from {
+        // The length is set by the body's kind.
+        if stays_here(name.as_str(), &named) || name == "content-length" {
+            continue;
+        }
+        if let (Ok(name), Ok(value)) = (
+            actix_header::HeaderName::from_bytes(name.as_str().as_bytes()),
+            actix_header::HeaderValue::from_bytes(value.as_bytes()),
+        ) {
+            to.append(name, value);
+        }
+    }
+}
+
+fn stays_here(name: &str, named: &[String]) -> bool {
+    HOP_BY_HOP.contains(&name) || named.iter().any(|one| one == name)
+}
+
+/// The headers that `Connection` declares to be for this hop. What a message needs to be understood at all cannot
+/// be taken from it this way.
+fn named_in_connection<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
+    lines
+        .flat_map(|line| line.split(|&byte| byte == b','))
+        .map(|name| String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase())
+        .filter(|name| !matches!(name.as_str(), "" | "close" | "keep-alive" | "host" | "content-length"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix_web::dev::Payload;
+    use actix_web::test::TestRequest;
+
+    fn forwarded(test: TestRequest, base_path: &str, trusted: &[&str]) -> hyper::Request<OutBody> {
+        made(test, Upstream { base_path: base_path.to_owned(), ..Upstream::default() }, trusted).unwrap()
+    }
+
+    fn made(
+        test: TestRequest,
+        upstream: Upstream,
+        trusted: &[&str],
+    ) -> Result<hyper::Request<OutBody>, Problem> {
+        let networks = trusted.iter().map(|network| network.parse().unwrap()).collect();
+        let proxies = TrustedProxies::new(networks, Default::default());
+        let authority = HeaderValue::from_static("up:1");
+        let telling = Telling {
+            upstream: &upstream,
+            proxies: &proxies,
+            line: None,
+            authority: &authority,
+            upgrade: None,
+        };
+        let asked = test.to_http_request();
+        let client = futures_util::FutureExt::now_or_never(super::super::body::Client::of(
+            &asked,
+            Payload::None,
+            None,
+        ));
+        request(&asked, &telling, client.unwrap().body())
+    }
+
+    fn header(request: &hyper::Request<OutBody>, name: &str) -> String {
+        let lines: Vec<_> = request.headers().get_all(name).iter().map(|v| v.to_str().unwrap()).collect();
+        lines.join(" | ")
+    }
+
+    #[test]
+    fn path_and_query_cross_byte_for_byte_behind_the_base() {
+        for (base, uri, wanted) in [
+            ("", "/a%2Fb//c/../d?x=%20&y", "/a%2Fb//c/../d?x=%20&y"),
+            ("", "/a", "/a"),
+            ("/base", "/a", "/base/a"),
+            ("/base", "*", "*"),
+            ("", "http://elsewhere/a?b", "/a?b"),
+        ] {
+            assert_eq!(forwarded(TestRequest::with_uri(uri), base, &[]).uri(), wanted);
+        }
+    }
+
+    #[test]
+    fn nobody_gets_a_tunnel() {
+        let test = TestRequest::default().method(actix_web::http::Method::CONNECT);
+        let refused = made(test, Upstream::default(), &[]).err().unwrap();
+        assert_eq!(refused.cause(), Cause::MethodNotAllowed);
+    }
+
+    #[test]
+    fn the_host_is_the_clients_or_the_upstreams_or_the_one_that_is_set() {
+        let test = || TestRequest::with_uri("/").insert_header(("host", "api.example.com"));
+        for (policy, wanted) in [
+            (HostPolicy::Client, "api.example.com"),
+            (HostPolicy::Upstream, "up:1"),
+            (HostPolicy::Name(HeaderValue::from_static("x.internal")), "x.internal"),
+        ] {
+            let upstream = Upstream { host: policy, ..Upstream::default() };
+            assert_eq!(header(&made(test(), upstream, &[]).unwrap(), "host"), wanted);
+        }
+        let nameless = forwarded(TestRequest::with_uri("/"), "", &[]);
+        assert_eq!(header(&nameless, "host"), "up:1");
+        let absolute =
+            forwarded(TestRequest::with_uri("http://a.example/").insert_header(("host", "b")), "", &[]);
+        assert_eq!(header(&absolute, "host"), "a.example");
+    }
+
+    #[test]
+    fn headers_of_this_hop_and_those_named_in_connection_stay_here() {
+        let test = TestRequest::default()
+            .insert_header(("connection", "close, X-Secret, host"))
+            .insert_header(("x-secret", "1"))
+            .insert_header(("te", "trailers"))
+            .insert_header(("proxy-authorization", "x"))
+            .insert_header(("upgrade", "h2c"))
+            .insert_header(("host", "api.example.com"))
+            .append_header(("x-kept", "a"))
+            .append_header(("x-kept", "b"));
+        let request = forwarded(test, "", &[]);
+        for name in ["connection", "x-secret", "te", "proxy-authorization", "upgrade"] {
+            assert_eq!(header(&request, name), "", "{name}");
+        }
+        assert_eq!(header(&request, "x-kept"), "a | b");
+        assert_eq!(header(&request, "host"), "api.example.com");
+    }
+
+    #[test]
+    fn a_cookie_in_crumbs_of_http2_is_made_whole_and_one_of_http1_is_left_alone() {
+        let test = |version| {
+            let test = TestRequest::default().version(version);
+            test.append_header(("cookie", "a=1")).append_header(("cookie", "b=2"))
+        };
+        assert_eq!(header(&forwarded(test(Version::HTTP_2), "", &[]), "cookie"), "a=1; b=2");
+        assert_eq!(header(&forwarded(test(Version::HTTP_11), "", &[]), "cookie"), "a=1 | b=2");
+    }
+
+    #[test]
+    fn the_traces_of_strangers_are_dropped_and_those_of_trusted_proxies_extended() {
+        let test = || {
+            TestRequest::default()
+                .peer_addr("10.0.0.1:999".parse().unwrap())
+                .insert_header(("host", "api.example.com"))
+                .insert_header(("x-forwarded-for", "203.0.113.9"))
+                .insert_header(("x-forwarded-proto", "https"))
+                .insert_header(("forwarded", "for=203.0.113.9"))
+                .insert_header(("via", "1.0 other"))
+        };
+        let stranger = forwarded(test(), "", &[]);
+        assert_eq!(header(&stranger, "x-forwarded-for"), "10.0.0.1");
+        assert_eq!(header(&stranger, "x-forwarded-proto"), "http");
+        assert_eq!(header(&stranger, "forwarded"), "for=10.0.0.1;host=\"api.example.com\";proto=http");
+        assert_eq!(header(&stranger, "via"), "1.0 other | 1.1 tidegate");
+        let proxy = forwarded(test(), "", &["10.0.0.0/8"]);
+        assert_eq!(header(&proxy, "x-forwarded-for"), "203.0.113.9, 10.0.0.1");
+        assert_eq!(header(&proxy, "x-forwarded-proto"), "https");
+        assert!(header(&proxy, "forwarded").starts_with("for=203.0.113.9, for=10.0.0.1;"));
+    }
+}
