@@ -201,6 +201,10 @@ where
         if line.is_some_and(|line| line.is_refused()) {
             return Checked::Unserved;
         }
+        if line.is_some_and(|line| line.is_crowded()) {
+            let refusal = Problem::new(Cause::TooManyStreams, "Too many requests at once on one connection.");
+            return Checked::Refused { refusal: Some(request.into_response(refusal.response())) };
+        }
         match doubtful(request.head()) {
             None => {
                 drop_disguised(request.headers_mut());

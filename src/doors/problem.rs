@@ -39,6 +39,8 @@ pub enum Cause {
     ClientLeft,
     /// There is no room for it at the moment.
     Overloaded,
+    /// More requests at once on one connection than were offered.
+    TooManyStreams,
     /// The request is well-formed and asks for something that makes no sense.
     Unprocessable,
     /// No token, or a wrong one.
@@ -92,6 +94,9 @@ impl Cause {
             }
             Self::ClientLeft => {
                 (S::from_u16(499).unwrap_or(S::BAD_REQUEST), "urn:tidegate:client-left", "Client left")
+            }
+            Self::TooManyStreams => {
+                (S::TOO_MANY_REQUESTS, "urn:tidegate:too-many-streams", "Too many requests at once")
             }
             Self::Overloaded => (S::SERVICE_UNAVAILABLE, "urn:tidegate:overloaded", "No room at the moment"),
             Self::Unprocessable => {

@@ -9,6 +9,7 @@
 )]
 
 pub mod certificates;
+pub mod frames;
 pub mod outage;
 pub mod process;
 pub mod recorder;

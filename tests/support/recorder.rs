@@ -227,7 +227,7 @@ pub async fn speak(address: SocketAddr, bytes: &[u8], most: usize) -> (Vec<Messa
                 return false;
             }
             if answers.iter().any(|answer| answer.line.get(9..10) == Some("4")) {
-                drop(refused.take().map(|refused| refused.send(())));
+                let _ = refused.take().map(|refused| refused.send(()));
             }
             match reader.read(&mut piece).await {
                 Ok(0) | Err(_) => return true,

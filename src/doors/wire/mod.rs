@@ -7,6 +7,7 @@
 pub mod accept;
 mod doubt;
 pub mod expect;
+mod frames;
 mod handover;
 pub mod tls;
 
@@ -25,6 +26,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_rustls::server::TlsStream;
 
 use doubt::Doubt;
+pub(super) use frames::MOST_STREAMS;
+use frames::{Greeting, Watched};
 use handover::Hold;
 
 /// How long a client may take over what it owes.
@@ -42,6 +45,9 @@ pub struct Patience {
 const HEAD_TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: \
     application/problem+json\r\ncontent-length: 123\r\n\r\n{\"type\":\"urn:tidegate:request-timeout\",\"title\":\"Request too \
     slow\",\"status\":408,\"detail\":\"The head did not arrive in time.\"}";
+
+/// What a client of HTTP/2 is told of the longest list of headers, in bytes; what is really taken says the gateway.
+const LONGEST_LIST: u32 = 64 * 1024;
 
 /// What carries the bytes.
 pub(super) enum Io {
@@ -88,6 +94,11 @@ impl Line {
         busy
     }
 
+    /// Whether more requests are under way than a client of HTTP/2 may have.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.http2 && self.busy.get() > MOST_STREAMS
+    }
+
     /// A request ended.
     pub(super) fn ends(&self) {
         let busy = self.busy.get().saturating_sub(1);
@@ -114,10 +125,13 @@ pub struct Wire {
     stalled_since: Option<Instant>,
     /// Resolves when the process is to end.
     ending: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    /// Of HTTP/2.
+    frames: Option<Box<(Watched, Greeting)>>,
 }
 
 impl Wire {
     pub(super) fn new(io: Io, http2: bool, unread: Bytes, patience: Patience) -> Self {
+        let frames = http2.then(Box::default);
         let line = Line {
             secure: matches!(io, Io::Tls(_)),
             io: RefCell::new(io),
@@ -131,7 +145,7 @@ impl Wire {
             doubt: Doubt::default(),
             named: OnceCell::new(),
         };
-        Self { line: Rc::new(line), timer: None, read_at: None, stalled_since: None, ending: None }
+        Self { line: Rc::new(line), timer: None, read_at: None, stalled_since: None, ending: None, frames }
     }
 
     /// Closes when `ending` resolves and no request is under way. HTTP/1 needs no such word: the server below tells it.
@@ -209,6 +223,13 @@ impl AsyncRead for Wire {
         }
         let before = buffer.filled().len();
         let outcome = this.line.poll_bytes(context, buffer);
+        if let Some(frames) = &mut this.frames
+            && frames.0.is_too_much(&buffer.filled()[before..])
+        {
+            buffer.set_filled(before);
+            this.line.doubt.ended.set(true);
+            return Poll::Ready(Ok(()));
+        }
         match &outcome {
             Poll::Ready(Ok(())) if buffer.filled().len() > before => {
                 if this.read_at.is_none_or(|at| at <= this.line.rested.get()) {
@@ -237,7 +258,17 @@ impl AsyncRead for Wire {
 impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let outcome = Pin::new(&mut *this.line.io.borrow_mut()).poll_write(context, bytes);
+        let outcome = {
+            let mut io = this.line.io.borrow_mut();
+            let first = match &mut this.frames {
+                Some(frames) => frames.1.poll_write(&mut *io, context, bytes, LONGEST_LIST),
+                None => Poll::Ready(Ok(None)),
+            };
+            match first {
+                Poll::Ready(Ok(None)) => Pin::new(&mut *io).poll_write(context, bytes),
+                first => first.map_ok(Option::unwrap_or_default),
+            }
+        };
         if outcome.is_ready() {
             this.stalled_since = None;
             this.line.doubt.owed.set(false);
