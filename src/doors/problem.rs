@@ -210,8 +210,13 @@ pub fn denial(decision: &Decision, sets: Sets) -> HttpResponse {
         Cause::QuotaExceeded => {
             let wait =
                 decision.retry_after().map_or_else(|| "null".into(), |wait| wait.div_ceil(1000).to_string());
+            // What many clients show to people, those of FastAPI above all. The seconds are those of Retry-After.
+            let detail = decision.retry_after().map_or_else(String::new, |wait| {
+                let seconds = wait.div_ceil(1_000_000).max(1);
+                format!(r#""detail":"Too many requests. Try again in {seconds} s.","#)
+            });
             format!(
-                r#"{{"type":"{kind}","title":"{title}","status":{code},"policy":{name},"violated-policies":[{name}],"retry_after_ms":{wait}}}"#
+                r#"{{"type":"{kind}","title":"{title}","status":{code},{detail}"policy":{name},"violated-policies":[{name}],"retry_after_ms":{wait}}}"#
             )
         }
         Cause::SubjectMissing => {

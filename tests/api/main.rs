@@ -13,6 +13,7 @@ mod access;
 mod admin;
 mod checks;
 mod costs;
+mod fastapi;
 mod faults;
 mod fleet;
 mod fleet_outage;
