@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use actix_governor::Governor;
-use actix_web::dev::Server;
+use actix_service::{ServiceFactoryExt as _, apply};
+use actix_web::dev::{Server, ServiceResponse};
 use actix_web::http::Method;
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
@@ -77,7 +78,7 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
                 if with_admin {
                     admin_pages(app, parts, &prefix, false);
                 }
-                app.service(everything_else(parts, gateway.cloned()));
+                everything_else(app, parts, gateway.cloned());
             })
             .wrap(Strict)
             .wrap(Exchanges::told_to(
@@ -223,11 +224,8 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_m
     );
 }
 
-/// Judged, then forwarded.
-fn everything_else(
-    parts: &Parts,
-    gateway: Option<WorkerGateway>,
-) -> impl actix_web::dev::HttpServiceFactory + use<> {
+/// Judged, then forwarded: whatever is no page of ours, `OPTIONS *` too.
+fn everything_else(app: &mut web::ServiceConfig, parts: &Parts, gateway: Option<WorkerGateway>) {
     let limit = RateLimit::with(Arc::clone(&parts.limiter), Arc::clone(&parts.proxies), parts.sets);
     let limit = match &parts.verifier {
         Some(verifier) => limit.verified_by(Arc::clone(verifier)),
@@ -237,17 +235,16 @@ fn everything_else(
         Some(costs) => limit.with_costs(costs.clone()),
         None => limit,
     };
-    web::scope("")
-        .default_service(web::to(move |request: HttpRequest, payload: web::Payload| {
-            let gateway = gateway.clone();
-            async move {
-                match gateway {
-                    Some(gateway) => gateway.forward(request, payload).await,
-                    None => not_found().await,
-                }
+    let forward = web::to(move |request: HttpRequest, payload: web::Payload| {
+        let gateway = gateway.clone();
+        async move {
+            match gateway {
+                Some(gateway) => gateway.forward(request, payload).await,
+                None => not_found().await,
             }
-        }))
-        .wrap(limit)
+        }
+    });
+    app.default_service(apply(limit, forward).map(ServiceResponse::map_into_boxed_body));
 }
 
 async fn not_found() -> HttpResponse {

@@ -81,6 +81,7 @@ where
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
         let judged = Judged::default();
+        let changing = request.head().connection_type() == ConnectionType::Upgrade;
         let under_way = request.conn_data::<Rc<Line>>().map(UnderWay::on);
         let request_id = {
             let mut extensions = request.extensions_mut();
@@ -104,7 +105,7 @@ where
             under_way,
         };
         let leaving = self.told.leaving.clone();
-        Telling { answer: self.service.call(request), record: Some(Box::new(record)), leaving }
+        Telling { answer: self.service.call(request), record: Some(Box::new(record)), leaving, changing }
     }
 }
 
@@ -115,6 +116,7 @@ pin_project! {
         answer: F,
         record: Option<Box<Record>>,
         leaving: Leaving,
+        changing: bool,
     }
 }
 
@@ -131,7 +133,10 @@ where
         let mut record = this.record.take();
         Poll::Ready(match outcome {
             Ok(mut response) => {
-                if this.leaving.has_begun() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                // The server below would call any answer to a wish for another protocol a change to it, and close the
+                // connection: that much is to be said.
+                let is_last = this.leaving.has_begun() || *this.changing;
+                if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
                 }
                 if let Some(record) = &mut record {

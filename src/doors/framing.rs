@@ -53,8 +53,9 @@ fn target(head: &RequestHead) -> Option<&'static str> {
         (Some(_), Some(_)) => return Some("The request's target names no http host."),
         _ => return Some("The request's target is a path, or an http URL."),
     }
-    // Nor `*`: a gateway to one application answers for nobody else.
-    (!uri.path().starts_with('/')).then_some("The request's target is a path, or an http URL.")
+    let path = uri.path();
+    let sound = path.starts_with('/') || (path == "*" && head.method == Method::OPTIONS);
+    (!sound).then_some("The request's target is a path, or an http URL.")
 }
 
 fn host(head: &RequestHead) -> Option<&'static str> {

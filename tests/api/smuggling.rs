@@ -334,7 +334,7 @@ const HEADS: &[Case] = &[
     ("a word for a target", "GET a HTTP/1.1|Host: h||", &[], 400),
     ("a query for a target", "GET ?a HTTP/1.1|Host: h||", &[], 400),
     ("* with GET", "GET * HTTP/1.1|Host: h||", &[], 400),
-    ("* with OPTIONS", "OPTIONS * HTTP/1.1|Host: h||", &[], 400),
+    ("* with OPTIONS", "OPTIONS * HTTP/1.1|Host: h||", &["OPTIONS *"], 200),
     ("CONNECT", "CONNECT h:80 HTTP/1.1|Host: h:80||", &[], 405),
     ("HTTP/9.9", "GET /a HTTP/9.9|Host: h||", &[], 400),
     ("HTTP/2.0 in HTTP/1.1's clothes", "GET /a HTTP/2.0|Host: h||", &[], 400),

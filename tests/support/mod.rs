@@ -12,6 +12,7 @@ pub mod certificates;
 pub mod frames;
 pub mod outage;
 pub mod process;
+pub mod raw;
 pub mod recorder;
 pub mod redis_server;
 pub mod relay;

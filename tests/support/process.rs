@@ -251,7 +251,8 @@ pub fn request_lines(output: &str) -> Vec<Value> {
 }
 
 fn address(text: &str, which: &str) -> Option<SocketAddr> {
-    let (_, rest) = text.split_once(&format!("listening: {which} on http://"))?;
+    let (_, rest) = text.split_once(&format!("listening: {which} on http"))?;
+    let rest = rest.trim_start_matches('s').trim_start_matches("://");
     // The line must be complete: half an address is another address.
     let (address, _) = rest.split_once(['\n', '"'])?;
     address.trim().parse().ok()
