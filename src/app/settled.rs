@@ -128,6 +128,7 @@ pub(super) fn upstream(settings: &Settings, upstream: &config::Upstream) -> Resu
             header_count: limits.header_count,
             body: limits.body,
             body_timeout: limits.body_timeout,
+            send_timeout: limits.send_timeout,
         },
         upgrades: Upgrades {
             protocols: upstream.upgrades.clone(),

@@ -99,6 +99,11 @@ pub enum Event<'a> {
         /// What went wrong, without the upstream's address.
         detail: &'a str,
     },
+    /// A connection has changed to another protocol, or such a one has ended.
+    ConnectionUpgraded {
+        /// Whether it has changed just now.
+        open: bool,
+    },
     /// An answer told another cost than was charged, and it was settled.
     CostSettled(Outcome),
     /// An answer told a cost that is none. It was passed over.

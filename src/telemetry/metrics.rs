@@ -74,6 +74,8 @@ pub(super) struct Metrics {
     lines_dropped: Gauge,
     reloads: Reloads,
     pub(super) settlements: Settlements,
+    /// Connections that have changed to another protocol.
+    pub(super) upgraded: Gauge,
 }
 
 /// What is read at the moment of a scrape.
@@ -120,6 +122,12 @@ impl Metrics {
             })
         });
 
+        let upgraded = Gauge::default();
+        registry.register(
+            "upgraded_connections",
+            "Connections that have changed to another protocol, such as WebSockets",
+            upgraded.clone(),
+        );
         let request_seconds =
             Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS));
         registry.register(
@@ -198,6 +206,7 @@ impl Metrics {
             lines_dropped,
             reloads: Reloads::registered_in(&mut registry),
             settlements: Settlements::registered_in(&mut registry),
+            upgraded,
             registry,
         }
     }

@@ -209,6 +209,8 @@ impl Observer for Telemetry {
                     tracing::warn!(target: "tidegate", detail, unsaid, "the upstream failed");
                 }
             }
+            Event::ConnectionUpgraded { open: true } => drop(self.metrics.upgraded.inc()),
+            Event::ConnectionUpgraded { open: false } => drop(self.metrics.upgraded.dec()),
             Event::CostSettled(outcome) => self.metrics.settlements.settled(*outcome),
             Event::CostMalformed { value } => {
                 self.metrics.settlements.malformed();

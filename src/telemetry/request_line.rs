@@ -49,6 +49,9 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     mixed: bool,
     rollout_revision: u64,
+    /// Of a 5xx: whose it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin: Option<&'a str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     shadow: Vec<ShadowDenial<'a>>,
 }
@@ -117,6 +120,7 @@ impl RequestLines {
                     cached: decision.is_some_and(|decision| decision.cached),
                     mixed: decision.is_some_and(|decision| decision.mixed),
                     rollout_revision: decision.map_or(0, |decision| decision.revision),
+                    origin: (exchange.status >= 500).then(|| exchange.origin.as_str()),
                     shadow: decision.map(|decision| decision.shadow_denials().collect()).unwrap_or_default(),
                 },
             )?;

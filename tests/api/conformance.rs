@@ -30,7 +30,7 @@ const TOLD: [&str; 6] = [
 const WIDE: &str =
     "[[rule]]\nname = \"default\"\n[[rule.policy]]\nname = \"wide\"\nby = \"ip\"\nlimit = \"10000/second\"\n";
 
-pub async fn before(url: &str, more: &[(&str, &str)]) -> Tidegate {
+pub(crate) async fn before(url: &str, more: &[(&str, &str)]) -> Tidegate {
     let mut variables = vec![("UPSTREAM_URL", url)];
     variables.extend_from_slice(more);
     Tidegate::start(Some(WIDE), &variables).await

@@ -76,7 +76,7 @@ async fn an_upstream_that_closes_idle_connections_costs_no_request() {
         }
         for request in [get("/"), "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}".to_owned()] {
             if request.starts_with("POST") {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
             client.write(&request).await;
             assert_eq!(client.answer("GET").await.1.status(), 200, "{round}");
@@ -200,6 +200,12 @@ async fn a_client_that_takes_nothing_of_its_answer_is_let_go() {
     let mut client = Raw::connect(tidegate.main).await;
     client.write(get("/")).await;
     until("the upstream is left", async || upstream.closed.load(Ordering::SeqCst) == 1).await;
+    // A stream of HTTP/2, while others of its connection are served.
+    let http = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap();
+    let untouched = http.get(tidegate.url("/")).send().await.unwrap();
+    until("the upstream is left", async || upstream.closed.load(Ordering::SeqCst) == 2).await;
+    assert_eq!(http.get(tidegate.url("/readyz")).send().await.unwrap().status(), 200);
+    assert!(untouched.bytes().await.is_err(), "it looks whole");
     assert!(super::gateway::resident_mib(tidegate.pid()) < 60);
 }
 
@@ -254,6 +260,7 @@ async fn an_answer_that_breaks_off_breaks_off_for_the_client_in_each_framing() {
         }
         "/bad" => vec![send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npart\r\nzz\r\n")],
         "/head" => vec![send("HTTP/1.1 200 OK\r\nContent-Le"), Step::Close],
+        "/own" => vec![send("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")],
         _ => vec![Step::Close],
     })
     .await;
@@ -272,8 +279,12 @@ async fn an_answer_that_breaks_off_breaks_off_for_the_client_in_each_framing() {
     for target in ["/head", "/nothing"] {
         is_problem(&ask(tidegate.main, get(target)).await.1, 502, "urn:tidegate:upstream-invalid");
     }
-    assert_eq!(counted(&tidegate, "upstream").await, 0);
+    assert_eq!(ask(tidegate.main, get("/own")).await.1.status(), 500);
+    assert_eq!(counted(&tidegate, "upstream").await, 1);
     assert_eq!(counted(&tidegate, "gateway").await, 2);
+    let lines = tidegate.request_lines(9).await;
+    let origins: Vec<_> = lines.iter().filter_map(|line| line["origin"].as_str()).collect();
+    assert_eq!(origins, ["gateway", "gateway", "upstream"], "of the 5xx, and of nothing else");
 }
 
 #[tokio::test]

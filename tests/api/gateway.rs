@@ -125,7 +125,7 @@ async fn bodies_flow_both_ways_without_being_gathered() {
     assert!(resident < 60, "{resident} MiB resident after an upload of 64 MiB");
 }
 
-pub fn resident_mib(pid: u32) -> u64 {
+pub(crate) fn resident_mib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024

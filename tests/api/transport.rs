@@ -252,3 +252,52 @@ async fn several_upstreams_take_turns_and_one_that_is_down_costs_no_request() {
     assert_eq!(answer.status(), 502);
     assert!(!String::from_utf8_lossy(&answer.body).contains("127.0.0.1"));
 }
+
+#[tokio::test]
+async fn an_upstream_behind_tls_is_believed_by_its_certificate_and_a_name_by_any_of_its_addresses() {
+    let upstream = RawUpstream::start(|_, _| vec![send(OK)]).await;
+    let certificates = Certificates::new();
+    let chain = CertificateDer::pem_file_iter(certificates.path("cert.pem")).unwrap().map(Result::unwrap);
+    let key = rustls::pki_types::PrivateKeyDer::from_pem_file(certificates.path("key.pem")).unwrap();
+    let ring = Arc::new(rustls::crypto::ring::default_provider());
+    let config =
+        rustls::ServerConfig::builder_with_provider(ring).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_no_client_auth().with_single_cert(chain.collect(), key).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (port, plain) = (listener.local_addr().unwrap().port(), upstream.address);
+    tokio::spawn(async move {
+        while let Ok((io, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut io) = acceptor.accept(io).await else { return };
+                let mut to = TcpStream::connect(plain).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut io, &mut to).await;
+            });
+        }
+    });
+    let ca = certificates.text("ca.pem");
+    let stranger = Certificates::new();
+    let other = stranger.text("ca.pem");
+    for (url, authority, wanted) in [
+        (format!("https://localhost:{port}"), &ca, 200),
+        // The certificate is of another name, or of an authority that nobody knows.
+        (format!("https://127.0.0.1:{port}"), &ca, 502),
+        (format!("https://localhost:{port}"), &other, 502),
+        // Without TLS: of the addresses of this name one is listened on.
+        (format!("http://localhost:{}", plain.port()), &ca, 200),
+    ] {
+        let tidegate =
+            before(&url, &[("SSL_CERT_FILE", authority), ("TIDEGATE__UPSTREAM__PRESERVE_HOST", "false")])
+                .await;
+        for _ in 0..2 {
+            let answer = ask(tidegate.main, "GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.1;
+            assert_eq!(answer.status(), wanted, "{url}");
+        }
+        if wanted == 200 {
+            let host = url.split("//").nth(1).unwrap().to_owned();
+            assert_eq!(upstream.seen.lock().last().unwrap().header("host"), Some(host));
+        }
+    }
+    assert_eq!(upstream.requests(), 4);
+}

@@ -177,8 +177,10 @@ async fn a_thousand_websockets_talk_at_once() {
             assert_eq!(client.exactly(8).await.unwrap(), format!("{round} {number:>6}").as_bytes());
         }
     }
+    assert!(tidegate.metrics().await.contains("tidegate_upgraded_connections 1000\n"));
     let resident = super::gateway::resident_mib(tidegate.pid());
     assert!(resident < 120, "{resident} MiB resident with 1 000 WebSockets");
     drop(clients);
     assert_eq!(tidegate.request_lines(1_000).await.len(), 1_000);
+    assert!(tidegate.metrics().await.contains("tidegate_upgraded_connections 0\n"));
 }

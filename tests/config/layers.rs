@@ -209,6 +209,30 @@ fn an_upstream_has_the_port_of_its_scheme() {
 }
 
 #[test]
+fn several_upstreams_are_a_list_and_one_may_be_a_socket() {
+    let urls = |setup: Setup| {
+        let urls = setup.loaded().settings.upstream.unwrap().urls;
+        urls.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let variable = Setup::new().env("UPSTREAM_URL", "http://a:1, http://b:2,unix:///run/app.sock");
+    assert_eq!(urls(variable), ["http://a:1", "http://b:2", "unix:///run/app.sock"]);
+    let file = Setup::new().file("default.toml", "[upstream]\nurl = [\"http://a/x\", \"http://b/x/\"]\n");
+    assert_eq!(urls(file), ["http://a/x", "http://b/x"]);
+}
+
+#[test]
+fn the_host_that_an_upstream_sees_is_the_clients_its_own_or_one_by_name() {
+    use tidegate::config::HostPolicy;
+    let host = |name: &str, value: &str| {
+        let setup = Setup::new().env("UPSTREAM_URL", "http://up").env(name, value);
+        setup.loaded().settings.upstream.unwrap().host
+    };
+    assert_eq!(host("PORT", "0"), HostPolicy::Client);
+    assert_eq!(host("TIDEGATE__UPSTREAM__PRESERVE_HOST", "false"), HostPolicy::Upstream);
+    assert_eq!(host("TIDEGATE__UPSTREAM__HOST", "api.internal:8"), HostPolicy::Name("api.internal:8".into()));
+}
+
+#[test]
 fn the_admin_api_on_the_main_listener_stands_under_a_prefix() {
     let setup = Setup::new().env("ADMIN_ADDR", "main").env("ADMIN_TOKEN", "0123456789abcdef");
     let loaded = setup.loaded();

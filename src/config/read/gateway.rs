@@ -99,8 +99,9 @@ fn upgrades(taken: &mut Taken) -> Vec<String> {
 pub(super) fn tls(taken: &mut Taken) -> Option<(PathBuf, PathBuf)> {
     let cert = taken.optional("server.tls_cert", parse::pem);
     let key = taken.optional("server.tls_key", parse::pem);
-    for (one, other) in [("server.tls_cert", "server.tls_key"), ("server.tls_key", "server.tls_cert")] {
-        if taken.is_set(one) && !taken.is_set(other) {
+    let pairs = [(&cert, "server.tls_cert", "server.tls_key"), (&key, "server.tls_key", "server.tls_cert")];
+    for (read, one, other) in pairs {
+        if read.is_some() && !taken.is_set(other) {
             taken.refuse(one, format!("{other} is not set; accepted: both of them, or none"));
         }
     }

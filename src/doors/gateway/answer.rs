@@ -1,5 +1,6 @@
 //! The upstream's answer as ours, its body as it comes.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -16,7 +17,7 @@ use super::Worker;
 use super::ask::{GLANCE, innermost};
 use super::body::{Client, State};
 use super::connection::Connection;
-use super::forwarding;
+use super::{forwarding, stalled};
 use crate::doors::wire::wait_until;
 use crate::limiter::event::{Event, Origin};
 
@@ -57,9 +58,13 @@ pub(super) async fn answer(
         answer.head_mut().set_connection_type(ConnectionType::Close);
     }
     let now = Instant::now();
+    let source = Rc::new(RefCell::new(Source { connection: Some(connection), handed: None }));
+    if client.is_http2() {
+        stalled::watch(worker, &source);
+    }
     let flow = Flow {
         body,
-        connection: Some(connection),
+        source,
         worker: Rc::clone(worker),
         client,
         length,
@@ -103,7 +108,7 @@ struct Broken;
 /// A body on its way to the client.
 struct Flow {
     body: Incoming,
-    connection: Option<Connection>,
+    source: Rc<RefCell<Source>>,
     worker: Rc<Worker>,
     client: Rc<Client>,
     length: Option<u64>,
@@ -114,10 +119,17 @@ struct Flow {
     broken: bool,
 }
 
+/// Where it comes from.
+pub(super) struct Source {
+    pub(super) connection: Option<Connection>,
+    /// When the client was handed a piece, after which nobody has asked for the next.
+    pub(super) handed: Option<Instant>,
+}
+
 impl Flow {
     /// It breaks off here. What was there of it goes out first: the server below drops what it holds with the connection.
     fn break_off(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
-        self.connection = None;
+        self.source.borrow_mut().connection = None;
         self.broken = true;
         context.waker().wake_by_ref();
         Poll::Pending
@@ -139,7 +151,7 @@ impl Flow {
                 Poll::Pending if driven => return Poll::Pending,
                 Poll::Pending => {
                     driven = true;
-                    if let Some(connection) = &mut self.connection {
+                    if let Some(connection) = &mut self.source.borrow_mut().connection {
                         connection.drive(context);
                     }
                 }
@@ -150,7 +162,8 @@ impl Flow {
     /// Whether somebody has taken too long.
     fn is_overdue(&mut self, context: &mut Context<'_>) -> bool {
         let upstream = &self.worker.shared.upstream;
-        let Some(connection) = &mut self.connection else { return true };
+        let mut source = self.source.borrow_mut();
+        let Some(connection) = &mut source.connection else { return true };
         loop {
             let now = Instant::now();
             let mut deadline = *self.waiting.get_or_insert(now) + upstream.idle_timeout;
@@ -191,9 +204,13 @@ impl MessageBody for Flow {
         if this.broken {
             return Poll::Ready(Some(Err(Broken)));
         }
+        this.source.borrow_mut().handed = None;
         match this.poll_piece(context) {
             Poll::Ready(Some(Ok(bytes))) => {
                 this.waiting = None;
+                if this.client.is_http2() {
+                    this.source.borrow_mut().handed = Some(Instant::now());
+                }
                 Poll::Ready(Some(Ok(bytes)))
             }
             Poll::Ready(Some(Err(error))) => {
@@ -201,7 +218,8 @@ impl MessageBody for Flow {
                 this.break_off(context)
             }
             Poll::Ready(None) => {
-                if let Some(mut connection) = this.connection.take()
+                let connection = this.source.borrow_mut().connection.take();
+                if let Some(mut connection) = connection
                     && connection.is_free(context)
                     && this.client.state() == State::Complete
                 {

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use actix_web::HttpRequest;
 use actix_web::http::header as actix_header;
 use actix_web::http::{Version, header};
+use actix_web::web::{Bytes, BytesMut};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use smallvec::SmallVec;
 
 use super::body::OutBody;
 use super::{HostPolicy, Upstream};
@@ -72,14 +74,16 @@ pub(super) fn request(
         headers.insert(hyper::header::HOST, host);
     }
     let named = named_in_connection(head.headers.get_all(header::CONNECTION).map(|value| value.as_bytes()));
+    let mut copies = Copies::of_some(head.headers.len());
     for (name, value) in &head.headers {
         let name_of_costs = upstream.cost_header.as_deref() == Some(name.as_str());
         if stays_here(name.as_str(), &named) || REWRITTEN.contains(&name.as_str()) || name_of_costs {
             continue;
         }
-        if let (Ok(name), Ok(value)) =
-            (HeaderName::from_bytes(name.as_str().as_bytes()), HeaderValue::from_bytes(value.as_bytes()))
-        {
+        if let (Ok(name), Ok(value)) = (
+            HeaderName::from_bytes(name.as_str().as_bytes()),
+            HeaderValue::from_maybe_shared(copies.of(value.as_bytes())),
+        ) {
             headers.append(name, value);
         }
     }
@@ -161,11 +165,6 @@ fn leave_traces(
         };
         (!lines.is_empty()).then(|| lines.join(&b", "[..]))
     };
-    let mut put = |name: HeaderName, value: Option<HeaderValue>| {
-        if let Some(value) = value {
-            headers.insert(name, value);
-        }
-    };
     let value = |bytes: &[u8]| HeaderValue::from_bytes(bytes).ok();
     let after = |before: Option<Vec<u8>>, own: &[u8]| match before {
         Some(before) => value(&[&before, &b", "[..], own].concat()),
@@ -183,7 +182,7 @@ fn leave_traces(
         };
         let before = believed(FORWARDED_FOR.as_str());
         let chain = if before.is_some() { after(before, own.as_bytes()) } else { Some(own) };
-        put(FORWARDED_FOR, chain);
+        put(headers, FORWARDED_FOR, chain);
         let mut element = String::with_capacity(96);
         let _ = match peer {
             IpAddr::V4(_) => write!(element, "for={peer}"),
@@ -194,11 +193,21 @@ fn leave_traces(
             let _ = write!(element, ";host=\"{host}\"");
         }
         let _ = write!(element, ";proto={scheme}");
-        put(FORWARDED, after(believed(FORWARDED.as_str()), element.as_bytes()));
+        let forwarded = match believed(FORWARDED.as_str()) {
+            None => HeaderValue::try_from(element).ok(),
+            before => after(before, element.as_bytes()),
+        };
+        put(headers, FORWARDED, forwarded);
     }
     let proto = believed(FORWARDED_PROTO.as_str()).and_then(|proto| value(&proto));
-    put(FORWARDED_PROTO, proto.or(Some(HeaderValue::from_static(scheme))));
-    put(FORWARDED_HOST, believed(FORWARDED_HOST.as_str()).as_deref().or(asked_host).and_then(value));
+    put(headers, FORWARDED_PROTO, proto.or(Some(HeaderValue::from_static(scheme))));
+    let believed_host = believed(FORWARDED_HOST.as_str());
+    let host = match (&believed_host, &telling.upstream.host) {
+        // The same bytes as in Host.
+        (None, HostPolicy::Client) if asked_host.is_some() => headers.get(hyper::header::HOST).cloned(),
+        _ => believed_host.as_deref().or(asked_host).and_then(value),
+    };
+    put(headers, FORWARDED_HOST, host);
     if let Some(via) = &telling.upstream.via {
         let [one_zero, one_one, two] = via;
         let via = match head.version {
@@ -210,9 +219,16 @@ fn leave_traces(
     }
 }
 
+fn put(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
+    if let Some(value) = value {
+        headers.insert(name, value);
+    }
+}
+
 /// Copies an answer's headers to the client.
 pub(super) fn copy_response_headers(from: &HeaderMap, to: &mut actix_header::HeaderMap) {
     let named = named_in_connection(from.get_all("connection").iter().map(|value| value.as_bytes()));
+    let mut copies = Copies::of_some(from.len());
     for (name, value) in from {
         // The length is set by the body's kind.
         if stays_here(name.as_str(), &named) || name == "content-length" {
@@ -220,24 +236,42 @@ pub(super) fn copy_response_headers(from: &HeaderMap, to: &mut actix_header::Hea
         }
         if let (Ok(name), Ok(value)) = (
             actix_header::HeaderName::from_bytes(name.as_str().as_bytes()),
-            actix_header::HeaderValue::from_bytes(value.as_bytes()),
+            actix_header::HeaderValue::from_maybe_shared(copies.of(value.as_bytes())),
         ) {
             to.append(name, value);
         }
     }
 }
 
-fn stays_here(name: &str, named: &[String]) -> bool {
-    HOP_BY_HOP.contains(&name) || named.iter().any(|one| one == name)
+/// Copies of values, many in one allocation: the two sides are of two versions of one crate and share no bytes.
+struct Copies(BytesMut);
+
+impl Copies {
+    fn of_some(values: usize) -> Self {
+        Self(BytesMut::with_capacity(values * 48))
+    }
+
+    fn of(&mut self, value: &[u8]) -> Bytes {
+        self.0.extend_from_slice(value);
+        self.0.split().freeze()
+    }
+}
+
+fn stays_here(name: &str, named: &[&[u8]]) -> bool {
+    HOP_BY_HOP.contains(&name) || named.iter().any(|one| one.eq_ignore_ascii_case(name.as_bytes()))
 }
 
 /// The headers that `Connection` declares to be for this hop. What a message needs to be understood at all cannot
 /// be taken from it this way.
-fn named_in_connection<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
+fn named_in_connection<'a>(lines: impl Iterator<Item = &'a [u8]>) -> SmallVec<[&'a [u8]; 4]> {
+    let is_header = |name: &&[u8]| {
+        let needed: [&[u8]; 5] = [b"", b"close", b"keep-alive", b"host", b"content-length"];
+        !needed.iter().any(|one| name.eq_ignore_ascii_case(one))
+    };
     lines
         .flat_map(|line| line.split(|&byte| byte == b','))
-        .map(|name| String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase())
-        .filter(|name| !matches!(name.as_str(), "" | "close" | "keep-alive" | "host" | "content-length"))
+        .map(<[u8]>::trim_ascii)
+        .filter(is_header)
         .collect()
 }
 

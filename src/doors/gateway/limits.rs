@@ -19,6 +19,8 @@ pub struct Limits {
     pub body: Option<u64>,
     /// Longest pause within a body. nginx: `client_body_timeout`, 60 s.
     pub body_timeout: Duration,
+    /// Longest pause in taking an answer. nginx: `send_timeout`, 60 s.
+    pub send_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -29,6 +31,7 @@ impl Default for Limits {
             header_count: 96,
             body: None,
             body_timeout: Duration::from_secs(60),
+            send_timeout: Duration::from_secs(60),
         }
     }
 }

@@ -12,6 +12,7 @@ mod forwarding;
 mod limits;
 mod peers;
 mod pool;
+mod stalled;
 mod upgrade;
 
 use std::rc::Rc;
@@ -35,6 +36,7 @@ pub use limits::Limits;
 pub use peers::{Address, Health};
 use peers::{Peer, Peers};
 use pool::Pool;
+use stalled::Stalled;
 pub use upgrade::Upgrades;
 
 /// The host that the upstream sees.
@@ -135,6 +137,7 @@ pub struct WorkerGateway(Rc<Worker>);
 struct Worker {
     shared: Arc<Shared>,
     pool: Rc<Pool>,
+    stalled: Stalled,
 }
 
 impl Gateway {
@@ -159,7 +162,7 @@ impl Gateway {
     pub fn of_worker(&self) -> WorkerGateway {
         let upstream = &self.0.upstream;
         let pool = Pool::new(self.0.peers.len(), upstream.idle_connections, upstream.keep_alive);
-        WorkerGateway(Rc::new(Worker { shared: Arc::clone(&self.0), pool }))
+        WorkerGateway(Rc::new(Worker { shared: Arc::clone(&self.0), pool, stalled: Stalled::default() }))
     }
 }
 

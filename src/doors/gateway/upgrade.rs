@@ -25,7 +25,7 @@ use super::connection::{Connection, Meter, Metered};
 use super::forwarding;
 use crate::doors::problem::{Cause, Problem};
 use crate::doors::wire::{Line, wait_until};
-use crate::limiter::event::Origin;
+use crate::limiter::event::{Event, Origin};
 
 /// What is held of each direction while the other side does not take it, in bytes.
 const BUFFER: usize = 8 * 1024;
@@ -124,6 +124,7 @@ impl Wanted {
         answer.head_mut().no_chunking(true);
         let (upstream, said, meter) = connection.into_bare().await;
         let Some(place) = self.place.take() else { return answer };
+        place.shared.observer.observe(&Event::ConnectionUpgraded { open: true });
         let tunnel = Tunnel {
             line: Rc::clone(&self.line),
             early: client.take_early(),
@@ -134,6 +135,12 @@ impl Wanted {
             place,
         };
         answer.set_body(BoxBody::new(tunnel))
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.place.shared.observer.observe(&Event::ConnectionUpgraded { open: false });
     }
 }
 
