@@ -31,11 +31,12 @@ lint-deps:
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
 	@command -v cargo-machete >/dev/null || cargo install --locked cargo-machete
 
-bench: ## Measure a decision beside governor's, a match among many rules, whole servers beside a bare one (some minutes)
+bench: ## Measure a decision beside governor's, a match among many rules, whole servers beside a bare one and beside nginx (some minutes)
 	cargo bench --locked --bench decision
 	cargo bench --locked --bench rules
 	cargo bench --locked --bench redis
 	cargo bench --locked --bench front
+	cargo bench --locked --bench gateway
 
 soak: ## Run the tests that are too long for every day (those under a module `soak`)
 	TIDEGATE_SOAK=1 cargo nextest run --locked --release -E 'test(/(^|::)soak::/)'

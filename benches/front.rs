@@ -12,8 +12,8 @@
     reason = "a bench stops at the first surprise"
 )]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -27,6 +27,10 @@ use tidegate::limiter::Limiter;
 use tidegate::limiter::clock::SECOND;
 use tidegate::limiter::gcra::Quota;
 use tidegate::limiter::policy::Rules;
+
+use support::{Connection, cpu_nanos, median};
+
+mod support;
 
 /// Few at once, as before most APIs: a server that finds thirty requests at each waking looks cheaper than it is.
 const CONNECTIONS: usize = 4;
@@ -86,11 +90,6 @@ fn main() {
         let met = if ratios[at] <= most { "met" } else { "MISSED" };
         println!("target: {} ≤ {most} × bare: {met} ({:.2})", contenders[at].name, ratios[at]);
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// A server in a process of its own, and the request that it gets.
@@ -161,52 +160,6 @@ impl Drop for Contender {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// A connection that sends a request and reads its answer to the end.
-struct Connection {
-    stream: TcpStream,
-    buffer: Vec<u8>,
-}
-
-impl Connection {
-    fn to(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: vec![0; 8192] }
-    }
-
-    fn send(&mut self, request: &str) {
-        self.stream.write_all(request.as_bytes()).unwrap();
-    }
-
-    fn receive(&mut self) {
-        let mut read = 0;
-        loop {
-            read += self.stream.read(&mut self.buffer[read..]).unwrap();
-            let got = &self.buffer[..read];
-            let Some(head) = got.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
-            let text = std::str::from_utf8(&got[..head]).unwrap();
-            assert!(!text.starts_with("HTTP/1.1 429") && !text.starts_with("HTTP/1.1 5"), "{text}");
-            let length = text.lines().find_map(|line| {
-                let (name, value) = line.split_once(':')?;
-                name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().unwrap())
-            });
-            if read >= head + 4 + length.unwrap_or(0) {
-                return;
-            }
-        }
-    }
-}
-
-/// Nanoseconds that all threads of a process have run.
-fn cpu_nanos(pid: u32) -> u64 {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let spent = |task: std::fs::DirEntry| {
-        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    tasks.filter_map(|task| spent(task.ok()?)).sum()
 }
 
 /// The servers beside which the front is measured, all alike but for what limits them.

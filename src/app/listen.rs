@@ -31,6 +31,7 @@ use crate::doors::check::{self, Callers};
 use crate::doors::client_ip::TrustedProxies;
 use crate::doors::costs::Costs;
 use crate::doors::exchange::Exchanges;
+use crate::doors::framing::Strict;
 use crate::doors::gateway::{Gateway, WorkerGateway};
 use crate::doors::headers::Sets;
 use crate::doors::health::{self, Leaving, ReadinessProbe};
@@ -86,6 +87,7 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
                 }
                 everything_else(app, parts, gateway.cloned());
             })
+            .wrap(Strict)
             .wrap(Exchanges::told_to(
                 Arc::clone(&parts.observer),
                 Arc::clone(&parts.proxies),

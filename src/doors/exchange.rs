@@ -102,7 +102,7 @@ where
             origin: Origin::Gateway,
             judged,
             untold: false,
-            _under_way: under_way,
+            under_way,
         };
         let leaving = self.told.leaving.clone();
         Telling { answer: self.service.call(request), record: Some(Box::new(record)), leaving, changing }
@@ -207,7 +207,7 @@ struct Record {
     judged: Judged,
     untold: bool,
     // Last: the connection is idle when all of it is told.
-    _under_way: Option<UnderWay>,
+    under_way: Option<UnderWay>,
 }
 
 /// A request on a connection that is not idle meanwhile.
@@ -231,6 +231,8 @@ impl Drop for Record {
         if self.untold {
             return;
         }
+        let at_fault = self.status == CLIENT_LEFT
+            && self.under_way.as_ref().is_some_and(|UnderWay(line)| line.is_at_fault());
         let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
         let request_id = match &self.request_id {
             Some(id) => &*id.as_hyphenated().encode_lower(&mut buffer),
@@ -241,7 +243,7 @@ impl Drop for Record {
             method: self.method.as_str(),
             path: self.uri.path(),
             client: self.client,
-            status: self.status,
+            status: if at_fault { 400 } else { self.status },
             took: self.started.elapsed(),
             origin: self.origin,
             decision: self.judged.decision(),

@@ -10,6 +10,8 @@ pub mod costs;
 pub mod exchange;
 pub mod facts;
 #[cfg(feature = "server")]
+pub mod framing;
+#[cfg(feature = "server")]
 pub mod gateway;
 pub mod headers;
 #[cfg(feature = "server")]

@@ -39,6 +39,8 @@ pub enum Cause {
     ClientLeft,
     /// There is no room for it at the moment.
     Overloaded,
+    /// More requests at once on one connection than were offered.
+    TooManyStreams,
     /// The request is well-formed and asks for something that makes no sense.
     Unprocessable,
     /// No token, or a wrong one.
@@ -92,6 +94,9 @@ impl Cause {
             }
             Self::ClientLeft => {
                 (S::from_u16(499).unwrap_or(S::BAD_REQUEST), "urn:tidegate:client-left", "Client left")
+            }
+            Self::TooManyStreams => {
+                (S::TOO_MANY_REQUESTS, "urn:tidegate:too-many-streams", "Too many requests at once")
             }
             Self::Overloaded => (S::SERVICE_UNAVAILABLE, "urn:tidegate:overloaded", "No room at the moment"),
             Self::Unprocessable => {
@@ -205,8 +210,13 @@ pub fn denial(decision: &Decision, sets: Sets) -> HttpResponse {
         Cause::QuotaExceeded => {
             let wait =
                 decision.retry_after().map_or_else(|| "null".into(), |wait| wait.div_ceil(1000).to_string());
+            // What many clients show to people, those of FastAPI above all. The seconds are those of Retry-After.
+            let detail = decision.retry_after().map_or_else(String::new, |wait| {
+                let seconds = wait.div_ceil(1_000_000).max(1);
+                format!(r#""detail":"Too many requests. Try again in {seconds} s.","#)
+            });
             format!(
-                r#"{{"type":"{kind}","title":"{title}","status":{code},"policy":{name},"violated-policies":[{name}],"retry_after_ms":{wait}}}"#
+                r#"{{"type":"{kind}","title":"{title}","status":{code},{detail}"policy":{name},"violated-policies":[{name}],"retry_after_ms":{wait}}}"#
             )
         }
         Cause::SubjectMissing => {

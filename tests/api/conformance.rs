@@ -74,7 +74,6 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
         ("quotes and braces as JSON has them", get("/{\"a\":1}?{b:2}")),
         ("a long target", get(&long_target)),
         ("a method of one's own", head(&["PURGE /x HTTP/1.1", "Host: h"])),
-        ("a method in lower case", head(&["get /x HTTP/1.1", "Host: h"])),
         ("HEAD", head(&["HEAD /x HTTP/1.1", "Host: h"])),
         ("OPTIONS of a resource", head(&["OPTIONS /x HTTP/1.1", "Host: h"])),
         ("OPTIONS of the server", head(&["OPTIONS * HTTP/1.1", "Host: h"])),

@@ -9,9 +9,11 @@
 )]
 
 pub mod certificates;
+pub mod frames;
 pub mod outage;
 pub mod process;
 pub mod raw;
+pub mod recorder;
 pub mod redis_cluster;
 pub mod redis_server;
 pub mod relay;

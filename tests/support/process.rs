@@ -238,6 +238,13 @@ pub fn command(directory: &Path) -> Command {
     command
 }
 
+/// The most memory that a process has held so far.
+pub fn peak_mib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
 pub fn request_lines(output: &str) -> Vec<Value> {
     let lines = output.lines().filter_map(|line| Some(line.split_once("REQUEST_LOG: ")?.1));
     lines.map(|json| serde_json::from_str(json).unwrap()).collect()

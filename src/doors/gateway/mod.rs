@@ -27,9 +27,10 @@ use rustls::pki_types::ServerName;
 use tokio_rustls::TlsConnector;
 
 use super::client_ip::TrustedProxies;
+use super::framing;
 use super::problem::{Cause, Problem};
 use super::wire::Line;
-use crate::limiter::event::Observer;
+use crate::limiter::event::{Event, Observer};
 use body::Client;
 pub use limits::Limits;
 pub use peers::{Address, Health};
@@ -191,6 +192,13 @@ impl Worker {
         let client = Client::of(request, payload.into_inner(), upstream.limits.body).await;
         let protocols = upgrade.as_ref().map(upgrade::Wanted::protocols);
         let (response, connection) = self.ask(request, line.as_deref(), &client, protocols).await?;
+        if let Some(detail) = framing::doubtful_answer(response.version(), response.headers()) {
+            self.shared.observer.observe(&Event::UpstreamFailed { detail });
+            return Err(Problem::new(
+                Cause::UpstreamInvalid,
+                "The upstream's answer can be read in two ways.",
+            ));
+        }
         match (response.status(), upgrade) {
             (hyper::StatusCode::SWITCHING_PROTOCOLS, Some(upgrade)) => {
                 Ok(upgrade.grant(response, connection, &client).await)

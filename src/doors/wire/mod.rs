@@ -5,7 +5,9 @@
 //! up the end. Both ends of a tunnel get the bare connection.
 
 pub mod accept;
+mod doubt;
 pub mod expect;
+mod frames;
 mod handover;
 pub mod tls;
 
@@ -23,6 +25,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_rustls::server::TlsStream;
 
+use doubt::Doubt;
+pub(super) use frames::MOST_STREAMS;
+use frames::{Greeting, Watched};
 use handover::Hold;
 
 /// How long a client may take over what it owes.
@@ -40,6 +45,9 @@ pub struct Patience {
 const HEAD_TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: \
     application/problem+json\r\ncontent-length: 123\r\n\r\n{\"type\":\"urn:tidegate:request-timeout\",\"title\":\"Request too \
     slow\",\"status\":408,\"detail\":\"The head did not arrive in time.\"}";
+
+/// What a client of HTTP/2 is told of the longest list of headers, in bytes; what is really taken says the gateway.
+const LONGEST_LIST: u32 = 64 * 1024;
 
 /// What carries the bytes.
 pub(super) enum Io {
@@ -62,6 +70,7 @@ pub struct Line {
     /// What was read before the server asked for it.
     unread: RefCell<Bytes>,
     reader: RefCell<Option<Waker>>,
+    doubt: Doubt,
     /// How the peer is named to the upstream: the same for all requests.
     pub(super) named: OnceCell<hyper::header::HeaderValue>,
 }
@@ -81,7 +90,13 @@ impl Line {
     pub(super) fn begins(&self) -> u32 {
         let busy = self.busy.get() + 1;
         self.busy.set(busy);
+        self.doubt.owed.set(true);
         busy
+    }
+
+    /// Whether more requests are under way than a client of HTTP/2 may have.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.http2 && self.busy.get() > MOST_STREAMS
     }
 
     /// A request ended.
@@ -110,10 +125,13 @@ pub struct Wire {
     stalled_since: Option<Instant>,
     /// Resolves when the process is to end.
     ending: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    /// Of HTTP/2.
+    frames: Option<Box<(Watched, Greeting)>>,
 }
 
 impl Wire {
     pub(super) fn new(io: Io, http2: bool, unread: Bytes, patience: Patience) -> Self {
+        let frames = http2.then(Box::default);
         let line = Line {
             secure: matches!(io, Io::Tls(_)),
             io: RefCell::new(io),
@@ -124,9 +142,10 @@ impl Wire {
             hold: RefCell::new(Hold::Free),
             unread: RefCell::new(unread),
             reader: RefCell::new(None),
+            doubt: Doubt::default(),
             named: OnceCell::new(),
         };
-        Self { line: Rc::new(line), timer: None, read_at: None, stalled_since: None, ending: None }
+        Self { line: Rc::new(line), timer: None, read_at: None, stalled_since: None, ending: None, frames }
     }
 
     /// Closes when `ending` resolves and no request is under way. HTTP/1 needs no such word: the server below tells it.
@@ -199,8 +218,18 @@ impl AsyncRead for Wire {
         if let Some(outcome) = this.line.poll_held(context) {
             return outcome;
         }
+        if this.line.is_cut() {
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         let outcome = this.line.poll_bytes(context, buffer);
+        if let Some(frames) = &mut this.frames
+            && frames.0.is_too_much(&buffer.filled()[before..])
+        {
+            buffer.set_filled(before);
+            this.line.doubt.ended.set(true);
+            return Poll::Ready(Ok(()));
+        }
         match &outcome {
             Poll::Ready(Ok(())) if buffer.filled().len() > before => {
                 if this.read_at.is_none_or(|at| at <= this.line.rested.get()) {
@@ -215,11 +244,12 @@ impl AsyncRead for Wire {
                     }
                 }
                 if this.is_overdue(context) {
+                    this.line.doubt.ended.set(true);
                     // As if it had closed: the server below then lets go of it.
                     return Poll::Ready(Ok(()));
                 }
             }
-            Poll::Ready(_) => {}
+            Poll::Ready(_) => this.line.doubt.ended.set(true),
         }
         outcome
     }
@@ -228,9 +258,20 @@ impl AsyncRead for Wire {
 impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let outcome = Pin::new(&mut *this.line.io.borrow_mut()).poll_write(context, bytes);
+        let outcome = {
+            let mut io = this.line.io.borrow_mut();
+            let first = match &mut this.frames {
+                Some(frames) => frames.1.poll_write(&mut *io, context, bytes, LONGEST_LIST),
+                None => Poll::Ready(Ok(None)),
+            };
+            match first {
+                Poll::Ready(Ok(None)) => Pin::new(&mut *io).poll_write(context, bytes),
+                first => first.map_ok(Option::unwrap_or_default),
+            }
+        };
         if outcome.is_ready() {
             this.stalled_since = None;
+            this.line.doubt.owed.set(false);
             return outcome;
         }
         let since = *this.stalled_since.get_or_insert_with(Instant::now);
@@ -252,6 +293,7 @@ impl AsyncWrite for Wire {
         if self.line.is_taken() {
             return Poll::Ready(Ok(()));
         }
+        self.tell_of_malformed();
         Pin::new(&mut *self.line.io.borrow_mut()).poll_shutdown(context)
     }
 }
