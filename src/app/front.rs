@@ -15,6 +15,7 @@ use actix_web::dev::{AppConfig, Server};
 use actix_web::error::DispatchError;
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::doors::health::Leaving;
 use crate::doors::wire::accept::{self, Accepted};
 use crate::doors::wire::expect::{Answering, Expecting};
 use crate::doors::wire::tls::Certificates;
@@ -30,6 +31,8 @@ pub(super) struct Front {
     /// Connections at once, over all workers.
     pub(super) connections: usize,
     pub(super) grace_s: u64,
+    /// Whether the process is about to end.
+    pub(super) leaving: Leaving,
 }
 
 impl Front {
@@ -57,7 +60,8 @@ impl Front {
             .disable_signals();
         let ending = server.graceful_shutdown_signal();
         let (patience, certificates) = (self.patience, self.certificates);
-        let (apps_of_tcp, ending_of_tcp) = (apps.clone(), ending.clone());
+        let (apps_of_tcp, ending_of_tcp) = (apps.clone(), (ending.clone(), self.leaving.clone()));
+        let ending = (ending, self.leaving);
         server = server.listen("front", self.tcp, move || {
             let (certificates, ending) = (certificates.clone(), ending_of_tcp.clone());
             let accept = move |io: TcpStream| {
@@ -67,7 +71,7 @@ impl Front {
                     accepted.map(|accepted| ends(accepted, ending)).map_err(DispatchError::from)
                 }
             };
-            fn_service(accept).and_then(http(apps_of_tcp(), ending_of_tcp.clone()))
+            fn_service(accept).and_then(http(apps_of_tcp(), ending_of_tcp.0.clone()))
         })?;
         if let Some(unix) = self.unix {
             server = server.listen_uds("front by a Unix socket", unix, move || {
@@ -79,7 +83,7 @@ impl Front {
                         accepted.map(|accepted| ends(accepted, ending)).map_err(DispatchError::from)
                     }
                 };
-                fn_service(accept).and_then(http(apps(), ending.clone()))
+                fn_service(accept).and_then(http(apps(), ending.0.clone()))
             })?;
         }
         Ok(server.run())
@@ -87,7 +91,8 @@ impl Front {
 }
 
 /// A connection of HTTP/2 is told of the end by us.
-fn ends((wire, protocol, peer): Accepted, ending: GracefulShutdownSignal) -> Accepted {
+fn ends((wire, protocol, peer): Accepted, (ending, leaving): (GracefulShutdownSignal, Leaving)) -> Accepted {
+    let wire = wire.of_a_process(leaving);
     let wire = match protocol {
         actix_http::Protocol::Http2 => wire.ends_with(async move { ending.notified().await }),
         _ => wire,

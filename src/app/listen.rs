@@ -105,6 +105,7 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
         workers: if settings.server.workers > 0 { settings.server.workers } else { cores() },
         connections: settings.server.limits.connections,
         grace_s: settings.server.grace.as_secs(),
+        leaving: parts.leaving.clone(),
     };
     let mut servers = vec![front.serve(move || {
         let gateway = gateway.as_ref().map(Gateway::of_worker);

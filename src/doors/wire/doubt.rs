@@ -64,7 +64,7 @@ impl Wire {
         let (line, doubt) = (&self.line, &self.line.doubt);
         let known =
             line.http2 || line.is_taken() || doubt.ended.get() || doubt.cut.get() || doubt.malformed.get();
-        if known || !doubt.owed.get() {
+        if known || !doubt.owed.get() || self.leaving.has_begun() {
             return;
         }
         doubt.malformed.set(true);

@@ -25,6 +25,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_rustls::server::TlsStream;
 
+use super::health::Leaving;
 use doubt::Doubt;
 pub(super) use frames::MOST_STREAMS;
 use frames::{Greeting, Watched};
@@ -125,6 +126,8 @@ pub struct Wire {
     stalled_since: Option<Instant>,
     /// Resolves when the process is to end.
     ending: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    /// Whether it is about to.
+    leaving: Leaving,
     /// Of HTTP/2.
     frames: Option<Box<(Watched, Greeting)>>,
 }
@@ -145,7 +148,15 @@ impl Wire {
             doubt: Doubt::default(),
             named: OnceCell::new(),
         };
-        Self { line: Rc::new(line), timer: None, read_at: None, stalled_since: None, ending: None, frames }
+        let (timer, read_at, stalled_since, ending) = (None, None, None, None);
+        let leaving = Leaving::default();
+        Self { line: Rc::new(line), timer, read_at, stalled_since, ending, leaving, frames }
+    }
+
+    /// A request that is given up because the process ends is no fault of the client's, who is not told of one.
+    pub fn of_a_process(mut self, leaving: Leaving) -> Self {
+        self.leaving = leaving;
+        self
     }
 
     /// Closes when `ending` resolves and no request is under way. HTTP/1 needs no such word: the server below tells it.
