@@ -38,6 +38,7 @@ lint-deps:
 bench: ## Measure a decision beside governor's, a match among many rules, whole servers beside a bare one (some minutes)
 	cargo bench --locked --bench decision
 	cargo bench --locked --bench rules
+	cargo bench --locked --bench told
 	cargo bench --locked --bench redis
 	cargo bench --locked --bench front
 
