@@ -3,6 +3,7 @@
 
 mod budget_resets;
 mod limits;
+mod per_rules;
 mod policy_decisions;
 mod redis_link;
 mod remaining;
@@ -31,6 +32,7 @@ use crate::limiter::rollout::{Arm, InForce};
 use crate::limiter::store::FaultKind;
 use budget_resets::BudgetResets;
 use limits::Limits;
+use per_rules::{PerRules, for_each_label, labels};
 use policy_decisions::PolicyDecisions;
 use redis_link::RedisLink;
 use remaining::{Family01, Remaining};
@@ -44,18 +46,6 @@ const ARMS: [Arm; 2] = [Arm::Canary, Arm::Control];
 const ORIGINS: [Origin; 3] = [Origin::Limiter, Origin::Gateway, Origin::Upstream];
 /// 401 and 403 stand apart: a rise of either on one arm is a sign of its own.
 const CLASSES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "401", "403"];
-
-/// Handles of one policy, by backend, state and arm.
-type PerPolicy = [[[Counter; 2]; 3]; 2];
-
-/// Handles for one set of rules.
-struct PerRules {
-    names: Vec<Box<str>>,
-    policies: Vec<PerPolicy>,
-    unlimited: PerPolicy,
-    decisions: PolicyDecisions,
-    remaining: Remaining,
-}
 
 /// Every metric and the registry that prints them.
 pub(super) struct Metrics {
@@ -352,49 +342,6 @@ impl Metrics {
                 });
             }
         });
-    }
-}
-
-impl PerRules {
-    fn new(
-        requests: &Family<Labels, Counter>,
-        policy_decisions: &Family<Labels, Counter>,
-        remaining: &Family01,
-        rules: &Rules,
-    ) -> Self {
-        let of = |policy: &str| {
-            BACKENDS.map(|backend| {
-                STATES.map(|state| {
-                    ARMS.map(|arm| requests.get_or_create_owned(&labels(backend, state, policy, arm)))
-                })
-            })
-        };
-        let names: Vec<Box<str>> = rules.policies().iter().map(|policy| policy.name.clone()).collect();
-        Self {
-            policies: names.iter().map(|name| of(name)).collect(),
-            // No policy can be called so: names begin with a letter or digit.
-            unlimited: of("-"),
-            decisions: PolicyDecisions::new(policy_decisions, rules),
-            remaining: Remaining::new(remaining, rules),
-            names,
-        }
-    }
-}
-
-fn labels(backend: Backend, state: State, policy: &str, arm: Arm) -> Labels {
-    vec![
-        ("backend", backend.as_str().to_owned()),
-        ("state", state.as_str().to_owned()),
-        ("policy", policy.to_owned()),
-        ("arm", arm.as_str().to_owned()),
-    ]
-}
-
-fn for_each_label(mut job: impl FnMut(Backend, State, Arm)) {
-    for backend in BACKENDS {
-        for state in STATES {
-            ARMS.into_iter().for_each(|arm| job(backend, state, arm));
-        }
     }
 }
 
