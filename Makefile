@@ -1,7 +1,7 @@
 # The only entries to every task. `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test test-deps lint fmt lint-deps clippy bench soak fuzz
+.PHONY: help run test rules test-deps lint fmt lint-deps clippy bench soak fuzz
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -9,9 +9,13 @@ help: ## List the targets
 run: ## Build and serve on http://127.0.0.1:8080 (HOST, PORT and all other settings of the environment apply)
 	HOST="$${HOST:-127.0.0.1}" cargo run --release --locked -- serve
 
-test: test-deps ## Install what the tests need when it is missing, then run them all
+test: test-deps rules ## Install what the tests need when it is missing, then run them all
 	cargo test --locked --doc
 	cargo nextest run --locked --no-fail-fast
+
+rules: test-deps ## Check the alert rules and run their tests
+	promtool check rules deploy/prometheus/alerts.yml
+	promtool test rules deploy/prometheus/alerts_test.yml
 
 test-deps:
 	scripts/install-test-deps
@@ -34,6 +38,7 @@ lint-deps:
 bench: ## Measure a decision beside governor's, a match among many rules, whole servers beside a bare one and beside nginx (some minutes)
 	cargo bench --locked --bench decision
 	cargo bench --locked --bench rules
+	cargo bench --locked --bench told
 	cargo bench --locked --bench redis
 	cargo bench --locked --bench front
 	cargo bench --locked --bench gateway

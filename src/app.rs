@@ -172,11 +172,8 @@ impl Application {
         let reloader = Arc::clone(&reloading.reloader);
         telemetry.say(&format!("in force: {}", reloading.policies.in_force().in_words()));
 
-        let scrape = Arc::clone(&telemetry);
-        let status = Arc::new(Status::new(
-            Arc::clone(&limiter),
-            Box::new(move |held, in_flight| scrape.scrape(held, in_flight)),
-        ));
+        let scrape = settled::scrape(&telemetry, certificates.clone());
+        let status = Arc::new(Status::new(Arc::clone(&limiter), scrape));
         let proxies = Arc::new(settled::proxies(settings));
         let gateway = match &settings.upstream {
             None => None,

@@ -18,6 +18,7 @@ use crate::control::reload::{Reloadable, Reloader};
 use crate::control::reload_api::Reloading;
 use crate::control::shown_certificate::ShownCertificate;
 use crate::control::start_only::StartOnly;
+use crate::control::status::Scrape;
 use crate::control::token_file::AdminTokens;
 use crate::control::tokens::Tokens;
 use crate::doors::client_ip::{ClientIpHeader, TrustedProxies};
@@ -35,7 +36,7 @@ use crate::limiter::exposure::Exposure;
 use crate::limiter::rollout::Rollout;
 use crate::limiter::subject::ProcessKey;
 use crate::redis::{self, RedisStore};
-use crate::telemetry::{self, Format, RequestLines};
+use crate::telemetry::{self, Exposition, Format, RequestLines, Telemetry};
 
 /// In which form lines are written.
 pub(super) fn format(settings: &Settings) -> Format {
@@ -63,6 +64,8 @@ pub(super) fn telemetry(
         // Without Redis there is nothing to warn of but its absence, once.
         warn_interval: settings.redis.as_ref().map_or(Duration::MAX, |redis| redis.warn_interval),
         redis: hard_off(settings).is_none(),
+        redis_per_day: settings.redis.as_ref().is_some_and(|redis| redis.commands_per_day.is_some()),
+        tls: settings.server.tls.is_some(),
         exposure: Arc::clone(exposure),
         clock: clock.clone(),
     }
@@ -204,6 +207,17 @@ pub(super) fn upstream(settings: &Settings, upstream: &config::Upstream) -> Resu
             most: upstream.max_upgrades,
             idle: upstream.upgrade_idle,
         },
+    })
+}
+
+/// What `/metrics` is made of: the counters, and what is known only at the moment.
+pub(super) fn scrape(telemetry: &Arc<Telemetry>, certificates: Option<Arc<Certificates>>) -> Scrape {
+    let telemetry = Arc::clone(telemetry);
+    Box::new(move |held, in_flight, spending, open_metrics| {
+        let spent = spending.map_or((0, None), |spending| (spending.today, spending.per_day));
+        let ends = certificates.as_ref().and_then(|certificates| certificates.ends());
+        let exposition = if open_metrics { Exposition::OpenMetrics } else { Exposition::Text };
+        telemetry.scrape(held, in_flight, spent, ends, exposition)
     })
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::http::header::{ETAG, HeaderValue, IF_MATCH};
+use actix_web::http::header::{self, ETAG, HeaderValue, IF_MATCH};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 
@@ -170,11 +170,29 @@ pub async fn status(admin: web::Data<Admin>, reloading: web::Data<Reloading>) ->
     HttpResponse::Ok().json(view)
 }
 
-/// `GET /metrics`
-pub async fn metrics(admin: web::Data<Admin>) -> HttpResponse {
+/// `GET /metrics`: OpenMetrics for who asks for it, else the text format that every scraper reads.
+pub async fn metrics(request: HttpRequest, admin: web::Data<Admin>) -> HttpResponse {
+    let accepts = request.headers().get_all(header::ACCEPT).filter_map(|value| value.to_str().ok());
+    let open = accepts.flat_map(|value| value.split(',')).any(wants_open_metrics);
+    let form = match open {
+        true => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        false => "text/plain; version=0.0.4; charset=utf-8",
+    };
     HttpResponse::Ok()
-        .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
-        .body(admin.status.scrape())
+        .content_type(form)
+        .insert_header((header::VARY, "accept"))
+        .body(admin.status.scrape(open))
+}
+
+/// Whether one item of an `Accept` asks for OpenMetrics. One of weight 0 refuses it.
+fn wants_open_metrics(item: &str) -> bool {
+    let mut parts = item.split(';').map(str::trim);
+    let named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("application/openmetrics-text"));
+    named
+        && !parts.any(|part| {
+            part.strip_prefix("q=")
+                .is_some_and(|weight| weight.parse::<f64>().is_ok_and(|weight| weight <= 0.0))
+        })
 }
 
 impl Admin {

@@ -19,7 +19,7 @@ use crate::redis::target::Protocol;
 use crate::redis::{LinkState, NodeState, RedisStore, Spending};
 
 /// Where `/metrics` comes from.
-pub type Scrape = Box<dyn Fn(Held, u32) -> String + Send + Sync>;
+pub type Scrape = Box<dyn Fn(Held, u32, Option<Spending>, bool) -> String + Send + Sync>;
 
 /// Knows whom to ask.
 pub struct Status {
@@ -162,7 +162,8 @@ impl DatabaseView {
 }
 
 impl Status {
-    /// Asks `limiter` and `scrape`, which is given what the limiter holds and how many calls to Redis are under way.
+    /// Asks `limiter` and `scrape`, which is given what the limiter holds, how many calls to Redis are under way, what is
+    /// spent of its commands, and whether OpenMetrics is wanted.
     pub fn new(limiter: Arc<Limiter<RedisStore>>, scrape: Scrape) -> Self {
         Self { limiter, scrape, started: Instant::now(), started_at: Utc::now() }
     }
@@ -172,10 +173,11 @@ impl Status {
         &self.limiter
     }
 
-    /// What Prometheus is told.
-    pub fn scrape(&self) -> String {
+    /// What Prometheus is told, in OpenMetrics or in its own text format.
+    pub fn scrape(&self, open_metrics: bool) -> String {
         let in_flight = self.limiter.store().map_or(0, RedisStore::in_flight);
-        (self.scrape)(self.limiter.held(), in_flight)
+        let spending = self.limiter.store().map(RedisStore::spending);
+        (self.scrape)(self.limiter.held(), in_flight, spending, open_metrics)
     }
 
     /// The store.

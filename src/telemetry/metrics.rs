@@ -2,9 +2,13 @@
 //! handle that is looked up by place.
 
 mod budget_resets;
+mod limits;
+mod per_rules;
 mod policy_decisions;
 mod redis_link;
+mod remaining;
 mod settlements;
+mod text;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -27,8 +31,11 @@ use crate::limiter::policy::Rules;
 use crate::limiter::rollout::{Arm, InForce};
 use crate::limiter::store::FaultKind;
 use budget_resets::BudgetResets;
+use limits::Limits;
+use per_rules::{PerRules, for_each_label, labels};
 use policy_decisions::PolicyDecisions;
 use redis_link::RedisLink;
+use remaining::{Family01, Remaining};
 use settlements::Settlements;
 
 pub(super) type Labels = Vec<(&'static str, String)>;
@@ -40,22 +47,12 @@ const ORIGINS: [Origin; 3] = [Origin::Limiter, Origin::Gateway, Origin::Upstream
 /// 401 and 403 stand apart: a rise of either on one arm is a sign of its own.
 const CLASSES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "401", "403"];
 
-/// Handles of one policy, by backend, state and arm.
-type PerPolicy = [[[Counter; 2]; 3]; 2];
-
-/// Handles for one set of rules.
-struct PerRules {
-    names: Vec<Box<str>>,
-    policies: Vec<PerPolicy>,
-    unlimited: PerPolicy,
-    decisions: PolicyDecisions,
-}
-
 /// Every metric and the registry that prints them.
 pub(super) struct Metrics {
     registry: Registry,
     requests: Family<Labels, Counter>,
     policy_decisions: Family<Labels, Counter>,
+    remaining: Family01,
     per_rules: ByRules<PerRules>,
     responses: [[[Counter; 3]; 2]; 7],
     request_seconds: [Histogram; 2],
@@ -65,6 +62,7 @@ pub(super) struct Metrics {
     errors: Vec<Counter>,
     fallbacks: Vec<Counter>,
     link: RedisLink,
+    limits: Limits,
     percent: Gauge<f64, AtomicU64>,
     revision: Gauge,
     exposure: Gauge<f64, AtomicU64>,
@@ -90,11 +88,25 @@ pub struct Scraped {
     pub lines_dropped: u64,
     /// Share of the canary's decisions of the last minute that Redis made; `None`: there were none.
     pub exposure: Option<f64>,
+    /// Commands to Redis today, and how many its plan allows a day if that is known.
+    pub redis_spent: (u64, Option<u64>),
+    /// When the certificate that the listener shows ends, in seconds since the epoch.
+    pub certificate_ends: Option<u64>,
+}
+
+/// The formats that a scraper may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposition {
+    /// OpenMetrics 1.0.0.
+    OpenMetrics,
+    /// The text format 0.0.4 of Prometheus.
+    Text,
 }
 
 impl Metrics {
-    /// Registers everything. `redis` says whether a shared store is configured.
-    pub(super) fn new(rules: Arc<Rules>, redis: bool) -> Self {
+    /// Registers everything. `redis` says whether a shared store is configured, `per_day` whether its plan is known,
+    /// `tls` whether the listener shows a certificate.
+    pub(super) fn new(rules: Arc<Rules>, redis: bool, per_day: bool, tls: bool) -> Self {
         let mut registry = Registry::with_prefix("tidegate");
         let requests = Family::<Labels, Counter>::default();
         registry.register("requests", "Requests judged, by who decided and how", requests.clone());
@@ -106,6 +118,7 @@ impl Metrics {
             policy_decisions.clone(),
         );
 
+        let remaining = remaining::registered_in(&mut registry);
         let responses = Family::<Labels, Counter>::default();
         registry.register(
             "http_responses",
@@ -135,21 +148,21 @@ impl Metrics {
             Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS));
         registry.register(
             "http_request_duration_seconds",
-            "From the head of a request to the end of its answer",
+            "Seconds from the head of a request to the end of its answer",
             request_seconds.clone(),
         );
         let decision_seconds =
             Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(DECISION_BUCKETS));
         registry.register(
             "decision_duration_seconds",
-            "Time to decide, by who decided",
+            "Seconds to decide, by who decided",
             decision_seconds.clone(),
         );
         let command_seconds =
             Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(DECISION_BUCKETS));
         registry.register(
             "redis_command_duration_seconds",
-            "Time of a command that Redis answered",
+            "Seconds until Redis answered a command",
             command_seconds.clone(),
         );
         let commands = Family::<Labels, Counter>::default();
@@ -163,11 +176,16 @@ impl Metrics {
             fallbacks.clone(),
         );
         let up = Family::<Labels, Gauge>::default();
-        registry.register("backend_up", "Whether a backend can decide", up.clone());
+        registry.register("backend_up", "Whether a backend can decide: 1 yes, 0 no", up.clone());
         up.get_or_create_owned(&one("backend", "memory")).set(1);
         let link = RedisLink::registered_in(&mut registry, &up, redis);
+        let limits = Limits::registered_in(&mut registry, redis, per_day, tls);
         let percent = Gauge::<f64, AtomicU64>::default();
-        registry.register("rollout_percent", "Share of the keys that Redis is to decide", percent.clone());
+        registry.register(
+            "rollout_percent",
+            "Share of the keys that Redis is to decide, 0 to 100",
+            percent.clone(),
+        );
         let revision = Gauge::default();
         registry.register("rollout_revision", "Revision of the rollout in force", revision.clone());
         let exposure = Gauge::<f64, AtomicU64>::default();
@@ -186,7 +204,7 @@ impl Metrics {
         let lines_dropped = Gauge::default();
         registry.register("log_lines_dropped", "Log lines dropped since the start", lines_dropped.clone());
         let build = Family::<Labels, Gauge>::default();
-        registry.register("build_info", "This build", build.clone());
+        registry.register("build_info", "Always 1; the labels name this build", build.clone());
         let commit = option_env!("TIDEGATE_COMMIT").unwrap_or("unknown");
         let version = env!("CARGO_PKG_VERSION");
         build
@@ -194,9 +212,10 @@ impl Metrics {
             .set(1);
 
         Self {
-            per_rules: ByRules::new(&rules, PerRules::new(&requests, &policy_decisions, &rules)),
+            per_rules: ByRules::new(&rules, PerRules::new(&requests, &policy_decisions, &remaining, &rules)),
             requests,
             policy_decisions,
+            remaining,
             responses,
             request_seconds: ARMS.map(|arm| request_seconds.get_or_create_owned(&one("arm", arm.as_str()))),
             decision_seconds: BACKENDS
@@ -206,6 +225,7 @@ impl Metrics {
             errors: per_kind(&errors, "kind", FaultKind::is_of_the_store),
             fallbacks: per_kind(&fallbacks, "reason", |_| true),
             link,
+            limits,
             percent,
             revision,
             exposure,
@@ -234,19 +254,24 @@ impl Metrics {
             self.fallbacks[place(kind)].inc();
         }
         let rules = decision.rules();
-        let make = || PerRules::new(&self.requests, &self.policy_decisions, rules);
+        let make = || self.tables_of(rules);
         self.per_rules.with(rules, make, |per_rules| {
             let table = decision.policy_id().and_then(|id| per_rules.policies.get(id));
             let table = table.unwrap_or(&per_rules.unlimited);
             table[backend as usize][decision.state as usize][arm as usize].inc();
             per_rules.decisions.count(decision);
+            per_rules.remaining.observe(decision);
         });
     }
 
     /// Makes the series of `rules`, which are about to be in force. Those of a policy that stays go on.
     pub(super) fn follow(&self, rules: &Arc<Rules>) {
-        self.per_rules.announce(rules, || PerRules::new(&self.requests, &self.policy_decisions, rules));
+        self.per_rules.announce(rules, || self.tables_of(rules));
         self.forget_policies();
+    }
+
+    fn tables_of(&self, rules: &Rules) -> PerRules {
+        PerRules::new(&self.requests, &self.policy_decisions, &self.remaining, rules)
     }
 
     /// Counts a reload.
@@ -283,20 +308,25 @@ impl Metrics {
         self.rollbacks.inc();
     }
 
-    /// Everything in the OpenMetrics text format.
-    pub(super) fn print(&self, scraped: Scraped) -> String {
+    /// Everything, as the scraper wants it.
+    pub(super) fn print(&self, scraped: Scraped, exposition: Exposition) -> String {
         self.forget_policies();
         let Held { keys, blocked, evicted, decided_unknown, forgiven } = scraped.held;
         self.memory_keys.set(keys as i64);
         self.blocked_keys.set(blocked as i64);
         self.budget_resets.set([1, evicted, decided_unknown, forgiven]);
         self.link.in_flight(scraped.redis_in_flight);
+        self.limits.spent(scraped.redis_spent);
+        self.limits.certificate_ends(scraped.certificate_ends);
         self.lines_dropped.set(scraped.lines_dropped as i64);
         self.exposure.set(scraped.exposure.unwrap_or(f64::NAN));
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.registry);
-        text
+        match exposition {
+            Exposition::OpenMetrics => text,
+            Exposition::Text => text::classic(&text),
+        }
     }
 
     /// Drops the series of policies that are gone, once nobody decides or tells by the last rules that had them.
@@ -306,52 +336,12 @@ impl Metrics {
                 staying.iter().flat_map(|rules| &rules.names).map(|name| &**name).collect();
             for name in gone.names.iter().filter(|name| !stay.contains(&***name)) {
                 PolicyDecisions::forget(&self.policy_decisions, name);
+                Remaining::forget(&self.remaining, name);
                 for_each_label(|backend, state, arm| {
                     self.requests.remove(&labels(backend, state, name, arm));
                 });
             }
         });
-    }
-}
-
-impl PerRules {
-    fn new(
-        requests: &Family<Labels, Counter>,
-        policy_decisions: &Family<Labels, Counter>,
-        rules: &Rules,
-    ) -> Self {
-        let of = |policy: &str| {
-            BACKENDS.map(|backend| {
-                STATES.map(|state| {
-                    ARMS.map(|arm| requests.get_or_create_owned(&labels(backend, state, policy, arm)))
-                })
-            })
-        };
-        let names: Vec<Box<str>> = rules.policies().iter().map(|policy| policy.name.clone()).collect();
-        Self {
-            policies: names.iter().map(|name| of(name)).collect(),
-            // No policy can be called so: names begin with a letter or digit.
-            unlimited: of("-"),
-            decisions: PolicyDecisions::new(policy_decisions, rules),
-            names,
-        }
-    }
-}
-
-fn labels(backend: Backend, state: State, policy: &str, arm: Arm) -> Labels {
-    vec![
-        ("backend", backend.as_str().to_owned()),
-        ("state", state.as_str().to_owned()),
-        ("policy", policy.to_owned()),
-        ("arm", arm.as_str().to_owned()),
-    ]
-}
-
-fn for_each_label(mut job: impl FnMut(Backend, State, Arm)) {
-    for backend in BACKENDS {
-        for state in STATES {
-            ARMS.into_iter().for_each(|arm| job(backend, state, arm));
-        }
     }
 }
 
@@ -451,9 +441,9 @@ mod tests {
             Some(Check::Decided(Some(decision))) => decision,
             _ => panic!("memory decides at once"),
         };
-        let metrics = Metrics::new(Arc::clone(&old), false);
+        let metrics = Metrics::new(Arc::clone(&old), false, false, false);
         let count = |policy: &str| {
-            let text = metrics.print(Scraped::default());
+            let text = metrics.print(Scraped::default(), Exposition::OpenMetrics);
             let head = format!(
                 r#"tidegate_requests_total{{backend="memory",state="allow",policy="{policy}",arm="control"}} "#
             );
@@ -480,7 +470,8 @@ mod tests {
 
     #[test]
     fn the_first_scrape_already_names_every_series_of_the_contract() {
-        let text = Metrics::new(Arc::new(Rules::none()), true).print(Scraped::default());
+        let metrics = Metrics::new(Arc::new(Rules::none()), true, true, true);
+        let text = metrics.print(Scraped::default(), Exposition::OpenMetrics);
         for line in [
             r#"tidegate_requests_total{backend="redis",state="throttle",policy="-",arm="canary"} 0"#,
             r#"tidegate_http_responses_total{class="5xx",arm="control",origin="upstream"} 0"#,

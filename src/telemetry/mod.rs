@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-pub use metrics::Scraped;
+pub use metrics::{Exposition, Scraped};
 pub use output::{Flush, Format, Output};
 pub use request_line::RequestLines;
 pub use root_span::RootSpan;
@@ -42,6 +42,10 @@ pub struct Options {
     pub warn_interval: Duration,
     /// Whether a shared store is configured.
     pub redis: bool,
+    /// Whether it is known how many commands a day its plan allows.
+    pub redis_per_day: bool,
+    /// Whether the main listener shows a certificate.
+    pub tls: bool,
     /// Counts what Redis really decides of the canary, by this clock.
     pub exposure: Arc<Exposure>,
     /// The limiter's.
@@ -68,7 +72,7 @@ impl Telemetry {
     /// Writes to `output`.
     pub fn new(options: Options, output: Output, rules: Arc<Rules>) -> Self {
         Self {
-            metrics: Metrics::new(rules, options.redis),
+            metrics: Metrics::new(rules, options.redis, options.redis_per_day, options.tls),
             outages: Outages::new(options.warn_interval),
             links: Links::new(options.warn_interval),
             parts: Parts::new(options.warn_interval),
@@ -81,10 +85,19 @@ impl Telemetry {
     }
 
     /// Everything that Prometheus is told.
-    pub fn scrape(&self, held: Held, redis_in_flight: u32) -> String {
+    pub fn scrape(
+        &self,
+        held: Held,
+        redis_in_flight: u32,
+        redis_spent: (u64, Option<u64>),
+        certificate_ends: Option<u64>,
+        exposition: Exposition,
+    ) -> String {
         let exposure = self.options.exposure.ratio(self.options.clock.now());
         let lines_dropped = self.output.dropped();
-        self.metrics.print(Scraped { held, redis_in_flight, lines_dropped, exposure })
+        let scraped =
+            Scraped { held, redis_in_flight, lines_dropped, exposure, redis_spent, certificate_ends };
+        self.metrics.print(scraped, exposition)
     }
 
     /// Says what the process wants to tell whoever started it.

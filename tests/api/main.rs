@@ -35,6 +35,7 @@ mod limits;
 mod links;
 mod logins;
 mod logs;
+mod observed;
 mod outages;
 mod record;
 mod reload;

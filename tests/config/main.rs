@@ -7,6 +7,7 @@
 )]
 
 mod bad;
+mod deploy;
 mod files;
 mod layers;
 mod policies;

@@ -9,6 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio_rustls::TlsAcceptor;
+use x509_cert::der::Decode as _;
 
 /// Which files hold the certificate and its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +85,16 @@ impl Certificates {
     /// Shows another one to whoever connects from now on. Connections go on with theirs.
     pub fn show(&self, pair: Pair) {
         self.shown.0.store(pair.0);
+    }
+
+    /// When the first of the certificates that are shown ends, in seconds since the epoch.
+    pub fn ends(&self) -> Option<u64> {
+        let pair = self.shown.0.load();
+        let ends = |der: &CertificateDer<'_>| {
+            let certificate = x509_cert::Certificate::from_der(der).ok()?.tbs_certificate;
+            Some(certificate.validity.not_after.to_unix_duration().as_secs())
+        };
+        pair.cert.iter().filter_map(ends).min()
     }
 
     pub(super) fn acceptor(&self) -> &TlsAcceptor {
