@@ -8,6 +8,7 @@ use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 
 use super::audit::Audit;
+use super::dry_run::{self, Reckoning};
 use super::fleet::Fleet;
 use super::guard::too_narrow;
 use super::record::{Change, Outcome, Record, RecordView, Refusal, Steering};
@@ -39,6 +40,8 @@ pub struct Admin {
     pub status: Arc<Status>,
     /// The other instances.
     pub fleet: Arc<Fleet>,
+    /// How commands are reckoned; `None` where no Redis is configured.
+    pub reckoning: Option<Reckoning>,
 }
 
 #[derive(Serialize)]
@@ -86,12 +89,13 @@ pub async fn rollout(admin: web::Data<Admin>) -> HttpResponse {
     admin.view(&admin.steering.record(), None)
 }
 
-/// `PUT /admin/rollout`
+/// `PUT /admin/rollout`; with `?dry_run=1` it says what would come of it.
 pub async fn put_rollout(
     request: HttpRequest,
     body: web::Payload,
     admin: web::Data<Admin>,
 ) -> Result<HttpResponse, Problem> {
+    let only_asks = dry_run::asked(&request)?;
     let body = read(body).await?;
     let asked: PutRollout = serde_json::from_slice(&body).map_err(|error| {
         let detail = format!("{error}. Accepted: {{\"percent\": 0 to 100, \"backend\"?: \"memory\"|\"redis\", \"reason\": \"…\"}}.");
@@ -135,10 +139,12 @@ pub async fn put_rollout(
         request_id: request_id(&request),
         may_raise: scope == Some(Scope::Admin),
     };
+    if only_asks {
+        return Ok(dry_run::answer(&admin, admin.steering.foresee(&change), scope));
+    }
     match admin.steering.change(change).await {
         Ok(outcome) => Ok(admin.view(&outcome.record, Some(&outcome))),
-        Err(Refusal::MayNotRaise) => Err(too_narrow("Raising", scope, Scope::Admin)),
-        Err(refusal) => Err(problem_of(refusal)),
+        Err(refusal) => Err(problem_of(refusal, scope)),
     }
 }
 
@@ -148,6 +154,9 @@ pub async fn roll_back(
     body: web::Payload,
     admin: web::Data<Admin>,
 ) -> Result<HttpResponse, Problem> {
+    if dry_run::asked(&request)? {
+        return Ok(dry_run::answer(&admin, admin.steering.foresee_rollback(), None));
+    }
     let body = tokio::time::timeout(REASON_WAITED_FOR, read(body)).await;
     let body = body.ok().and_then(Result::ok).unwrap_or_default();
     // A rollback whose reason can't be read is a rollback.
@@ -217,7 +226,7 @@ pub(super) fn actor(request: &HttpRequest) -> String {
     request.extensions().get::<Bearer>().map_or_else(|| "unknown".to_owned(), |bearer| bearer.name.clone())
 }
 
-fn problem_of(refusal: Refusal) -> Problem {
+pub(super) fn problem_of(refusal: Refusal, scope: Option<Scope>) -> Problem {
     match refusal {
         Refusal::DisabledByEnv(why) => {
             let detail = format!("Redis can't be used: {why}. Change the environment and restart.");
@@ -228,7 +237,7 @@ fn problem_of(refusal: Refusal) -> Problem {
                 "RATE_LIMIT_CANARY_PIN is set: only RATE_LIMIT_CANARY_PERCENT raises the percentage.";
             Problem::new(Cause::Conflict, detail).with_code("pinned_by_env")
         }
-        Refusal::MayNotRaise => too_narrow("Raising", None, Scope::Admin),
+        Refusal::MayNotRaise => too_narrow("Raising", scope, Scope::Admin),
         Refusal::NotDurable { disk, redis } => {
             let detail = format!(
                 "A raise must be kept before it is in force, and nobody can keep it. The disk: {disk}. Redis: {redis}."

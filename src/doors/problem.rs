@@ -151,6 +151,11 @@ impl Problem {
         self
     }
 
+    /// The word that scripts can tell it by.
+    pub fn code(&self) -> Option<&'static str> {
+        self.code
+    }
+
     /// The cause.
     pub fn cause(&self) -> Cause {
         self.cause

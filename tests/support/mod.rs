@@ -15,6 +15,7 @@ pub mod raw;
 pub mod redis_cluster;
 pub mod redis_server;
 pub mod relay;
+pub mod schema;
 pub mod sentinel;
 pub mod structured;
 pub mod upstream;

@@ -281,6 +281,10 @@ impl Carrier for Made {
         Box::pin(async move { answer })
     }
 
+    fn can_keep(&self) -> Result<(), CarrierFault> {
+        Ok(())
+    }
+
     fn announce<'a>(&'a self, _: &'a Record) -> BoxFuture<'a, Applied> {
         Box::pin(async move {
             if self.hangs {
