@@ -11,7 +11,7 @@ use actix_governor::Governor;
 use actix_service::{ServiceFactoryExt as _, apply};
 use actix_web::dev::{Server, ServiceResponse};
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpRequest, HttpResponse, web};
 use tracing_actix_web::TracingLogger;
 
 use super::front::Front;
@@ -104,6 +104,8 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
         workers: if settings.server.workers > 0 { settings.server.workers } else { cores() },
         connections: settings.server.limits.connections,
         grace_s: settings.server.grace.as_secs(),
+        // A client that leaves ends its request: else the upstream would work for nobody.
+        half_closed: false,
     };
     let mut servers = vec![front.serve(move || {
         let gateway = gateway.as_ref().map(Gateway::of_worker);
@@ -115,7 +117,7 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
         addresses.admin = Some(listener.local_addr()?);
         let open_metrics = settings.admin.open_metrics || address.ip().is_loopback();
         let parts = parts.clone();
-        let admin = HttpServer::new(move || {
+        let app = move || {
             let parts = parts.clone();
             App::new()
                 .configure(|app| {
@@ -124,11 +126,19 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
                 })
                 .default_service(web::to(not_found))
                 .wrap(TracingLogger::<RootSpan>::new())
-        })
-        .workers(1)
-        .shutdown_timeout(settings.server.grace.as_secs())
-        .disable_signals();
-        servers.push(admin.listen(listener)?.run());
+        };
+        let admin = Front {
+            tcp: listener,
+            unix: None,
+            certificates: None,
+            patience: settled::patience(settings),
+            workers: 1,
+            connections: settings.server.limits.connections,
+            grace_s: settings.server.grace.as_secs(),
+            // Who asks for a rollback and leaves has asked for it.
+            half_closed: true,
+        };
+        servers.push(admin.serve(move || (app(), app()))?);
     }
     Ok((addresses, servers))
 }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::http::header::{ETAG, HeaderValue, IF_MATCH};
+use actix_web::http::header::{CONTENT_TYPE, ETAG, HeaderValue, IF_MATCH};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 
 use super::audit::Audit;
 use super::dry_run::{self, Reckoning};
 use super::fleet::Fleet;
-use super::guard::too_narrow;
+use super::guard::{forbid, too_narrow};
 use super::record::{Change, Outcome, Record, RecordView, Refusal, Steering};
 use super::reload_api::Reloading;
 use super::status::{DatabaseView, RedisView, Status, StatusView};
@@ -96,6 +96,7 @@ pub async fn put_rollout(
     admin: web::Data<Admin>,
 ) -> Result<HttpResponse, Problem> {
     let only_asks = dry_run::asked(&request)?;
+    may_be_json(&request)?;
     let body = read(body).await?;
     let asked: PutRollout = serde_json::from_slice(&body).map_err(|error| {
         let detail = format!("{error}. Accepted: {{\"percent\": 0 to 100, \"backend\"?: \"memory\"|\"redis\", \"reason\": \"…\"}}.");
@@ -144,7 +145,12 @@ pub async fn put_rollout(
     }
     match admin.steering.change(change).await {
         Ok(outcome) => Ok(admin.view(&outcome.record, Some(&outcome))),
-        Err(refusal) => Err(problem_of(refusal, scope)),
+        Err(refusal) => {
+            if refusal == Refusal::MayNotRaise {
+                forbid(&request, Scope::Admin);
+            }
+            Err(problem_of(refusal, scope))
+        }
     }
 }
 
@@ -209,6 +215,23 @@ impl Admin {
         }
         response
     }
+}
+
+/// Refuses a body that says of itself that it is something else. What says nothing, or what `curl -d` says, may be JSON.
+///
+/// # Errors
+/// When it can't be.
+pub(super) fn may_be_json(request: &HttpRequest) -> Result<(), Problem> {
+    let Some(given) = request.headers().get(CONTENT_TYPE) else { return Ok(()) };
+    let given = String::from_utf8_lossy(given.as_bytes());
+    let kind = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let said_by_nobody =
+        ["", "application/x-www-form-urlencoded", "application/octet-stream", "text/plain", "text/json"];
+    if kind == "application/json" || kind.ends_with("+json") || said_by_nobody.contains(&kind.as_str()) {
+        return Ok(());
+    }
+    let detail = format!("Content-Type: \"{kind}\" is no JSON. Accepted: application/json.");
+    Err(Problem::new(Cause::UnsupportedMediaType, detail))
 }
 
 /// A body of bounded length.

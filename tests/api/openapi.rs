@@ -57,7 +57,6 @@ async fn the_document_has_every_route_of_the_server_with_its_scope_and_no_other(
         .iter()
         .flat_map(|page| page.methods.iter().map(|method| (method.to_string(), page.path.to_owned())));
     let served: BTreeSet<(String, String)> = of_table.chain(of_pages).collect();
-    // What wt-over adds is described when it is there.
     let left: Vec<_> = served.symmetric_difference(&described).collect();
     assert!(left.is_empty(), "on one side only: {left:?}");
 
@@ -116,7 +115,7 @@ impl Described<'_> {
             request = request.bearer_auth(crate::support::process::ADMIN_TOKEN);
         }
         if let Some(body) = &body {
-            request = request.json(body);
+            request = request.body(body.to_string());
         }
         let answer: Response = request.send().await.unwrap();
         let status = answer.status().as_u16();
@@ -216,6 +215,7 @@ async fn what_the_real_server_answers_is_as_the_document_says() {
     ask.ask("PUT", "/admin/rollout", change(5.0), &[]).await;
     ask.ask("PUT", "/admin/rollout", change(101.0), &[]).await;
     ask.ask("PUT", "/admin/rollout", Some(json!({"percent": 1})), &[("idempotency-key", "")]).await;
+    ask.ask("PUT", "/admin/rollout", change(1.0), &[("content-type", "text/xml")]).await;
     ask.ask("POST", "/admin/rollout/rollback?dry_run=1", None, &[]).await;
     ask.ask("POST", "/admin/rollout/rollback?dry_run=perhaps", None, &[]).await;
     ask.ask("POST", "/admin/rollout/rollback", Some(json!({"reason": "back"})), &[]).await;
@@ -242,11 +242,39 @@ async fn what_the_real_server_answers_is_as_the_document_says() {
         ("PUT /admin/rollout", 412),
         ("PUT /admin/rollout", 422),
         ("PUT /admin/rollout", 400),
+        ("PUT /admin/rollout", 415),
         ("POST /admin/reload", 422),
         ("GET /admin/policies", 304),
         ("GET /admin/status", 401),
     ] {
         assert!(described.seen.contains(&(operation.to_owned(), status)), "{operation} {status}");
+    }
+}
+
+#[test]
+fn whatever_differs_from_a_schema_is_found() {
+    let schema = json!({
+        "type": "object", "required": ["a"], "additionalProperties": false,
+        "properties": {
+            "a": {"type": ["string", "null"], "enum": ["x", null]},
+            "b": {"type": "array", "items": {"$ref": "#/n"}},
+            "c": {"anyOf": [{"const": 1}, {"type": "boolean"}]},
+        },
+    });
+    let document = json!({"n": {"type": "integer", "minimum": 1, "maximum": 2}});
+    assert_eq!(faults(&document, &schema, &json!({"a": null, "b": [1, 2], "c": true})), [""; 0]);
+    for wrong in [
+        json!([]),
+        json!({}),
+        json!({"a": 1}),
+        json!({"a": "y"}),
+        json!({"a": "x", "d": 1}),
+        json!({"a": "x", "b": [0]}),
+        json!({"a": "x", "b": [3]}),
+        json!({"a": "x", "b": [1.5]}),
+        json!({"a": "x", "c": 2}),
+    ] {
+        assert_ne!(faults(&document, &schema, &wrong), [""; 0], "{wrong}");
     }
 }
 
