@@ -190,4 +190,6 @@ impl<'a> From<&'a Record> for RecordView<'a> {
 }
 
 #[cfg(test)]
+mod order_tests;
+#[cfg(test)]
 mod tests;
