@@ -14,12 +14,13 @@ use actix_web::dev::{Server, ServerHandle};
 use actix_web::web;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::Settings;
+use crate::config::{AdminAddr, Settings};
 use crate::control::api::Admin;
 use crate::control::audit::Audit;
 use crate::control::database::{keep_record, take_up};
 use crate::control::fleet::{Fleet, Way};
 use crate::control::guard;
+use crate::control::openapi::Description;
 use crate::control::record::Steering;
 use crate::control::refusals::Refusals;
 use crate::control::reload::Reloader;
@@ -207,6 +208,10 @@ impl Application {
             proxies,
             verifier,
             tokens,
+            description: Description::under(match settings.admin.addr {
+                AdminAddr::Main => &settings.server.prefix,
+                AdminAddr::Socket(_) => "",
+            }),
             answers: Arc::default(),
             refusals: Arc::clone(&refusals),
             readiness: Arc::new(move || readiness.readiness()),
@@ -216,6 +221,7 @@ impl Application {
                 audit: Arc::clone(&audit),
                 status,
                 fleet: Arc::clone(&fleet),
+                reckoning: settled::reckoning(settings),
             }),
             reloading: web::Data::new(reloading),
             guessing,

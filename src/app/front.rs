@@ -1,4 +1,4 @@
-//! The server of the main listener: actix, reading and writing through connections of our own.
+//! The server of both listeners: actix, reading and writing through connections of our own.
 
 use std::fmt;
 use std::net::TcpListener;
@@ -33,6 +33,8 @@ pub(super) struct Front {
     pub(super) grace_s: u64,
     /// Whether the process is about to end.
     pub(super) leaving: Leaving,
+    /// Whether who has sent its request may close its side and still wait for the answer.
+    pub(super) half_closed: bool,
 }
 
 impl Front {
@@ -59,7 +61,7 @@ impl Front {
             .shutdown_timeout(self.grace_s)
             .disable_signals();
         let ending = server.graceful_shutdown_signal();
-        let (patience, certificates) = (self.patience, self.certificates);
+        let (patience, certificates, half_closed) = (self.patience, self.certificates, self.half_closed);
         let (apps_of_tcp, ending_of_tcp) = (apps.clone(), (ending.clone(), self.leaving.clone()));
         let ending = (ending, self.leaving);
         server = server.listen("front", self.tcp, move || {
@@ -71,7 +73,7 @@ impl Front {
                     accepted.map(|accepted| ends(accepted, ending)).map_err(DispatchError::from)
                 }
             };
-            fn_service(accept).and_then(http(apps_of_tcp(), ending_of_tcp.0.clone()))
+            fn_service(accept).and_then(http(apps_of_tcp(), ending_of_tcp.0.clone(), half_closed))
         })?;
         if let Some(unix) = self.unix {
             server = server.listen_uds("front by a Unix socket", unix, move || {
@@ -83,7 +85,7 @@ impl Front {
                         accepted.map(|accepted| ends(accepted, ending)).map_err(DispatchError::from)
                     }
                 };
-                fn_service(accept).and_then(http(apps(), ending.0.clone()))
+                fn_service(accept).and_then(http(apps(), ending.0.clone(), half_closed))
             })?;
         }
         Ok(server.run())
@@ -104,6 +106,7 @@ fn ends((wire, protocol, peer): Accepted, (ending, leaving): (GracefulShutdownSi
 fn http<I, S, B>(
     (app, expecting): (I, I),
     ending: GracefulShutdownSignal,
+    half_closed: bool,
 ) -> impl ServiceFactory<Accepted, Config = (), Response = (), Error = DispatchError, InitError = ()>
 where
     I: IntoServiceFactory<S, Request>,
@@ -125,8 +128,7 @@ where
         .client_request_timeout(std::time::Duration::ZERO)
         // For what a client still sends whose request was answered before.
         .client_disconnect_timeout(std::time::Duration::from_secs(5))
-        // A client that leaves ends its request: without this the upstream would work for nobody.
-        .h1_allow_half_closed(false)
+        .h1_allow_half_closed(half_closed)
         .on_connect_ext(|wire: &Wire, data| {
             data.insert(wire.line());
         })

@@ -10,9 +10,8 @@ use std::sync::Arc;
 use actix_governor::Governor;
 use actix_service::{ServiceFactoryExt as _, apply};
 use actix_web::dev::{Server, ServiceResponse};
-use actix_web::http::Method;
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpRequest, HttpResponse, web};
 use tracing_actix_web::TracingLogger;
 
 use super::front::Front;
@@ -23,6 +22,7 @@ use crate::control::audit::Audit;
 use crate::control::fleet;
 use crate::control::guard;
 use crate::control::idempotency::{self, Answers};
+use crate::control::openapi::{self, Description};
 use crate::control::refusals::Refusals;
 use crate::control::reload_api::Reloading;
 use crate::control::routes;
@@ -63,6 +63,7 @@ pub(super) struct Parts {
     pub(super) admin: web::Data<Admin>,
     pub(super) audit: web::Data<Audit>,
     pub(super) reloading: web::Data<Reloading>,
+    pub(super) description: Description,
     pub(super) tokens: Tokens,
     pub(super) answers: Arc<Answers>,
     pub(super) refusals: Arc<Refusals>,
@@ -106,6 +107,8 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
         connections: settings.server.limits.connections,
         grace_s: settings.server.grace.as_secs(),
         leaving: parts.leaving.clone(),
+        // A client that leaves ends its request: else the upstream would work for nobody.
+        half_closed: false,
     };
     let mut servers = vec![front.serve(move || {
         let gateway = gateway.as_ref().map(Gateway::of_worker);
@@ -117,7 +120,7 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
         addresses.admin = Some(listener.local_addr()?);
         let open_metrics = settings.admin.open_metrics || address.ip().is_loopback();
         let parts = parts.clone();
-        let admin = HttpServer::new(move || {
+        let app = move || {
             let parts = parts.clone();
             App::new()
                 .configure(|app| {
@@ -126,11 +129,20 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
                 })
                 .default_service(web::to(not_found))
                 .wrap(TracingLogger::<RootSpan>::new())
-        })
-        .workers(1)
-        .shutdown_timeout(settings.server.grace.as_secs())
-        .disable_signals();
-        servers.push(admin.listen(listener)?.run());
+        };
+        let admin = Front {
+            tcp: listener,
+            unix: None,
+            certificates: None,
+            patience: settled::patience(settings),
+            workers: 1,
+            connections: settings.server.limits.connections,
+            grace_s: settings.server.grace.as_secs(),
+            // Who asks for a rollback and leaves has asked for it.
+            leaving: parts.leaving.clone(),
+            half_closed: true,
+        };
+        servers.push(admin.serve(move || (app(), app()))?);
     }
     Ok((addresses, servers))
 }
@@ -158,21 +170,10 @@ fn bind_unix(path: &Path) -> Result<UnixListener, StartError> {
 }
 
 fn health_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
-    let get = |page| web::resource(format!("{prefix}{page}"));
     app.app_data(web::Data::new(Arc::clone(&parts.readiness)))
         .app_data(web::Data::new(parts.leaving.clone()))
-        .service(
-            get("/healthz")
-                .get(health::healthz)
-                .head(health::healthz)
-                .default_service(otherwise(&[Method::GET, Method::HEAD])),
-        )
-        .service(
-            get("/readyz")
-                .get(health::readyz)
-                .head(health::readyz)
-                .default_service(otherwise(&[Method::GET, Method::HEAD])),
-        );
+        .service(routes::HEALTHZ.under(prefix).get(health::healthz).head(health::healthz))
+        .service(routes::READYZ.under(prefix).get(health::readyz).head(health::readyz));
 }
 
 /// The front's own pages, which are never judged.
@@ -183,14 +184,10 @@ fn own_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
     }
     app.app_data(web::Data::from(Arc::clone(&parts.limiter)))
         .app_data(web::Data::new(parts.callers.clone()))
-        .service(
-            web::resource(format!("{prefix}/v1/check"))
-                .post(check::check::<RedisStore>)
-                .default_service(otherwise(&[Method::POST])),
-        );
+        .service(routes::CHECK.under(prefix).post(check::check::<RedisStore>));
 }
 
-fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_metrics: bool) {
+fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_pages: bool) {
     app.app_data(parts.admin.clone())
         .app_data(parts.audit.clone())
         .app_data(parts.reloading.clone())
@@ -198,25 +195,27 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_m
         .app_data(web::Data::new(Arc::clone(&parts.answers)))
         .app_data(web::Data::from(Arc::clone(&parts.refusals)))
         .app_data(web::Data::new(Arc::clone(&parts.observer)));
-    let metrics = web::resource(format!("{prefix}/metrics")).get(api::metrics);
-    let metrics = metrics.default_service(otherwise(&[Method::GET]));
-    if open_metrics {
-        app.service(metrics);
-    } else {
+    app.app_data(web::Data::new(parts.description.clone()));
+    for page in [
+        routes::METRICS.under(prefix).get(api::metrics),
+        routes::OPENAPI.under(prefix).get(openapi::document),
+        routes::DOCS.under(prefix).get(openapi::docs),
+        routes::DOCS_STYLE.under(prefix).get(openapi::style),
+    ] {
+        if open_pages {
+            app.service(page);
+            continue;
+        }
         app.service(
-            metrics
+            page
                 // Any token will do: reading is what the narrowest is for.
                 .wrap(from_fn(guard::authenticate))
                 .wrap(Governor::new(&parts.guessing)),
         );
     }
     // Before the scope: instances show no token, and their signatures are no guesses.
-    app.app_data(web::Data::new(Arc::clone(&parts.admin.fleet))).service(
-        web::resource(format!("{prefix}{}", fleet::PATH))
-            .get(fleet::peer_api::page)
-            .post(fleet::peer_api::page)
-            .default_service(otherwise(&[Method::GET, Method::POST])),
-    );
+    app.app_data(web::Data::new(Arc::clone(&parts.admin.fleet)))
+        .service(routes::PEERS.under(prefix).get(fleet::peer_api::page).post(fleet::peer_api::page));
     let scope = web::scope(&format!("{prefix}{}", routes::BASE));
     app.service(
         routes::resources()
@@ -254,9 +253,4 @@ fn everything_else(app: &mut web::ServiceConfig, parts: &Parts, gateway: Option<
 
 async fn not_found() -> HttpResponse {
     Problem::new(Cause::NotFound, "There is nothing here.").response()
-}
-
-/// Methods that a path does not have.
-fn otherwise(accepted: &'static [Method]) -> actix_web::Route {
-    web::to(move |method: Method| async move { routes::wrong_method(&method, accepted) })
 }

@@ -9,6 +9,7 @@ use super::StartError;
 use crate::config::{self, AppEnv, ClientIpHeader as Configured, LogFormat, Seen, Settings};
 use crate::control::audit::Audit;
 use crate::control::database::{Database, Place};
+use crate::control::dry_run::Reckoning;
 use crate::control::fleet;
 use crate::control::jwt_keys::JwtKeys;
 use crate::control::policies::Policies;
@@ -37,6 +38,7 @@ use crate::limiter::rollout::Rollout;
 use crate::limiter::subject::ProcessKey;
 use crate::redis::{self, RedisStore};
 use crate::telemetry::{self, Exposition, Format, RequestLines, Telemetry};
+use crate::tools::cost::habits;
 
 /// In which form lines are written.
 pub(super) fn format(settings: &Settings) -> Format {
@@ -307,6 +309,12 @@ pub(super) fn reloading(
     }
     let reloader = Arc::new(Reloader::new(sources, Arc::clone(observer)));
     Reloading { reloader, policies }
+}
+
+/// How the commands of a day are reckoned.
+pub(super) fn reckoning(settings: &Settings) -> Option<Reckoning> {
+    let redis = settings.redis.as_ref()?;
+    Some(Reckoning { habits: habits(settings), bills_inside_scripts: redis.billed_per_call > 1 })
 }
 
 /// The shared store, not connected yet.

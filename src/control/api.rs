@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::http::header::{self, ETAG, HeaderValue, IF_MATCH};
+use actix_web::http::header::{self, CONTENT_TYPE, ETAG, HeaderValue, IF_MATCH};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 
 use super::audit::Audit;
+use super::dry_run::{self, Reckoning};
 use super::fleet::Fleet;
-use super::guard::too_narrow;
+use super::guard::{forbid, too_narrow};
 use super::record::{Change, Outcome, Record, RecordView, Refusal, Steering};
 use super::reload_api::Reloading;
 use super::status::{DatabaseView, RedisView, Status, StatusView};
@@ -39,6 +40,8 @@ pub struct Admin {
     pub status: Arc<Status>,
     /// The other instances.
     pub fleet: Arc<Fleet>,
+    /// How commands are reckoned; `None` where no Redis is configured.
+    pub reckoning: Option<Reckoning>,
 }
 
 #[derive(Serialize)]
@@ -86,12 +89,14 @@ pub async fn rollout(admin: web::Data<Admin>) -> HttpResponse {
     admin.view(&admin.steering.record(), None)
 }
 
-/// `PUT /admin/rollout`
+/// `PUT /admin/rollout`; with `?dry_run=1` it says what would come of it.
 pub async fn put_rollout(
     request: HttpRequest,
     body: web::Payload,
     admin: web::Data<Admin>,
 ) -> Result<HttpResponse, Problem> {
+    let only_asks = dry_run::asked(&request)?;
+    may_be_json(&request)?;
     let body = read(body).await?;
     let asked: PutRollout = serde_json::from_slice(&body).map_err(|error| {
         let detail = format!("{error}. Accepted: {{\"percent\": 0 to 100, \"backend\"?: \"memory\"|\"redis\", \"reason\": \"…\"}}.");
@@ -135,10 +140,17 @@ pub async fn put_rollout(
         request_id: request_id(&request),
         may_raise: scope == Some(Scope::Admin),
     };
+    if only_asks {
+        return Ok(dry_run::answer(&admin, admin.steering.foresee(&change), scope));
+    }
     match admin.steering.change(change).await {
         Ok(outcome) => Ok(admin.view(&outcome.record, Some(&outcome))),
-        Err(Refusal::MayNotRaise) => Err(too_narrow("Raising", scope, Scope::Admin)),
-        Err(refusal) => Err(problem_of(refusal)),
+        Err(refusal) => {
+            if refusal == Refusal::MayNotRaise {
+                forbid(&request, Scope::Admin);
+            }
+            Err(problem_of(refusal, scope))
+        }
     }
 }
 
@@ -148,6 +160,9 @@ pub async fn roll_back(
     body: web::Payload,
     admin: web::Data<Admin>,
 ) -> Result<HttpResponse, Problem> {
+    if dry_run::asked(&request)? {
+        return Ok(dry_run::answer(&admin, admin.steering.foresee_rollback(), None));
+    }
     let body = tokio::time::timeout(REASON_WAITED_FOR, read(body)).await;
     let body = body.ok().and_then(Result::ok).unwrap_or_default();
     // A rollback whose reason can't be read is a rollback.
@@ -220,6 +235,23 @@ impl Admin {
     }
 }
 
+/// Refuses a body that says of itself that it is something else. What says nothing, or what `curl -d` says, may be JSON.
+///
+/// # Errors
+/// When it can't be.
+pub(super) fn may_be_json(request: &HttpRequest) -> Result<(), Problem> {
+    let Some(given) = request.headers().get(CONTENT_TYPE) else { return Ok(()) };
+    let given = String::from_utf8_lossy(given.as_bytes());
+    let kind = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let said_by_nobody =
+        ["", "application/x-www-form-urlencoded", "application/octet-stream", "text/plain", "text/json"];
+    if kind == "application/json" || kind.ends_with("+json") || said_by_nobody.contains(&kind.as_str()) {
+        return Ok(());
+    }
+    let detail = format!("Content-Type: \"{kind}\" is no JSON. Accepted: application/json.");
+    Err(Problem::new(Cause::UnsupportedMediaType, detail))
+}
+
 /// A body of bounded length.
 pub(super) async fn read(body: web::Payload) -> Result<web::Bytes, Problem> {
     match body.to_bytes_limited(LONGEST_BODY).await {
@@ -235,7 +267,7 @@ pub(super) fn actor(request: &HttpRequest) -> String {
     request.extensions().get::<Bearer>().map_or_else(|| "unknown".to_owned(), |bearer| bearer.name.clone())
 }
 
-fn problem_of(refusal: Refusal) -> Problem {
+pub(super) fn problem_of(refusal: Refusal, scope: Option<Scope>) -> Problem {
     match refusal {
         Refusal::DisabledByEnv(why) => {
             let detail = format!("Redis can't be used: {why}. Change the environment and restart.");
@@ -246,7 +278,7 @@ fn problem_of(refusal: Refusal) -> Problem {
                 "RATE_LIMIT_CANARY_PIN is set: only RATE_LIMIT_CANARY_PERCENT raises the percentage.";
             Problem::new(Cause::Conflict, detail).with_code("pinned_by_env")
         }
-        Refusal::MayNotRaise => too_narrow("Raising", None, Scope::Admin),
+        Refusal::MayNotRaise => too_narrow("Raising", scope, Scope::Admin),
         Refusal::NotDurable { disk, redis } => {
             let detail = format!(
                 "A raise must be kept before it is in force, and nobody can keep it. The disk: {disk}. Redis: {redis}."

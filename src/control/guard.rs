@@ -11,7 +11,7 @@ use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{HeaderValue, WWW_AUTHENTICATE};
 use actix_web::middleware::Next;
-use actix_web::{Error, HttpMessage, HttpResponse, HttpResponseBuilder, web};
+use actix_web::{Error, HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder, web};
 
 use super::refusals::Refusals;
 use super::tokens::{Bearer, Tokens};
@@ -135,10 +135,23 @@ pub async fn permit(
     match scope {
         Some(scope) if scope >= needs => Ok(next.call(request).await?.map_into_boxed_body()),
         scope => {
+            forbid(request.request(), needs);
             let what = format!("{} {}", request.method(), request.path());
             let response = too_narrow(&what, scope, needs).response();
             Ok(request.into_response(response))
         }
+    }
+}
+
+/// Tells the log and the trail that a token was used for something that it is not good for.
+pub(super) fn forbid(request: &HttpRequest, needs: Scope) {
+    let actor = super::api::actor(request);
+    let peer = request.peer_addr().map(|peer| peer.ip());
+    if let Some(observer) = request.app_data::<web::Data<Arc<dyn Observer>>>() {
+        observer.observe(&Event::AdminForbidden { peer, actor: &actor, needs: needs.as_str() });
+    }
+    if let Some(refusals) = request.app_data::<web::Data<Refusals>>() {
+        refusals.narrow();
     }
 }
 

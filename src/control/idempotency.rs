@@ -126,6 +126,8 @@ pub async fn once(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let changes = matches!(*request.method(), Method::PUT | Method::POST | Method::DELETE);
+    // Who only asks wants to know how it is now, and must not use up the key of the change.
+    let changes = changes && !super::dry_run::is_asked(request.query_string());
     let given = request.headers().get(NAME).filter(|_| changes && !request.path().ends_with(ROLLBACK));
     let Some(given) = given else { return Ok(next.call(request).await?.map_into_boxed_body()) };
     let key = match given.to_str() {

@@ -4,11 +4,13 @@
 pub mod api;
 pub mod audit;
 pub mod database;
+pub mod dry_run;
 pub mod fleet;
 pub mod guard;
 pub mod idempotency;
 pub mod jwt_keys;
 pub mod keys;
+pub mod openapi;
 pub mod policies;
 pub mod record;
 pub mod redis_login;

@@ -1,4 +1,4 @@
-//! Wrong and missing tokens in the audit trail: how many, a row a minute at most, however many there are.
+//! Wrong, missing and too narrow tokens in the audit trail: how many, a row a minute at most, however many there are.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +19,7 @@ const BETWEEN: Duration = Duration::from_secs(60);
 pub struct Refusals {
     wrong: AtomicU64,
     unheard: AtomicU64,
+    narrow: AtomicU64,
     more: Notify,
 }
 
@@ -32,6 +33,12 @@ impl Refusals {
     /// Somebody had guessed too often, and what they sent was not looked at.
     pub fn unheard(&self) {
         self.unheard.fetch_add(1, Ordering::Relaxed);
+        self.more.notify_one();
+    }
+
+    /// A token was known, and not good for what it was used for.
+    pub fn narrow(&self) {
+        self.narrow.fetch_add(1, Ordering::Relaxed);
         self.more.notify_one();
     }
 
@@ -53,12 +60,16 @@ impl Refusals {
 
     /// What came since the last row.
     fn row(&self) -> Option<AuditRow> {
-        let (wrong, unheard) =
-            (self.wrong.swap(0, Ordering::Relaxed), self.unheard.swap(0, Ordering::Relaxed));
-        (wrong + unheard > 0).then(|| AuditRow {
+        let taken = |count: &AtomicU64| count.swap(0, Ordering::Relaxed);
+        let (wrong, unheard, narrow) = (taken(&self.wrong), taken(&self.unheard), taken(&self.narrow));
+        (wrong + unheard + narrow > 0).then(|| AuditRow {
             result: "refused".to_owned(),
-            figures: json!({"wrong_or_missing": wrong, "turned_away_unheard": unheard}),
-            ..AuditRow::done("unknown", "admin.refused", "no token of ours")
+            figures: json!({
+                "wrong_or_missing": wrong,
+                "turned_away_unheard": unheard,
+                "scope_too_narrow": narrow,
+            }),
+            ..AuditRow::done("unknown", "admin.refused", "no token of ours, or one that is not good for it")
         })
     }
 }

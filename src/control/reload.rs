@@ -1,4 +1,5 @@
-//! Reads files again while requests flow: all of them are sound and put in force together, or nothing is changed.
+//! Reads files again while requests flow: all of them are sound and put in force together, or nothing is changed. Only what
+//! stands alone, as a token that is revoked, waits for no other file.
 //!
 //! SIGHUP, `POST /admin/reload` and the watcher come here, one at a time. Reading is done off the request threads.
 
@@ -17,6 +18,11 @@ use crate::limiter::event::{Event, Observer, Reload, Reloaded};
 pub trait Reloadable: Send + Sync + 'static {
     /// Reads its files. Blocking, and changes nothing: that is for [`Change::Put`].
     fn read(self: Arc<Self>) -> Attempt;
+
+    /// Whether it is put in force although another source is bad: nothing else builds on it, and it must not wait.
+    fn stands_alone(&self) -> bool {
+        false
+    }
 
     /// What it has in force, in words: what, from which file, since when. `None` when there is nothing to say.
     fn in_force(&self) -> Option<String>;
@@ -70,6 +76,9 @@ pub struct Report {
     pub errors: Vec<Problem>,
     /// What is allowed and still worth a word.
     pub warnings: Vec<String>,
+    /// What was put in force although it failed, in words: what stands alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changed_all_the_same: Vec<String>,
 }
 
 /// What came of a reload.
@@ -80,7 +89,7 @@ pub enum Outcome {
     Applied,
     /// The files hold what is in force.
     Unchanged,
-    /// Something is wrong, and nothing was changed.
+    /// Something is wrong, and nothing was changed but what stands alone.
     Failed,
 }
 
@@ -165,15 +174,18 @@ impl Reloader {
             (true, true) => Outcome::Unchanged,
             (true, false) => Outcome::Applied,
         };
-        let changed = if outcome == Outcome::Applied { changes } else { Vec::new() };
-        let changed: Vec<&Arc<dyn Reloadable>> = changed
+        let changed: Vec<&Arc<dyn Reloadable>> = changes
             .into_iter()
+            .filter(|(source, _)| outcome == Outcome::Applied || source.stands_alone())
             .map(|(source, put)| {
                 put();
                 source
             })
             .collect();
-        let report = Report::new(cause, outcome, errors, warnings);
+        let mut report = Report::new(cause, outcome, errors, warnings);
+        if outcome == Outcome::Failed {
+            report.changed_all_the_same = changed.iter().filter_map(|source| source.in_force()).collect();
+        }
         self.tell(cause, &report, &changed, Sight { seen, errors: report.errors.clone() });
         report
     }
@@ -200,7 +212,7 @@ impl Reloader {
         let outcome = match report.outcome {
             Outcome::Applied => Reloaded::Applied(&changed),
             Outcome::Unchanged => Reloaded::Unchanged(&all),
-            Outcome::Failed => Reloaded::Failed { errors: &errors, still: &all, again },
+            Outcome::Failed => Reloaded::Failed { errors: &errors, still: &all, changed: &changed, again },
         };
         self.observer.observe(&Event::Reloaded(&Reload {
             cause: cause.in_words(),
@@ -236,7 +248,15 @@ impl Report {
             Cause::Admin { actor } => Some(actor.clone()),
             Cause::Signal | Cause::Watch => None,
         };
-        Self { at: Utc::now(), cause: cause.as_str(), actor, outcome, errors, warnings }
+        Self {
+            at: Utc::now(),
+            cause: cause.as_str(),
+            actor,
+            outcome,
+            errors,
+            warnings,
+            changed_all_the_same: Vec::new(),
+        }
     }
 }
 

@@ -60,8 +60,11 @@ pub async fn reload(
     audit.append(row);
     if report.outcome == Outcome::Failed {
         let count = report.errors.len();
-        let detail =
-            format!("{count} error(s); nothing was changed. `tidegate config check` shows them as well.");
+        let unchanged = match report.changed_all_the_same.as_slice() {
+            [] => "nothing was changed".to_owned(),
+            changed => format!("nothing was changed but: {}", changed.join("; ")),
+        };
+        let detail = format!("{count} error(s); {unchanged}. `tidegate config check` shows them as well.");
         let errors = report.errors.iter().map(|error| (error.place.as_str(), error.message.as_str()));
         return Err(Problem::new(ProblemCause::Unprocessable, detail)
             .with_code("bad_file")

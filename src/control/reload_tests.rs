@@ -12,6 +12,7 @@ struct Fake {
     directory: tempfile::TempDir,
     in_force: Mutex<String>,
     reading: AtomicBool,
+    alone: bool,
 }
 
 impl Fake {
@@ -20,6 +21,7 @@ impl Fake {
             directory: tempfile::tempdir().unwrap(),
             in_force: Mutex::new(text.to_owned()),
             reading: AtomicBool::new(false),
+            alone: text.starts_with("alone"),
         };
         fake.write(text);
         Arc::new(fake)
@@ -52,6 +54,10 @@ impl Reloadable for Fake {
         std::thread::sleep(Duration::from_millis(if slow { 300 } else { 2 }));
         self.reading.store(false, Ordering::SeqCst);
         Attempt { seen, warnings: Vec::new(), outcome }
+    }
+
+    fn stands_alone(&self) -> bool {
+        self.alone
     }
 
     fn in_force(&self) -> Option<String> {
@@ -100,6 +106,24 @@ async fn a_bad_source_keeps_every_other_one_from_being_put_in_force() {
     assert_eq!((&**one.in_force.lock(), &**other.in_force.lock()), ("2", "3"));
     assert_eq!(reloader.reload(admin()).await.outcome, Outcome::Unchanged);
     assert_eq!(Vec::from(ear.0.lock().clone()), ["failed file: bad", "applied 2 3", "unchanged 2 3"]);
+}
+
+#[tokio::test]
+async fn what_stands_alone_waits_for_no_other_source_and_no_bad_file_of_its_own_is_put_in_force() {
+    let (alone, other) = (Fake::holding("alone 1"), Fake::holding("1"));
+    let (reloader, _) = reloader(&[&alone, &other]);
+    alone.write("alone 2");
+    other.write("bad");
+    let report = reloader.reload(Cause::Watch).await;
+    assert_eq!(
+        (report.outcome, &report.changed_all_the_same[..]),
+        (Outcome::Failed, &["alone 2".to_owned()][..])
+    );
+    assert_eq!((&**alone.in_force.lock(), &**other.in_force.lock()), ("alone 2", "1"));
+    alone.write("bad as well");
+    let report = reloader.reload(Cause::Watch).await;
+    assert_eq!((report.errors.len(), report.changed_all_the_same.len()), (2, 0));
+    assert_eq!(&**alone.in_force.lock(), "alone 2");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::middleware::{Next, from_fn};
 use actix_web::{HttpResponse, Resource, web};
 
-use super::{api, audit, guard, keys, reload_api};
+use super::{api, audit, fleet, guard, keys, reload_api};
 use crate::config::Scope;
 use crate::doors::problem::{Cause, Problem};
 
@@ -23,6 +23,48 @@ pub struct AdminRoute {
     /// What a token must be good for at least; a handler may want more for a part of what it does.
     pub needs: Scope,
     handler: fn() -> actix_web::Route,
+}
+
+/// A page beside the table, by its methods. It stands on the front, on the admin listener, or on both.
+pub struct Page {
+    /// The path.
+    pub path: &'static str,
+    /// The methods that it has.
+    pub methods: &'static [Method],
+    /// Whether it needs no token where `/metrics` needs none.
+    pub is_open: bool,
+}
+
+/// The process lives.
+pub const HEALTHZ: Page = page("/healthz", &[Method::GET, Method::HEAD], true);
+/// It can decide.
+pub const READYZ: Page = page("/readyz", &[Method::GET, Method::HEAD], true);
+/// A decision by name.
+pub const CHECK: Page = page("/v1/check", &[Method::POST], false);
+/// For Prometheus.
+pub const METRICS: Page = page("/metrics", &[Method::GET], true);
+/// The API's description.
+pub const OPENAPI: Page = page("/openapi.json", &[Method::GET], true);
+/// The same to read.
+pub const DOCS: Page = page("/docs", &[Method::GET], true);
+/// How it looks.
+pub const DOCS_STYLE: Page = page("/docs/style.css", &[Method::GET], true);
+/// For other instances.
+pub const PEERS: Page = page(fleet::PATH, &[Method::GET, Method::POST], false);
+/// All of them.
+pub const PAGES: [Page; 8] = [HEALTHZ, READYZ, CHECK, METRICS, OPENAPI, DOCS, DOCS_STYLE, PEERS];
+
+const fn page(path: &'static str, methods: &'static [Method], is_open: bool) -> Page {
+    Page { path, methods, is_open }
+}
+
+impl Page {
+    /// It under `prefix`, still without handlers: another method than its own is 405.
+    pub fn under(&self, prefix: &str) -> Resource {
+        let methods = self.methods;
+        let otherwise = move |method: Method| async move { wrong_method(&method, methods) };
+        web::resource(format!("{prefix}{}", self.path)).default_service(web::to(otherwise))
+    }
 }
 
 /// The table. Routes of one path stand together.

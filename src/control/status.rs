@@ -233,6 +233,12 @@ impl Status {
         if in_use && wanted { "redis" } else { "memory" }
     }
 
+    /// Whether there is a store, and it decides nothing at the moment.
+    pub(super) fn redis_away(&self) -> bool {
+        let store = self.limiter.store();
+        store.is_some_and(|store| !store.is_in_use()) && self.part_in_use().is_none()
+    }
+
     /// The share that is in force here.
     pub fn percent_in_force(&self) -> f64 {
         self.limiter.rollout().in_force().percent.as_f64()

@@ -30,6 +30,11 @@ impl Reloadable for AdminTokens {
         Attempt { seen, warnings: Vec::new(), outcome }
     }
 
+    /// A token that is revoked must not be good for as long as somebody looks for a typo in the limits.
+    fn stands_alone(&self) -> bool {
+        true
+    }
+
     fn in_force(&self) -> Option<String> {
         let (count, path) = (self.tokens.count(), self.file.path().display());
         Some(format!("{count} admin token(s) of {path}"))

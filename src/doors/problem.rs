@@ -31,6 +31,8 @@ pub enum Cause {
     RequestTimeout,
     /// The body is larger than accepted.
     BodyTooLarge,
+    /// The body is of another type than accepted.
+    UnsupportedMediaType,
     /// The target is longer than accepted.
     TargetTooLong,
     /// The headers are larger, or more, than accepted.
@@ -88,6 +90,9 @@ impl Cause {
             Self::BadRequest => (S::BAD_REQUEST, "urn:tidegate:bad-request", "Bad request"),
             Self::RequestTimeout => (S::REQUEST_TIMEOUT, "urn:tidegate:request-timeout", "Request too slow"),
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, "urn:tidegate:body-too-large", "Body too large"),
+            Self::UnsupportedMediaType => {
+                (S::UNSUPPORTED_MEDIA_TYPE, "urn:tidegate:unsupported-media-type", "Body of another type")
+            }
             Self::TargetTooLong => (S::URI_TOO_LONG, "urn:tidegate:target-too-long", "Target too long"),
             Self::HeadersTooLarge => {
                 (S::REQUEST_HEADER_FIELDS_TOO_LARGE, "urn:tidegate:headers-too-large", "Headers too large")
@@ -154,6 +159,11 @@ impl Problem {
         let errors: Vec<String> = errors.into_iter().map(one).collect();
         self.errors = Some(errors.join(","));
         self
+    }
+
+    /// The word that scripts can tell it by.
+    pub fn code(&self) -> Option<&'static str> {
+        self.code
     }
 
     /// The cause.

@@ -187,6 +187,15 @@ pub enum Event<'a> {
         /// What it said, cut short.
         value: &'a str,
     },
+    /// A token of the admin listener was used for something that it is not good for.
+    AdminForbidden {
+        /// From where.
+        peer: Option<IpAddr>,
+        /// Whose it is.
+        actor: &'a str,
+        /// The scope that it would need.
+        needs: &'static str,
+    },
     /// Somebody knocked at the admin listener with a wrong token.
     AdminRefused {
         /// From where.
@@ -244,12 +253,14 @@ pub enum Reloaded<'a> {
     Applied(&'a [String]),
     /// The files hold what is in force.
     Unchanged(&'a [String]),
-    /// Something is wrong in a file, so nothing was changed.
+    /// Something is wrong in a file, so nothing was changed but what stands alone.
     Failed {
         /// Everything that is wrong, one line each.
         errors: &'a [String],
         /// What stays in force, one line a source.
         still: &'a [String],
+        /// What was changed all the same, one line each.
+        changed: &'a [String],
         /// Whether all of it was said before, about the same contents.
         again: bool,
     },

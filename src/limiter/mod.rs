@@ -21,6 +21,7 @@ pub mod passage;
 pub mod penalty;
 mod places;
 pub mod policy;
+pub mod recent;
 pub mod rollout;
 pub mod route;
 pub mod rules;
@@ -45,6 +46,7 @@ use decision::{Decision, Ruling};
 use memory::Memory;
 use penalty::{PenaltyBox, Standing};
 use policy::{Mode, OnMissing, Policy, PolicyId, Rule, Rules};
+use recent::Moved;
 use rollout::{Arm, Percent, Rollout};
 use settle::{OpenTabs, Tab};
 use store::{NoStore, Store};
@@ -227,6 +229,9 @@ impl<S: Store> Limiter<S> {
                 },
             };
             let mut item = self.item(in_force.percent, id, policy, &identity);
+            if self.store.is_some() && id == rule.policies[0] {
+                self.rollout.count(policy.by.is_everyone(), &identity);
+            }
             if let Some(penalty) = policy.shuts_out() {
                 match self.penalties.standing(item.key, self.clock.now()) {
                     // The first throttle shuts it out: there is no second at which to learn who it is.
@@ -299,6 +304,11 @@ impl<S: Store> Limiter<S> {
         &self.rollout
     }
 
+    /// Which of the last minutes' requests another share would move, as [`recent::Recent`] has them.
+    pub fn moved(&self, from: Percent, to: Percent) -> Moved {
+        self.rollout.recent().moved(from, to, self.clock.now())
+    }
+
     /// The key of this process' hashes.
     pub fn process_key(&self) -> &ProcessKey {
         &self.process_key
@@ -311,6 +321,7 @@ impl<S: Store> Limiter<S> {
         let behind = self.clock.behind_the_wall();
         self.memory.ahead_of_the_wall(u64::try_from(-behind).unwrap_or(0));
         let now = self.clock.now();
+        self.rollout.recent().turn(now);
         self.memory.sweep(shard, now);
         let policies = self.rules.load();
         let within =

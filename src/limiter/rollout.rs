@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 
+use super::recent::Recent;
 use super::subject::{FleetKeys, Identity};
 
 /// A share of the keys, 0 to 100 percent in hundredths.
@@ -111,6 +112,7 @@ pub struct Rollout {
     /// Revision and basis points in one word, so that no request sees one without the other.
     in_force: AtomicU64,
     keys: ArcSwapOption<FleetKeys>,
+    recent: Recent,
 }
 
 impl Rollout {
@@ -148,6 +150,21 @@ impl Rollout {
             Percent(points) => self.keys.load().as_ref().is_some_and(|keys| keys.bucket(identity) < points),
         };
         if canary { Arm::Canary } else { Arm::Control }
+    }
+
+    /// Counts a request by its subject, for [`Rollout::recent`]. Not before the fleet's salt is known.
+    #[inline]
+    pub(super) fn count(&self, everyone: bool, identity: &Identity) {
+        if everyone {
+            self.recent.count(None);
+        } else if let Some(keys) = self.keys.load().as_ref() {
+            self.recent.count(Some(keys.bucket(identity)));
+        }
+    }
+
+    /// The requests of the last minutes, by what a percentage would do with them.
+    pub fn recent(&self) -> &Recent {
+        &self.recent
     }
 }
 

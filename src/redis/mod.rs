@@ -11,6 +11,8 @@ mod instances;
 mod lag;
 mod link;
 mod login;
+#[cfg(feature = "server")]
+pub mod needs;
 mod offset;
 mod plain;
 pub mod probe;

@@ -65,6 +65,7 @@ pub struct Telemetry {
     /// Keep what an outage of the upstream, or somebody who guesses, writes to a line a second.
     upstream: Sparing,
     refusals: Sparing,
+    forbidden: Sparing,
     costs: Sparing,
 }
 
@@ -78,6 +79,7 @@ impl Telemetry {
             parts: Parts::new(options.warn_interval),
             upstream: Sparing::new(Duration::from_secs(1)),
             refusals: Sparing::new(Duration::from_secs(1)),
+            forbidden: Sparing::new(Duration::from_secs(1)),
             costs: Sparing::new(Duration::from_secs(1)),
             output,
             options,
@@ -266,6 +268,12 @@ impl Observer for Telemetry {
                         target: "tidegate", value, unsaid,
                         "the upstream told a cost that is none, and it was passed over; accepted: one whole number"
                     );
+                }
+            }
+            Event::AdminForbidden { peer, actor, needs } => {
+                let peer = peer.map(tracing::field::display);
+                if let Some(unsaid) = self.forbidden.say(Instant::now()) {
+                    tracing::warn!(target: "tidegate", peer, actor, needs, unsaid, "a token of the admin listener is not good for what it was used for");
                 }
             }
             Event::AdminRefused { peer } => {

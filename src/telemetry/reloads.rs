@@ -93,7 +93,10 @@ pub(super) fn tell(reload: &Reload<'_>) {
                 );
             }
         }
-        Reloaded::Failed { errors, still, again: false } => {
+        Reloaded::Failed { errors, still, changed, again: false } => {
+            for line in changed {
+                tracing::info!(target: "tidegate", cause, actor, "reloaded: {line}, although other files are bad");
+            }
             let still = still.join("; ");
             tracing::error!(
                 target: "tidegate", cause, actor, errors = errors.len(),

@@ -142,22 +142,16 @@ impl Rollout {
                 "backend": backend.map_or_else(|| seen.body["backend"].clone(), Value::from),
             }))
         );
-        if dry_run {
-            let mut body = json!({"dry_run": true, "from": seen.body["percent"], "to": percent.as_f64()});
-            body["blockers"] = blockers(&seen.body, percent);
-            let blocked = body["blockers"].as_array().is_some_and(|blockers| !blockers.is_empty());
-            let text = match blocked {
-                true => format!("would be refused: {step}\nbecause: {}", body["blockers"]),
-                false => format!("would be done: {step}\nnothing was changed"),
-            };
-            let answer = Answer { body, ..seen };
-            return Ok(self.told(&answer, text, if blocked { NOT_DONE } else { 0 }));
-        }
-        say(&format!("rollout: {step}"));
         let mut body = json!({"percent": percent.as_f64(), "reason": reason});
         if let Some(backend) = backend {
             body["backend"] = backend.into();
         }
+        if dry_run {
+            let answer = self.ask(Method::PUT, "?dry_run=1", seen.etag.as_deref(), Some(&body)).await?;
+            let (text, blocked) = foretold(&answer.body);
+            return Ok(self.told(&answer, text, if blocked { NOT_DONE } else { 0 }));
+        }
+        say(&format!("rollout: {step}"));
         // With what was just shown: who changes it in between is told about, not overwritten.
         let answer = self.ask(Method::PUT, "", seen.etag.as_deref(), Some(&body)).await?;
         let text = format!("done: {step}\n{}", outcome_text(&answer.body));
@@ -250,18 +244,41 @@ fn outcome_text(answer: &Value) -> String {
     line
 }
 
-fn blockers(record: &Value, percent: Percent) -> Value {
-    let now =
-        if record["backend"] == "memory" { 0.0 } else { record["percent"].as_f64().unwrap_or_default() };
-    let raises = percent.as_f64() > now;
-    let mut blockers = Vec::new();
-    if percent > Percent::NONE && record["disabled_by_env"].is_string() {
-        blockers.push("disabled_by_env");
+/// What would come of it, and whether something stands in its way.
+fn foretold(answer: &Value) -> (String, bool) {
+    let would = &answer["would"];
+    let step = format!("{} → {}", share(&would["from"]), share(&would["to"]));
+    let list = |name: &str| answer[name].as_array().cloned().unwrap_or_default();
+    let blockers = list("blockers");
+    let mut lines = vec![match blockers.is_empty() {
+        true => format!("would be done: {step}"),
+        false => format!("would be refused: {step}"),
+    }];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    lines.extend(
+        blockers.iter().map(|one| format!("because: {} ({})", text(&one["detail"]), text(&one["code"]))),
+    );
+    let percent = |share: &Value| share.as_f64().map(|share| format!("{:.2} %", share * 100.0));
+    if let Some(keys) = percent(&answer["keys"]["share_moving"]) {
+        lines.push(format!("keys that move: {keys}"));
     }
-    if raises && record["pinned_by_env"] == true {
-        blockers.push("pinned_by_env");
+    let requests = &answer["requests"];
+    if let Some(moving) = percent(&requests["share_moving"]) {
+        lines.push(format!(
+            "requests that would have moved: {moving} of {} in the last {} minutes, on that instance",
+            requests["samples"], requests["minutes"]
+        ));
     }
-    json!(blockers)
+    if let (Some(now), Some(then)) =
+        (answer["commands_a_day"]["now"].as_f64(), answer["commands_a_day"]["then"].as_f64())
+    {
+        let allowed = answer["commands_a_day"]["per_day"].as_u64();
+        let allowed = allowed.map(|allowed| format!(" of {allowed}")).unwrap_or_default();
+        lines.push(format!("Redis commands a day, on that instance: {now} → {then}{allowed}"));
+    }
+    lines.extend(list("warnings").iter().map(|one| format!("note: {}", text(one))));
+    lines.push("nothing was changed".to_owned());
+    (lines.join("\n"), !blockers.is_empty())
 }
 
 fn everywhere(answer: &Value) -> u8 {

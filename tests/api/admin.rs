@@ -174,3 +174,59 @@ async fn on_a_single_port_host_all_own_paths_stand_under_the_prefix() {
         .unwrap();
     assert_eq!(answer.status(), 200);
 }
+
+#[tokio::test]
+async fn a_body_that_says_it_is_something_else_is_refused_and_what_curl_says_is_accepted() {
+    let tidegate = Tidegate::start(None, &[]).await;
+    let put = async |kind: Option<&str>| {
+        let body = r#"{"percent": 0, "reason": "r"}"#;
+        let request = tidegate.admin("PUT", "/admin/rollout").body(body);
+        let request = kind.into_iter().fold(request, |request, kind| request.header("content-type", kind));
+        request.send().await.unwrap().status().as_u16()
+    };
+    for kind in [
+        "application/x-www-form-urlencoded",
+        "Application/JSON; charset=utf-8",
+        "text/plain",
+        "application/x+json",
+    ] {
+        assert_eq!(put(Some(kind)).await, 200, "{kind}");
+    }
+    assert_eq!(put(None).await, 200);
+    for kind in ["multipart/form-data; boundary=x", "text/xml", "application/xml", "image/png"] {
+        assert_eq!(put(Some(kind)).await, 415, "{kind}");
+    }
+    let back =
+        tidegate.admin("POST", "/admin/rollout/rollback").header("content-type", "text/xml").body("<a/>");
+    assert_eq!(back.send().await.unwrap().status(), 200, "a rollback is a rollback");
+}
+
+#[tokio::test]
+async fn the_admin_listener_has_the_deadlines_of_the_front_and_answers_who_leaves_after_asking() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let tidegate = Tidegate::start(None, &[("TIDEGATE__SERVER__HEAD_TIMEOUT_MS", "300")]).await;
+    let mut idle = tokio::net::TcpStream::connect(tidegate.admin).await.unwrap();
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n").await.unwrap();
+    let mut said = Vec::new();
+    let read = idle.read_to_end(&mut said);
+    tokio::time::timeout(std::time::Duration::from_secs(10), read).await.expect("it is closed").unwrap();
+
+    let mut client = tokio::net::TcpStream::connect(tidegate.admin).await.unwrap();
+    let token = crate::support::process::ADMIN_TOKEN;
+    let head = format!(
+        "POST /admin/rollout/rollback HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 2\r\n\r\n{{}}"
+    );
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    let read = client.read_to_end(&mut answer);
+    tokio::time::timeout(std::time::Duration::from_secs(10), read).await.expect("it is answered").unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+
+    let mut garbled = tokio::net::TcpStream::connect(tidegate.admin).await.unwrap();
+    garbled.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").await.unwrap();
+    let mut answer = vec![0; 12];
+    let read = garbled.read_exact(&mut answer);
+    tokio::time::timeout(std::time::Duration::from_secs(10), read).await.expect("it is answered").unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 400");
+}

@@ -216,3 +216,36 @@ async fn a_change_that_is_asked_for_again_is_answered_as_the_first_time_and_not_
     assert_eq!(raise.send().await.unwrap().status(), 200);
     assert_eq!(back().await["percent"], 0.0, "a rollback always acts");
 }
+
+#[tokio::test]
+async fn a_token_that_is_taken_out_of_the_file_is_gone_although_the_limits_are_bad() {
+    let tidegate = start(&[]).await;
+    assert!(tidegate.knows(READ).await);
+    tidegate.put_policies("[[rule]]\n");
+    tidegate.put_tokens(&format!("admin ana {ADMIN}\n"));
+    let (status, problem) = {
+        let request =
+            tidegate.http.post(format!("http://{}/admin/reload", tidegate.admin)).bearer_auth(ADMIN);
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    assert_eq!((status, &problem["code"]), (422, &"bad_file".into()), "{problem}");
+    assert!(!tidegate.knows(READ).await && tidegate.knows(ADMIN).await);
+    tidegate.says("reloaded: 1 admin token(s) of tokens, although other files are bad", 1).await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_used_for_more_than_it_is_good_for_is_in_the_log_and_in_the_trail() {
+    let tidegate = start(&[]).await;
+    for _ in 0..3 {
+        assert_eq!(tidegate.ask("POST", "/admin/reload", Some(READ)).await.status(), 403);
+    }
+    tidegate.says("a token of the admin listener is not good for what it was used for", 1).await;
+    assert!(tidegate.output().contains("token:grafana"));
+    until("it is in the trail", async || {
+        let trail: Value = tidegate.ask("GET", "/admin/audit", Some(READ)).await.json().await.unwrap();
+        let rows = trail["rows"].as_array().unwrap().iter();
+        rows.filter(|row| row["action"] == "admin.refused").any(|row| row["figures"]["scope_too_narrow"] == 3)
+    })
+    .await;
+}

@@ -46,6 +46,13 @@ async fn the_rollout_is_read_raised_and_rolled_back_from_a_shell() {
         "{}",
         dry.stdout
     );
+    assert!(
+        dry.stdout.contains("would be done: ") && dry.stdout.contains("keys that move: 15.00 %"),
+        "{}",
+        dry.stdout
+    );
+    assert!(dry.stdout.ends_with("nothing was changed\n"), "{}", dry.stdout);
+    assert_eq!(run(&["set", "25", "--dry-run", "--json"]).await.json()["keys"]["share_moving"], 0.15);
     assert_eq!(run(&["status", "--json"]).await.json()["percent"], 10.0, "nothing was changed");
 
     let set = run(&["set", "25", "--reason", "P95 is fine"]).await;
@@ -68,6 +75,24 @@ async fn the_rollout_is_read_raised_and_rolled_back_from_a_shell() {
     assert_eq!(flag.code, 0, "{}", flag.stderr);
     assert_eq!(run(&["status", "--json"]).await.json()["backend"], "memory");
     drop(service);
+}
+
+#[tokio::test]
+async fn a_dry_run_of_what_would_be_refused_says_why_and_is_not_exit_code_0() {
+    let variables = [
+        ("REDIS_URL", "redis://127.0.0.1:1"),
+        ("RATE_LIMIT_CANARY_PERCENT", "10"),
+        ("RATE_LIMIT_CANARY_PIN", "true"),
+    ];
+    let service = Tidegate::start(None, &variables).await;
+    let url = format!("http://{}", service.admin);
+    let dry = tidegate(&["rollout", "set", "25", "--dry-run", "--admin-url", &url], &[TOKEN]).await;
+    assert_eq!(dry.code, 1, "{}", dry.stdout);
+    assert!(
+        dry.stdout.contains("would be refused: ") && dry.stdout.contains("(pinned_by_env)"),
+        "{}",
+        dry.stdout
+    );
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ pub mod recorder;
 pub mod redis_cluster;
 pub mod redis_server;
 pub mod relay;
+pub mod schema;
 pub mod sentinel;
 pub mod structured;
 pub mod upstream;

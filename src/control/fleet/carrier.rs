@@ -37,12 +37,27 @@ impl Carrier for Way {
         Box::pin(self.0.announce(record))
     }
 
+    fn can_keep(&self) -> Result<(), CarrierFault> {
+        self.0.can_keep()
+    }
+
     fn now(&self) -> Micros {
         self.0.now()
     }
 }
 
 impl Fleet {
+    fn can_keep(&self) -> Result<(), CarrierFault> {
+        match self.limiter.store().filter(|_| self.heartbeat.is_some()) {
+            None => Err(CarrierFault("Redis is not in use".to_owned())),
+            Some(store) if !store.is_in_use() => Err(CarrierFault(store.state().last_fault.map_or_else(
+                || "it is not connected yet".to_owned(),
+                |fault| fault.kind.as_str().to_owned(),
+            ))),
+            Some(_) => Ok(()),
+        }
+    }
+
     /// Puts `next` in the place of what was `seen`, for everybody or for nobody.
     async fn raise(self: &Arc<Self>, seen: &Record, next: &Record) -> Result<Raised, CarrierFault> {
         let Some(store) = self.limiter.store().filter(|_| self.heartbeat.is_some()) else {

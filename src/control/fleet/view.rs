@@ -50,6 +50,13 @@ pub struct InstanceView {
     trouble: Option<String>,
 }
 
+impl FleetView {
+    /// How many are there, this one included.
+    pub(in crate::control) fn instances(&self) -> usize {
+        self.instances
+    }
+}
+
 impl Fleet {
     /// Everybody, as far as this instance knows.
     pub fn view(&self) -> FleetView {

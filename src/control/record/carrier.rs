@@ -18,6 +18,12 @@ pub trait Carrier: Send + Sync {
     /// Tells everybody, and has what is shared keep it, within a second or so. What fails now is tried again.
     fn announce<'a>(&'a self, record: &'a Record) -> BoxFuture<'a, Applied>;
 
+    /// Whether a raise can be kept for the fleet, as far as is known without asking.
+    ///
+    /// # Errors
+    /// When it can't; why.
+    fn can_keep(&self) -> Result<(), CarrierFault>;
+
     /// The fleet's clock.
     fn now(&self) -> Micros;
 }

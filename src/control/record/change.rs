@@ -34,6 +34,23 @@ pub struct Outcome {
     pub durable: bool,
 }
 
+/// What would come of a change.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Foreseen {
+    /// The record now.
+    pub record: Record,
+    /// The share in force here now.
+    pub in_force: Percent,
+    /// The record that would take its place.
+    pub next: Record,
+    /// The share that it would put in force here.
+    pub then: Percent,
+    /// Why nobody can keep a change at the moment; it refuses a raise only.
+    pub unkept: Option<Refusal>,
+    /// Everything that stands in the way, the reason that it would be refused for first.
+    pub objections: Vec<Refusal>,
+}
+
 /// Why a change is not made.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Refusal {

@@ -7,6 +7,7 @@
 mod carrier;
 mod change;
 mod environment;
+mod judge;
 mod raise;
 mod steering;
 
@@ -16,7 +17,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
 pub use carrier::{Applied, Carrier, CarrierFault, Raised, Source};
-pub use change::{Change, Outcome, Refusal};
+pub use change::{Change, Foreseen, Outcome, Refusal};
 pub use environment::{Environment, RememberedEnv};
 pub use steering::{Since, Steering};
 
@@ -188,5 +189,7 @@ impl<'a> From<&'a Record> for RecordView<'a> {
     }
 }
 
+#[cfg(test)]
+mod order_tests;
 #[cfg(test)]
 mod tests;

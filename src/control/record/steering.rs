@@ -11,7 +11,6 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use super::change::matches;
 use super::{Applied, Carrier, Change, Environment, Outcome, Record, Refusal, RememberedEnv, Source};
 use crate::control::audit::{Audit, AuditRow, Stored};
 use crate::limiter::clock::Micros;
@@ -159,32 +158,6 @@ impl Steering {
             Some(record) => Ok(self.outcome(record).await),
             None => self.raise(change).await,
         }
-    }
-
-    /// The record that a change makes, and whether it raises what is in force.
-    pub(super) fn judge(&self, record: &Record, change: &Change) -> Result<(Record, bool), Refusal> {
-        let backend = change.backend.unwrap_or(record.backend);
-        let next = record.followed_by(backend, change.percent, &change.actor, &change.reason);
-        if let Some(why) = self.environment.hard_off.filter(|_| next.wanted() > Percent::NONE) {
-            return Err(Refusal::DisabledByEnv(why));
-        }
-        let raises = next.wanted() > record.due(self.now());
-        let announced = raises && next.wanted() == record.wanted();
-        if raises && !change.may_raise {
-            return Err(Refusal::MayNotRaise);
-        }
-        if raises && !announced && self.environment.pinned {
-            return Err(Refusal::PinnedByEnv);
-        }
-        match &change.seen {
-            None if raises => return Err(Refusal::TagRequired),
-            Some(seen) if !matches(seen, &record.etag()) => {
-                return Err(Refusal::Stale(Box::new(record.clone())));
-            }
-            _ => {}
-        }
-        // What is announced already needs no second announcement.
-        Ok((next, raises && !announced))
     }
 
     /// Everything to memory, now. Always allowed; asked for twice, it changes nothing the second time, and is told again.
@@ -364,7 +337,7 @@ impl Steering {
         self.carrier.get().map_or_else(here, |carrier| carrier.now())
     }
 
-    fn in_force_of(&self, percent: Percent, revision: u64) -> InForce {
+    pub(super) fn in_force_of(&self, percent: Percent, revision: u64) -> InForce {
         let percent = if self.environment.hard_off.is_some() { Percent::NONE } else { percent };
         InForce { percent, revision }
     }

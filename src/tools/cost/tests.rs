@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::{Sources, load as read};
+use crate::redis::needs::MINUTES_A_DAY;
 use crate::tools::providers;
 
 /// Who is alone speaks once a minute.
