@@ -75,7 +75,7 @@ impl Link {
             // Some proxies hang up on a command that they do not know, or lose count of the answers.
             Err(fault) if self.may_go_without_hello(fault.kind) => {
                 let connection = self.reach(login).await?;
-                self.settle(&connection, secret).await?;
+                self.settle(&connection, secret).await.map_err(|fault| connection.why(fault))?;
                 self.without_hello.store(true, Ordering::Relaxed);
                 connection
             }
@@ -91,11 +91,12 @@ impl Link {
         let target = &self.options.target;
         let mut connection = self.reach(login).await?;
         if target.protocol() == Protocol::Resp2 || self.without_hello.load(Ordering::Relaxed) {
-            self.settle(&connection, secret).await?;
+            self.settle(&connection, secret).await.map_err(|fault| connection.why(fault))?;
             return Ok(connection);
         }
         // In one go: it costs no way there and back of its own.
-        let (protocol, ()) = tokio::try_join!(biased; connection.hello(), self.settle(&connection, secret))?;
+        let both = async { tokio::try_join!(biased; connection.hello(), self.settle(&connection, secret)) };
+        let (protocol, ()) = both.await.map_err(|fault| connection.why(fault))?;
         if target.protocol() == Protocol::Resp3 && protocol != Protocol::Resp3 {
             let words = "the server knows no HELLO 3, and the URL asks for protocol=resp3";
             return Err(Fault::new(FaultKind::Protocol, words));
