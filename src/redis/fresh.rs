@@ -11,7 +11,7 @@ use super::connect::Connection;
 use super::link::{Link, Part};
 use super::login::Login;
 use super::target::Protocol;
-use super::{fault, probe, secret};
+use super::{probe, secret};
 use crate::limiter::event::{Event, Observer};
 use crate::limiter::store::{Fault, FaultKind, SharedCharge};
 
@@ -186,7 +186,16 @@ impl Link {
         self.sent(1);
         let mut calls = connection.calls();
         let shared = secret::shared(&mut calls, &self.options.namespace, secret.as_deref()).await;
-        let shared = shared.map_err(|error| fault::classify(&error))?;
+        let shared = match shared.map_err(|error| self.refusal(&error)) {
+            Ok(shared) => shared,
+            Err(Refusal::Fault(fault)) => return Err(fault),
+            // Its slot is another node's, or is just being moved: nothing is wrong with this one. Who keeps it is the map's
+            // to tell, which is in doubt now, and then it is looked after there.
+            Err(_) => {
+                self.observer.observe(&Event::StoreFailed(FaultKind::Cluster));
+                return Ok(());
+            }
+        };
         if secret.as_ref() != Some(&shared) {
             self.common.rollout.learn_keys(secret::derive(shared.as_bytes()));
             *self.common.secret.lock() = Some(shared.clone());
