@@ -261,6 +261,23 @@ fn options(server: &RedisServer, port: u16) -> Options {
     }
 }
 
+/// What a server says to whom it turns away comes before our first command or after it, as chance has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_says_why_and_hangs_up_at_once_is_never_merely_lost() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            use tokio::io::AsyncWriteExt as _;
+            let _ = client.write_all(b"-ERR max number of clients reached\r\n").await;
+        }
+    });
+    for _ in 0..50 {
+        let fault = cluster::fault_of(&url, None).await;
+        assert!(fault.starts_with("maxclients: "), "{fault}");
+    }
+}
+
 /// Each character of ASCII that a URL can hold, in the user and in the password: percent-encoded it is let in, and as it is
 /// it is let in as well or refused before anything is sent. Never is it taken for something else.
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Makes a connection to Redis and gets in: address, TLS, password, database, protocol. Only the background waits for it.
 
+mod heard;
+
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -19,6 +21,7 @@ use super::fault;
 use super::login::Login;
 use super::target::{Protocol, Target};
 use crate::limiter::store::{Fault, FaultKind};
+use heard::{Heard, Hearing};
 
 /// Load balancers and firewalls forget a connection that is idle for some minutes, the quickest after about four. The
 /// system's own first question comes after two hours.
@@ -36,6 +39,7 @@ pub(super) struct Connection {
     since: Instant,
     used: AtomicBool,
     lost: AtomicU32,
+    heard: Heard,
     /// Nothing is ever sent: the sender goes with the task that reads.
     over: watch::Receiver<()>,
     driver: JoinHandle<()>,
@@ -94,6 +98,11 @@ impl Connection {
         while over.changed().await.is_ok() {}
     }
 
+    /// Why it was lost, where the server has said so before it hung up.
+    pub(super) fn why(&self, lost: Fault) -> Fault {
+        self.heard.why(lost)
+    }
+
     /// A decision was made over it.
     pub(super) fn note_use(&self) {
         // Read first: the common case writes nothing that other threads share.
@@ -127,10 +136,10 @@ impl Drop for Connection {
 /// A fresh connection that the server has let in, by the protocol that every server speaks.
 pub(super) async fn connect(target: &Target, login: &Login) -> Result<Connection, Fault> {
     let mut connection = open(target, login).await?;
-    authenticate(&mut connection.calls, login).await?;
+    authenticate(&mut connection.calls, login).await.map_err(|fault| connection.why(fault))?;
     if target.db() != 0 {
         let answer = cmd("SELECT").arg(target.db()).exec_async(&mut connection.calls).await;
-        answer.map_err(|error| fault::classify(&error))?;
+        answer.map_err(|error| connection.why(fault::classify(&error)))?;
     }
     Ok(connection)
 }
@@ -211,6 +220,7 @@ where
     let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
     // Our own deadlines are around every use of it.
     let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    let (stream, heard) = Hearing::over(stream);
     let made = MultiplexedConnection::new_with_config(&settings, stream, config).await;
     let (calls, driver) = made.map_err(|error| fault::classify(&error))?;
     let (ends, over) = watch::channel(());
@@ -226,6 +236,7 @@ where
         since: Instant::now(),
         used,
         lost,
+        heard,
         over,
         driver,
     })

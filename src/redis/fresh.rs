@@ -11,7 +11,7 @@ use super::connect::Connection;
 use super::link::{Link, Part};
 use super::login::Login;
 use super::target::Protocol;
-use super::{fault, probe, secret};
+use super::{probe, secret};
 use crate::limiter::event::{Event, Observer};
 use crate::limiter::store::{Fault, FaultKind, SharedCharge};
 
@@ -75,7 +75,7 @@ impl Link {
             // Some proxies hang up on a command that they do not know, or lose count of the answers.
             Err(fault) if self.may_go_without_hello(fault.kind) => {
                 let connection = self.reach(login).await?;
-                self.settle(&connection, secret).await?;
+                self.settle(&connection, secret).await.map_err(|fault| connection.why(fault))?;
                 self.without_hello.store(true, Ordering::Relaxed);
                 connection
             }
@@ -91,11 +91,12 @@ impl Link {
         let target = &self.options.target;
         let mut connection = self.reach(login).await?;
         if target.protocol() == Protocol::Resp2 || self.without_hello.load(Ordering::Relaxed) {
-            self.settle(&connection, secret).await?;
+            self.settle(&connection, secret).await.map_err(|fault| connection.why(fault))?;
             return Ok(connection);
         }
         // In one go: it costs no way there and back of its own.
-        let (protocol, ()) = tokio::try_join!(biased; connection.hello(), self.settle(&connection, secret))?;
+        let both = async { tokio::try_join!(biased; connection.hello(), self.settle(&connection, secret)) };
+        let (protocol, ()) = both.await.map_err(|fault| connection.why(fault))?;
         if target.protocol() == Protocol::Resp3 && protocol != Protocol::Resp3 {
             let words = "the server knows no HELLO 3, and the URL asks for protocol=resp3";
             return Err(Fault::new(FaultKind::Protocol, words));
@@ -185,7 +186,16 @@ impl Link {
         self.sent(1);
         let mut calls = connection.calls();
         let shared = secret::shared(&mut calls, &self.options.namespace, secret.as_deref()).await;
-        let shared = shared.map_err(|error| fault::classify(&error))?;
+        let shared = match shared.map_err(|error| self.refusal(&error)) {
+            Ok(shared) => shared,
+            Err(Refusal::Fault(fault)) => return Err(fault),
+            // Its slot is another node's, or is just being moved: nothing is wrong with this one. Who keeps it is the map's
+            // to tell, which is in doubt now, and then it is looked after there.
+            Err(_) => {
+                self.observer.observe(&Event::StoreFailed(FaultKind::Cluster));
+                return Ok(());
+            }
+        };
         if secret.as_ref() != Some(&shared) {
             self.common.rollout.learn_keys(secret::derive(shared.as_bytes()));
             *self.common.secret.lock() = Some(shared.clone());

@@ -293,7 +293,7 @@ impl Link {
     }
 
     /// Nobody but a node of a cluster sends us elsewhere: from another server it is a fault as any other.
-    fn refusal(&self, error: &redis::RedisError) -> Refusal {
+    pub(super) fn refusal(&self, error: &redis::RedisError) -> Refusal {
         match &self.part {
             Part::Node { .. } => Refusal::of(error),
             Part::First(found) => {

@@ -176,7 +176,7 @@ async fn ask(
             fault if fault.detail.contains("unknown command") => {
                 Fault::new(FaultKind::Other, "it is no sentinel: it does not know the command SENTINEL")
             }
-            fault => fault,
+            fault => connection.why(fault),
         })?;
         Ok((connection, answer))
     };

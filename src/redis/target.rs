@@ -76,10 +76,10 @@ impl Target {
         self
     }
 
-    /// A node of the cluster that this is the way into.
-    pub(super) fn of_node(&self, host: &str, port: u16) -> Self {
-        let place = Place::Tcp { tls: self.tls(), host: host.to_owned(), port };
-        Self { place, ..self.clone() }
+    /// The server at this address, by the login and the TLS of this target: a node of the cluster that this is the way
+    /// into, or the master that sentinels name.
+    pub fn at(&self, host: &str, port: u16) -> Self {
+        Self { place: Place::Tcp { tls: self.tls(), host: host.to_owned(), port }, ..self.clone() }
     }
 
     /// Whether the connection to Redis is encrypted.

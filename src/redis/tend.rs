@@ -3,6 +3,7 @@
 
 use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
@@ -10,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use super::backoff::Backoff;
 use super::connect::Connection;
 use super::fresh::in_time;
-use super::link::{LASTING, Link};
+use super::link::{LASTING, Link, Part};
 use super::supervisor::closed;
 use crate::limiter::event::{Event, Replaced};
 use crate::limiter::store::{Fault, FaultKind};
@@ -56,6 +57,7 @@ impl Link {
                 () = self.common.logins.changed(&self.heard_login) => Occasion::Login,
                 () = at(login_again) => Occasion::Login,
                 () = at(look) => Occasion::Look,
+                () = self.keeps_what_nobody_knows() => Occasion::Look,
             };
             match occasion {
                 Occasion::Over => {
@@ -118,6 +120,21 @@ impl Link {
                     }
                 }
                 Occasion::Login => login_again = self.log_in_anew(secret, &mut logins).await,
+            }
+        }
+    }
+
+    /// Waits until the map says that the fleet's secret is this node's, and no link has been told it: its slot came here
+    /// after the connection was made.
+    async fn keeps_what_nobody_knows(&self) {
+        loop {
+            self.mapped.notified().await;
+            if let Part::Node { keeps_secret, .. } = &self.part
+                && keeps_secret.load(Ordering::Relaxed)
+                && self.options.secret_interval.is_some()
+                && self.common.secret.lock().is_none()
+            {
+                return;
             }
         }
     }

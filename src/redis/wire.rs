@@ -4,7 +4,6 @@
 //! Errors are classified by the same code as the library's (`fault.rs`): one cause has one word everywhere.
 
 mod resp;
-mod slot;
 mod tls;
 
 use std::io;
@@ -16,10 +15,11 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
 
-pub use slot::SLOTS;
+pub use super::cluster::slot::SLOTS;
 pub use tls::{Certificate, Handshake, Trust};
 
 use super::charge::{self, SCRIPT};
+use super::cluster::slot;
 use super::target::Target;
 use super::{fault, probe};
 use crate::limiter::clock::Micros;

@@ -275,8 +275,12 @@ fn a_client_certificate_needs_its_key() {
 }
 
 #[test]
-fn a_cluster_has_one_database_and_no_unix_socket() {
+fn a_cluster_has_one_database_and_neither_a_unix_socket_nor_sentinels() {
     for (url, words) in [
+        (
+            "redis+sentinel://h,i/main",
+            "sentinels look after no cluster, and REDIS_CLUSTER is true; accepted: redis:// or rediss://",
+        ),
         ("redis://h/3", "it names database 3, and REDIS_CLUSTER is true; accepted: no /DB"),
         (
             "unix:///run/redis.sock",

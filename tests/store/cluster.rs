@@ -277,7 +277,7 @@ async fn commands_spread_evenly(keys: u64) {
 }
 
 /// Tries to connect, and says what came of it.
-async fn fault_of(url: &str, cluster: Option<bool>) -> String {
+pub(super) async fn fault_of(url: &str, cluster: Option<bool>) -> String {
     let options = Options {
         target: Target::parse(url).unwrap(),
         files: Default::default(),
@@ -381,4 +381,62 @@ async fn a_user_who_may_not_ask_for_the_map_is_told_so_where_there_is_one() {
         said += usize::from(!store.is_in_use());
     }
     assert_eq!(said, 2);
+}
+
+/// The gauge of connections in use, as the metrics keep it.
+#[derive(Default)]
+struct InUse(std::sync::atomic::AtomicUsize);
+
+impl Observer for InUse {
+    fn observe(&self, event: &Event<'_>) {
+        let connections = match event {
+            Event::StoreNodes { connections, .. } => *connections,
+            Event::StoreConnected => 1,
+            Event::StoreLost(_) => 0,
+            _ => return,
+        };
+        self.0.store(connections, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_connections_in_use_are_counted_last_once_all_of_the_cluster_is_in_use() {
+    let cluster = RedisCluster::start(3, false);
+    let in_use = Arc::new(InUse::default());
+    // The map is not asked for again, with which they would be counted anew.
+    let _limiter = told_to(in_use.clone(), &cluster, two_subjects(OnRedisError::Local), |options| {
+        options.map_interval = None;
+    })
+    .await;
+    support::until("a connection a master", async || in_use.0.load(std::sync::atomic::Ordering::SeqCst) == 3)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_slot_of_the_secret_is_being_moved_stays_in_use_and_the_secret_is_learned_where_it_went()
+{
+    let cluster = RedisCluster::start(3, false);
+    let key = "tidegate:secret";
+    let from = cluster.master_of(key);
+    let to = (from + 1) % 3;
+    let id = |node: usize| -> String { cluster.nodes[node].run(&["CLUSTER", "MYID"]) };
+    let slot = slot::of(key.as_bytes()).to_string();
+    let set = |node: usize, how: &str, other: usize| {
+        let _: () = cluster.nodes[node].run(&["CLUSTER", "SETSLOT", &slot, how, &id(other)]);
+    };
+    set(to, "IMPORTING", from);
+    set(from, "MIGRATING", to);
+    let first = &cluster.nodes[0];
+    let options = Options { secret_interval: Some(Duration::from_secs(3_600)), ..options(first, first.port) };
+    let rollout = Arc::new(Rollout::default());
+    let store = RedisStore::new(options, Clock::system(), Arc::clone(&rollout), Arc::new(Silent)).unwrap();
+    tokio::spawn(store.clone().keep_connected());
+    support::until("each node is in use", async || store.is_in_use()).await;
+    assert!(rollout.keys().is_none(), "nobody has it yet");
+    for node in [to, from] {
+        set(node, "NODE", to);
+    }
+    support::until("the secret is known", async || rollout.keys().is_some()).await;
+    let kept: Option<String> = cluster.nodes[to].run(&["GET", key]);
+    assert!(kept.is_some());
 }

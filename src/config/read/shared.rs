@@ -29,6 +29,13 @@ pub(super) fn redis(taken: &mut Taken, environment: AppEnv, warnings: &mut Vec<S
             );
             taken.refuse("redis.url", words);
         }
+        if target.master_name().is_some() {
+            let words = format!(
+                "sentinels look after no cluster, and {place} is true; accepted: redis:// or rediss:// and one node of \
+                 the cluster, or {place} as auto or false"
+            );
+            taken.refuse("redis.url", words);
+        }
         if target.socket_path().is_some() {
             let words = format!(
                 "a cluster is not reached by a unix socket, and {place} is true; accepted: redis:// or rediss://"

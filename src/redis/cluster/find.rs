@@ -10,12 +10,14 @@ use super::map::{self, Shard};
 use crate::limiter::event::Event;
 use crate::limiter::store::{Fault, FaultKind};
 use crate::redis::connect::Connection;
-use crate::redis::link::{Link, Part};
+use crate::redis::link::{Link, Options, Part};
 
 /// What is known of it.
 pub(in crate::redis) struct Found {
     /// What the configuration says; `None`: it is to be found out.
     wanted: Option<bool>,
+    /// Sentinels know the server, and none of them ever looks after a cluster: nothing is to be found out.
+    by_sentinels: bool,
     /// It answered that it is none, or nothing that can be made use of.
     is_one_server: AtomicBool,
     /// It sent us elsewhere, as only a node of a cluster does.
@@ -25,9 +27,10 @@ pub(in crate::redis) struct Found {
 }
 
 impl Found {
-    pub(in crate::redis) fn new(wanted: Option<bool>) -> Self {
+    pub(in crate::redis) fn new(options: &Options) -> Self {
         Self {
-            wanted,
+            wanted: options.cluster,
+            by_sentinels: options.target.master_name().is_some(),
             is_one_server: AtomicBool::new(false),
             suspected: AtomicBool::new(false),
             cluster: Mutex::default(),
@@ -53,6 +56,9 @@ impl Found {
     }
 
     fn is_to_be_asked(&self) -> bool {
+        if self.by_sentinels {
+            return false;
+        }
         self.suspected.load(Ordering::Relaxed)
             || (self.wanted != Some(false) && !self.is_one_server.load(Ordering::Relaxed))
     }
@@ -120,5 +126,45 @@ impl Link {
             }
             Err(fault) => Err(fault),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::redis::login::LoginFiles;
+    use crate::redis::target::Target;
+
+    fn found(url: &str, cluster: Option<bool>) -> Found {
+        Found::new(&Options {
+            target: Target::parse(url).unwrap(),
+            files: LoginFiles::default(),
+            timeout: Duration::from_millis(50),
+            connect_timeout: Duration::from_secs(1),
+            reconnect_interval: Duration::from_secs(1),
+            warm_up: Duration::ZERO,
+            max_in_flight: 1,
+            namespace: "tidegate".to_owned(),
+            secret_interval: None,
+            cluster,
+            map_interval: None,
+        })
+    }
+
+    #[test]
+    fn a_server_that_sentinels_name_is_never_taken_for_one_of_a_cluster() {
+        for cluster in [None, Some(false), Some(true)] {
+            let found = found("redis+sentinel://s1,s2/main", cluster);
+            assert!(!found.is_to_be_asked());
+            // A replica that has lost its master says MASTERDOWN.
+            found.suspect(FaultKind::Cluster);
+            assert!(!found.is_to_be_asked(), "{cluster:?}");
+        }
+        let found = found("redis://h", Some(false));
+        assert!(!found.is_to_be_asked());
+        found.suspect(FaultKind::Cluster);
+        assert!(found.is_to_be_asked(), "who sends us elsewhere is asked, whatever the configuration says");
     }
 }

@@ -65,7 +65,7 @@ impl Servers {
         observer: Arc<dyn Observer>,
     ) -> Result<Self, BadLogin> {
         let common = Arc::new(Common::new(&options, clock, rollout)?);
-        let part = Part::First(super::Found::new(options.cluster));
+        let part = Part::First(super::Found::new(&options));
         let first = Link::new(options.clone(), Arc::clone(&common), part, Arc::clone(&observer));
         Ok(Self {
             options,
@@ -207,7 +207,7 @@ impl Servers {
         }
         let masters = map.nodes.iter().map(|node| &node.place);
         let targets: Vec<_> = (others.replicas.iter().chain(masters))
-            .map(|place| self.options.target.of_node(&place.host, place.port))
+            .map(|place| self.options.target.at(&place.host, place.port))
             .chain([self.options.target.clone()])
             .collect();
         for at in 0..targets.len() {
@@ -275,7 +275,7 @@ impl Servers {
     /// A node that was not known, with a link of its own.
     fn node(&self, place: Place, shards: &[Shard], before: Option<&Map>) -> Arc<Node> {
         let options =
-            Options { target: self.options.target.of_node(&place.host, place.port), ..self.options.clone() };
+            Options { target: self.options.target.at(&place.host, place.port), ..self.options.clone() };
         let part = Part::Node { probe: AtomicU64::new(0), keeps_secret: AtomicBool::new(false) };
         let ear = Ear { standing: Arc::clone(&self.standing), node: place.address.clone() };
         let link = Arc::new(Link::new(options, Arc::clone(&self.common), part, Arc::new(ear)));

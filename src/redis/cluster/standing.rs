@@ -52,12 +52,23 @@ impl Standing {
         let Some(map) = self.map.load_full() else { return };
         let states: Vec<LinkState> = map.nodes.iter().map(|node| node.link.state()).collect();
         let owners: Vec<Option<usize>> = map.owners().collect();
+        self.say(&mut said, &map, (&states, &owners), failed);
+        // Last: that all of it is in use, or away, is told as of one server, which has one connection or none.
+        self.count(&map, &states, &owners);
+    }
+
+    fn say(
+        &self,
+        said: &mut Said,
+        map: &Map,
+        (states, owners): (&[LinkState], &[Option<usize>]),
+        failed: Option<(&str, &Fault)>,
+    ) {
         let is_served = |slot: u16| {
             let owner = owners.get(usize::from(slot)).copied().flatten();
             owner.is_some_and(|at| states[at].breaker == State::Closed)
         };
         let served = (0..SLOTS.get()).filter(|&slot| is_served(slot)).count();
-        self.count(&map, &states, &owners);
         said.outages.retain(|outage| {
             let over = outage.slots.iter().all(|&slot| is_served(slot));
             if over {

@@ -207,7 +207,7 @@ impl Candidate {
 async fn tried(server: &Target, login: &Login, patience: Duration) -> Result<Connection, Fault> {
     let trying = async {
         let connection = connect::connect(server, login).await?;
-        is_master(&connection).await?;
+        is_master(&connection).await.map_err(|fault| connection.why(fault))?;
         Ok(connection)
     };
     timeout(patience, trying)

@@ -54,11 +54,6 @@ impl Target {
         sentinels.addresses.iter().map(one).collect()
     }
 
-    /// The server at this address, by the login and the TLS of this target.
-    pub fn at(&self, host: &str, port: u16) -> Self {
-        Self { place: Place::Tcp { tls: self.tls(), host: host.to_owned(), port }, ..self.clone() }
-    }
-
     /// The user of the sentinels, which is not that of the servers.
     pub fn sentinel_username(&self) -> Option<&str> {
         self.in_sentinels()?.username.as_deref()

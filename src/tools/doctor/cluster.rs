@@ -38,6 +38,10 @@ struct Seen {
 
 /// Looks at the cluster if there is one, and goes on to a node of it that lets us in. The key that is that node's.
 pub(super) async fn look(doctor: &mut Examination<'_>, way: &mut Way) -> Result<Option<Probe>, Stop> {
+    // No sentinel looks after a cluster.
+    if way.sentinels.is_some() {
+        return Ok(None);
+    }
     let began = Instant::now();
     let info = match way.wire.ask(&["CLUSTER", "INFO"]).await {
         Ok(Reply::Text(text)) => Some(Info(text)),
@@ -90,6 +94,9 @@ fn nodes_of(slots: &[Reply], asked: &Target) -> Vec<Node> {
         let [first, last, master, replicas @ ..] = range.items() else { continue };
         let number = |reply: &Reply| reply.text().and_then(|text| text.parse::<u16>().ok());
         let (Some(first), Some(last)) = (number(first), number(last)) else { continue };
+        if first > last || last >= SLOTS.get() {
+            continue;
+        }
         let Some(master) = place(&mut nodes, master) else { continue };
         if let Some(master) = nodes.get_mut(master) {
             master.slots.push((first, last));
@@ -110,7 +117,7 @@ fn state(doctor: &mut Examination<'_>, info: Option<&Info>, nodes: &[Node]) -> R
     let holes = holes(&served);
     let missing: u32 = holes.iter().map(|(first, last)| u32::from(last - first) + 1).sum();
     let masters = nodes.iter().filter(|node| !node.slots.is_empty()).count();
-    let covered = u32::from(SLOTS) - missing;
+    let covered = u32::from(SLOTS.get()) - missing;
     let state = info.and_then(|info| info.field("cluster_state")).unwrap_or("not told");
     let mut found = format!("cluster_state {state}, {covered} of {SLOTS} slots on {masters} masters");
     if missing > 0 {
@@ -143,8 +150,8 @@ fn holes(served: &[(u16, u16)]) -> Vec<(u16, u16)> {
         }
         next = next.max(last.saturating_add(1));
     }
-    if next < SLOTS {
-        holes.push((next, SLOTS - 1));
+    if next < SLOTS.get() {
+        holes.push((next, SLOTS.get() - 1));
     }
     holes
 }
@@ -271,6 +278,19 @@ async fn see(node: &Node, asked: &Target, keys: &Keys, namespace: &str) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_that_is_none_counts_for_nothing() {
+        let number = |number: i64| Reply::Int(number);
+        let node =
+            || Reply::List(vec![Reply::Text("192.0.2.1".into()), number(7_001), Reply::Text("id".into())]);
+        let range = |first, last| Reply::List(vec![number(first), number(last), node()]);
+        let asked = Target::parse("redis://asked.example").unwrap();
+        for (first, last) in [(0, 65_535), (65_535, 65_535), (5, 4), (-1, 5), (0, 16_384)] {
+            assert!(nodes_of(&[range(first, last)], &asked).is_empty(), "{first}-{last}");
+        }
+        assert_eq!(nodes_of(&[range(0, 16_383)], &asked)[0].slots, [(0, 16_383)]);
+    }
 
     #[test]
     fn slots_that_nobody_serves_are_named_as_ranges() {
