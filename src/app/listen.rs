@@ -121,7 +121,7 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
         let open_metrics = settings.admin.open_metrics || address.ip().is_loopback();
         let parts = parts.clone();
         let app = move || {
-            let parts = parts.clone();
+            let (parts, leaving) = (parts.clone(), parts.leaving.clone());
             App::new()
                 .configure(|app| {
                     health_pages(app, &parts, "");
@@ -138,8 +138,8 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
             workers: 1,
             connections: settings.server.limits.connections,
             grace_s: settings.server.grace.as_secs(),
+            leaving,
             // Who asks for a rollback and leaves has asked for it.
-            leaving: parts.leaving.clone(),
             half_closed: true,
         };
         servers.push(admin.serve(move || (app(), app()))?);
