@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::audit::Audit;
 use super::fleet::Fleet;
 use super::guard::too_narrow;
+use super::overrides::Book;
 use super::record::{Change, Outcome, Record, RecordView, Refusal, Steering};
 use super::reload_api::Reloading;
 use super::status::{DatabaseView, RedisView, Status, StatusView};
@@ -39,6 +40,8 @@ pub struct Admin {
     pub status: Arc<Status>,
     /// The other instances.
     pub fleet: Arc<Fleet>,
+    /// Single subjects' own terms.
+    pub overrides: Arc<Book>,
 }
 
 #[derive(Serialize)]

@@ -9,6 +9,7 @@ pub mod guard;
 pub mod idempotency;
 pub mod jwt_keys;
 pub mod keys;
+pub mod overrides;
 pub mod policies;
 pub mod record;
 pub mod redis_login;

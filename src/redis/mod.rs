@@ -12,6 +12,7 @@ mod lag;
 mod link;
 mod login;
 mod offset;
+mod overrides;
 mod plain;
 pub mod probe;
 mod secret;
@@ -27,6 +28,7 @@ pub mod wire;
 
 pub use link::{LinkState, Options};
 pub use login::{BadLogin, Login, LoginFiles, Logins};
+pub use overrides::{OverrideLine, SharedOverrides};
 pub use secret::{derive, peer_key};
 pub use shared_record::{Brought, RecordOrder};
 pub use spent::Spending;
