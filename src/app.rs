@@ -159,7 +159,8 @@ impl Application {
         let audit = settled::audit(settings, &observer);
         let steering = settled::steering(settings, hard_off, &audit, &rollout, &observer);
         take_up(&steering, &audit).await;
-        let overrides = Book::new(Arc::clone(&limiter), Arc::clone(audit.database()), settings.logging.raw_keys);
+        let overrides =
+            Book::new(Arc::clone(&limiter), Arc::clone(audit.database()), settings.logging.raw_keys);
         overrides.take_up().await;
         telemetry.say(&settled::in_force(&steering));
         if settings.redis.is_none() && settings.rollout.backend == Backend::Redis {

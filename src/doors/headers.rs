@@ -253,7 +253,11 @@ impl Text {
     }
 
     /// `100, 100;w=60;burst=20, 5000;w=3600`: the limit that binds, then every policy.
-    fn draft_03_limit<'a>(&mut self, bound: &Quota, policies: impl Iterator<Item = (&'a str, &'a Quota)>) -> &mut Self {
+    fn draft_03_limit<'a>(
+        &mut self,
+        bound: &Quota,
+        policies: impl Iterator<Item = (&'a str, &'a Quota)>,
+    ) -> &mut Self {
         self.number(u64::from(bound.limit()));
         for (_, quota) in policies {
             // There a policy is nothing without its window.

@@ -89,7 +89,10 @@ impl OwnLimit {
             ));
         }
         if self.burst.is_some() {
-            return Err(format!("policy \"{}\" counts in calendar windows, which have no burst", policy.name));
+            return Err(format!(
+                "policy \"{}\" counts in calendar windows, which have no burst",
+                policy.name
+            ));
         }
         Quota::each(self.limit, unit).map_err(|most| format!("at most {most}/{}", unit.as_str()))
     }

@@ -219,7 +219,8 @@ impl<S: Store> Limiter<S> {
                 let verdict = item.verdict(Backend::Redis, None, reading);
                 let bill::Item { policy: id, key, shared, own, .. } = *item;
                 let quota = own.unwrap_or(policy.quota);
-                let item = Item { policy: id, key, shared, quota, charged: quota.charge(cost), open_before: 0 };
+                let item =
+                    Item { policy: id, key, shared, quota, charged: quota.charge(cost), open_before: 0 };
                 self.due(&item, policy, &verdict, (&tab, 0, now))
             })
             .collect();

@@ -44,11 +44,17 @@ impl RedisStore {
         now: u64,
         lines: &[OverrideLine],
     ) -> Result<SharedOverrides, Fault> {
-        let mut arguments =
-            vec![format!("{:016x}", rand::random::<u64>()), known.to_owned(), since.to_string(), now.to_string()];
-        arguments.extend(lines.iter().map(|OverrideLine { name, order: [version, moment, draw, over], till, sealed }| {
-            format!("{name} {version} {moment} {draw} {over} {till} {sealed}")
-        }));
+        let mut arguments = vec![
+            format!("{:016x}", rand::random::<u64>()),
+            known.to_owned(),
+            since.to_string(),
+            now.to_string(),
+        ];
+        arguments.extend(lines.iter().map(
+            |OverrideLine { name, order: [version, moment, draw, over], till, sealed }| {
+                format!("{name} {version} {moment} {draw} {over} {till} {sealed}")
+            },
+        ));
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let text: String = self.script(&self.key_of("overrides"), SCRIPT, &arguments, INSIDE).await?;
         let odd = || Fault::new(FaultKind::Protocol, "the answer about overrides makes no sense");

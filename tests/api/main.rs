@@ -34,6 +34,8 @@ mod links;
 mod logins;
 mod logs;
 mod outages;
+mod overrides;
+mod overrides_fleet;
 mod record;
 mod reload;
 mod reload_load;

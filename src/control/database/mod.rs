@@ -178,7 +178,10 @@ impl Database {
     ///
     /// # Errors
     /// As [`Database::write`].
-    pub(super) async fn keep_overrides(&self, overrides: &[(String, Option<String>)]) -> Result<(), DiskFault> {
+    pub(super) async fn keep_overrides(
+        &self,
+        overrides: &[(String, Option<String>)],
+    ) -> Result<(), DiskFault> {
         let written = overrides::write(&self.pool()?, overrides).await;
         written.map_err(|error| self.failed(fault::of(&error, &self.name())))?;
         self.still_there().await?;

@@ -7,11 +7,11 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, timeout};
 
+use super::Fleet;
 use super::peers::Peer;
 use super::seal::{open, seal};
 use super::signature::hex;
 use super::tell::{Message, Told, What};
-use super::Fleet;
 use crate::control::overrides::{Entry, Origin};
 use crate::limiter::store::FaultKind;
 use crate::redis::{OverrideLine, RedisStore};
@@ -57,12 +57,10 @@ impl Fleet {
         }
         for _ in 0..CALLS {
             let bringing = self.overrides.unshared(AT_ONCE);
-            let lines: Vec<OverrideLine> =
-                bringing.iter().filter_map(|entry| line(&key, entry)).collect();
+            let lines: Vec<OverrideLine> = bringing.iter().filter_map(|entry| line(&key, entry)).collect();
             let known = (there.history.as_str(), there.count);
             let now = chrono::Utc::now().timestamp_millis().unsigned_abs();
-            let answer =
-                store.share_overrides(known, now, &lines).await.map_err(|fault| fault.kind)?;
+            let answer = store.share_overrides(known, now, &lines).await.map_err(|fault| fault.kind)?;
             self.overrides.are_shared(&bringing);
             // What nobody can open is another fleet's.
             let theirs = answer.sealed.iter().filter_map(|sealed| open::<Entry>(&key, sealed));

@@ -247,7 +247,10 @@ fn tagged(mut response: HttpResponse, entry: &Entry) -> HttpResponse {
 fn seen(request: &HttpRequest) -> Result<Option<String>, Problem> {
     let tag = request.headers().get(IF_MATCH).map(|tag| tag.to_str().map(str::to_owned)).transpose();
     tag.map_err(|_| {
-        Problem::new(Cause::BadRequest, "If-Match is not text. Accepted: the ETag of GET /admin/overrides/{id}.")
+        Problem::new(
+            Cause::BadRequest,
+            "If-Match is not text. Accepted: the ETag of GET /admin/overrides/{id}.",
+        )
     })
 }
 
@@ -271,11 +274,13 @@ fn problem_of(id: &str, refusal: Refusal) -> Problem {
             Problem::new(Cause::Conflict, detail).with_code("override_exists")
         }
         Refusal::Stale(Some(entry)) => {
-            let detail = format!("It was changed since you read it: {}. Read it again and decide anew.", of(&entry));
+            let detail =
+                format!("It was changed since you read it: {}. Read it again and decide anew.", of(&entry));
             Problem::new(Cause::PreconditionFailed, detail).with_code("stale")
         }
         Refusal::Taken(other) => {
-            let detail = format!("Override \"{other}\" is for the same subject there: change or delete that one.");
+            let detail =
+                format!("Override \"{other}\" is for the same subject there: change or delete that one.");
             Problem::new(Cause::Conflict, detail).with_code("subject_has_override")
         }
         Refusal::TooMany => {

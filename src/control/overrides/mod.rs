@@ -242,14 +242,15 @@ impl Book {
             let at = entry.body.as_ref().and_then(|body| body.expires_at).unwrap_or(now);
             held.insert(entry.over(at));
         }
-        let mut forgotten: Vec<String> =
-            held.entries.values().filter(|entry| is_forgotten(entry, now)).map(|entry| entry.id.clone()).collect();
-        // Of too many that are over those that were over first.
-        let mut over: Vec<(u64, String)> = held
+        let mut forgotten: Vec<String> = held
             .entries
             .values()
-            .filter_map(|entry| Some((entry.kept_till()?, entry.id.clone())))
+            .filter(|entry| is_forgotten(entry, now))
+            .map(|entry| entry.id.clone())
             .collect();
+        // Of too many that are over those that were over first.
+        let mut over: Vec<(u64, String)> =
+            held.entries.values().filter_map(|entry| Some((entry.kept_till()?, entry.id.clone()))).collect();
         if over.len() > MOST {
             over.sort_unstable();
             over.truncate(over.len() - MOST);

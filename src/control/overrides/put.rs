@@ -139,7 +139,8 @@ fn agree(body: &Body, id: &str, rules: &Rules) -> Result<(), Problem> {
         && !names().any(|name| name == policy)
     {
         let there: Vec<&str> = names().collect();
-        let detail = format!("Rule \"{}\" has no policy \"{policy}\"; it has: {}.", body.rule, there.join(", "));
+        let detail =
+            format!("Rule \"{}\" has no policy \"{policy}\"; it has: {}.", body.rule, there.join(", "));
         return Err(refuse("unknown_policy", detail));
     }
     let Some(spec) = body.spec(id) else {
@@ -165,7 +166,8 @@ fn agree(body: &Body, id: &str, rules: &Rules) -> Result<(), Problem> {
         for (policy, _) in meant {
             own.under(policy).map_err(|message| {
                 let name = &policy.name;
-                let detail = format!("effect.limit: {message}. Name one policy if it is not meant for \"{name}\".");
+                let detail =
+                    format!("effect.limit: {message}. Name one policy if it is not meant for \"{name}\".");
                 refuse("bad_limit", detail)
             })?;
         }
