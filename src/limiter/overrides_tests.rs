@@ -153,7 +153,7 @@ fn what_rules_do_not_know_has_no_effect_until_they_do() {
     assert!(limiter.overrides().policies_of("a").is_empty());
     limiter.replace_rules(rules([Policy::new("gone", by_key(), quota(1, 1))]));
     assert_eq!(state(&limiter, "x"), State::Block);
-    assert_eq!(limiter.overrides().policies_of("a"), ["gone".into()]);
+    assert_eq!(limiter.overrides().policies_of("a"), [Box::<str>::from("gone")]);
     assert!(limiter.overrides().policies_of("b").is_empty());
 }
 
