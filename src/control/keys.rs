@@ -184,7 +184,7 @@ pub async fn keys(request: HttpRequest, admin: web::Data<Admin>) -> Result<HttpR
     let mut views = Vec::new();
     for rule in question.rules(&rules)? {
         let states = limiter.key_states(&rules, rule, &key).await;
-        views.extend(states.into_iter().map(|state| view(state)));
+        views.extend(states.into_iter().map(view));
     }
     if views.is_empty() && key.len() > 1 {
         return Err(question.nobody());
