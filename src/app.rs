@@ -21,6 +21,7 @@ use crate::control::database::{keep_record, take_up};
 use crate::control::fleet::{Fleet, Way};
 use crate::control::guard;
 use crate::control::openapi::Description;
+use crate::control::overrides::Book;
 use crate::control::record::Steering;
 use crate::control::refusals::Refusals;
 use crate::control::reload::Reloader;
@@ -107,6 +108,7 @@ pub struct Application {
     audit: Arc<Audit>,
     refusals: Arc<Refusals>,
     fleet: Arc<Fleet>,
+    overrides: Arc<Book>,
     reloader: Arc<Reloader>,
     /// Heard of from the moment when it says that it listens: the first one must not end the process.
     hangups: Signal,
@@ -158,6 +160,9 @@ impl Application {
         let audit = settled::audit(settings, &observer);
         let steering = settled::steering(settings, hard_off, &audit, &rollout, &observer);
         take_up(&steering, &audit).await;
+        let overrides =
+            Book::new(Arc::clone(&limiter), Arc::clone(audit.database()), settings.logging.raw_keys);
+        overrides.take_up().await;
         telemetry.say(&settled::in_force(&steering));
         if settings.redis.is_none() && settings.rollout.backend == Backend::Redis {
             observer.observe(&Event::StoreNotConfigured);
@@ -189,7 +194,7 @@ impl Application {
             .ok_or_else(|| std::io::Error::other("the admin guard's figures make no limit"))?;
         let readiness = Arc::clone(&status);
         let leaving = Leaving::default();
-        let fleet = Fleet::new(Arc::clone(&limiter), company, Arc::clone(&observer));
+        let fleet = Fleet::new(Arc::clone(&limiter), company, Arc::clone(&overrides), Arc::clone(&observer));
         let fleet = fleet.map_err(StartError::Peers)?;
         fleet.steered_by(&steering);
         steering.carried_by(Arc::new(Way(Arc::clone(&fleet))));
@@ -222,6 +227,7 @@ impl Application {
                 status,
                 fleet: Arc::clone(&fleet),
                 reckoning: settled::reckoning(settings),
+                overrides: Arc::clone(&overrides),
             }),
             reloading: web::Data::new(reloading),
             guessing,
@@ -246,6 +252,7 @@ impl Application {
             audit,
             refusals,
             fleet,
+            overrides,
             reloader,
             hangups,
             watch: settings.policies.watch,
@@ -277,6 +284,7 @@ impl Application {
         let observer: Arc<dyn Observer> = telemetry.clone();
         tokio::spawn(Arc::clone(&self.refusals).tell(Arc::clone(&self.audit)));
         tokio::spawn(keep_record(Arc::clone(&self.steering), Arc::clone(&self.audit), observer));
+        tokio::spawn(Arc::clone(&self.overrides).keep());
         tokio::spawn(sweep(Arc::clone(limiter)));
         tokio::spawn(tell_of_dropped_lines(Arc::clone(telemetry)));
         tokio::spawn(reload_on_hangup(self.hangups, Arc::clone(reloader)));

@@ -24,6 +24,7 @@ use tidegate::limiter::clock::{Clock, Micros, SECOND};
 use tidegate::limiter::decision::{Backend, Decision};
 use tidegate::limiter::gcra::{Quota, Reading};
 use tidegate::limiter::memory::Memory;
+use tidegate::limiter::overrides::{Effect, Override, OwnLimit};
 use tidegate::limiter::policy::{Policy, Rules};
 use tidegate::limiter::rollout::{InForce, Percent, Rollout};
 use tidegate::limiter::route::Route;
@@ -136,6 +137,33 @@ fn a_decision_in_memory_allocates_nothing_whether_it_admits_or_denies() {
             let blocks = blocks(|| drop(decided(&limiter)));
             assert_eq!(blocks, 0.0, "{subject}, {limit} a second");
         }
+    }
+}
+
+#[test]
+fn a_decision_in_memory_allocates_nothing_for_overrides_of_others_nor_for_one_of_its_own() {
+    let _alone = ALONE.lock();
+    let _counted = dhat::Profiler::builder().testing().build();
+    let more = OwnLimit { limit: NonZeroU32::MIN, period: Some(SECOND), unit: None, burst: None };
+    for (key, effect) in [
+        ("another", Effect::Block),
+        ("ak_live_0123456789", Effect::Block),
+        ("ak_live_0123456789", Effect::Exempt),
+        ("ak_live_0123456789", Effect::Limit(more)),
+    ] {
+        let limiter = in_memory(&[by_key()], 1_000_000);
+        limiter.put_overrides([Override {
+            id: "one".into(),
+            rule: "default".into(),
+            policy: None,
+            by: None,
+            key: vec![key.as_bytes().into()],
+            effect,
+            expires_at: None,
+        }]);
+        assert_eq!(decided(&limiter).override_id().is_some(), key != "another");
+        let blocks = blocks(|| drop(decided(&limiter)));
+        assert_eq!(blocks, 0.0, "{key} {effect:?}");
     }
 }
 

@@ -119,9 +119,9 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
         let listener = bind("ADMIN_ADDR", address)?;
         addresses.admin = Some(listener.local_addr()?);
         let open_metrics = settings.admin.open_metrics || address.ip().is_loopback();
-        let parts = parts.clone();
+        let (parts, leaving) = (parts.clone(), parts.leaving.clone());
         let app = move || {
-            let (parts, leaving) = (parts.clone(), parts.leaving.clone());
+            let parts = parts.clone();
             App::new()
                 .configure(|app| {
                     health_pages(app, &parts, "");

@@ -30,6 +30,7 @@ pub use tokens::{AdminToken, Scope, TokenFile};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use crate::limiter::calendar::Unit;
 use crate::limiter::clock::Micros;
 use crate::limiter::rollout::Percent;
 
@@ -69,6 +70,14 @@ pub fn percent(text: &str) -> Result<Percent, String> {
 /// What was read and what is accepted.
 pub fn limit(text: &str) -> Result<(NonZeroU32, Micros), String> {
     policies::limit(text).map_err(|message| format!("read {}; {message}", error::quoted(text)))
+}
+
+/// A limit in windows of the calendar as it is written in policies, `"100/month"`.
+///
+/// # Errors
+/// What was read and what is accepted.
+pub fn window(text: &str) -> Result<(NonZeroU32, Unit), String> {
+    policies::window(text).map_err(|message| format!("read {}; {message}", error::quoted(text)))
 }
 
 /// A time as it is written in policies, `"30s"`.

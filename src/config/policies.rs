@@ -16,6 +16,7 @@ use super::error::{Errors, Problem};
 use super::file;
 use super::parse;
 use crate::limiter::access::AccessList;
+use crate::limiter::calendar::Unit;
 use crate::limiter::clock::{Micros, SECOND};
 use crate::limiter::gcra::Quota;
 use crate::limiter::policy::{Mode, OnMissing, OnRedisError, Policy, Rules};
@@ -29,6 +30,11 @@ pub use warnings::warnings;
 /// A limit that stands alone.
 pub(super) fn limit(text: &str) -> Result<(NonZeroU32, Micros), String> {
     fields::limit(&Value::from(text))
+}
+
+/// A limit in windows of the calendar that stands alone.
+pub(super) fn window(text: &str) -> Result<(NonZeroU32, Unit), String> {
+    fields::window(&Value::from(text))
 }
 
 /// A time that stands alone.

@@ -11,6 +11,7 @@ use super::audit::Audit;
 use super::dry_run::{self, Reckoning};
 use super::fleet::Fleet;
 use super::guard::{forbid, too_narrow};
+use super::overrides::Book;
 use super::record::{Change, Outcome, Record, RecordView, Refusal, Steering};
 use super::reload_api::Reloading;
 use super::status::{DatabaseView, RedisView, Status, StatusView};
@@ -42,6 +43,8 @@ pub struct Admin {
     pub fleet: Arc<Fleet>,
     /// How commands are reckoned; `None` where no Redis is configured.
     pub reckoning: Option<Reckoning>,
+    /// Single subjects' own terms.
+    pub overrides: Arc<Book>,
 }
 
 #[derive(Serialize)]

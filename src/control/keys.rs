@@ -35,6 +35,9 @@ struct PolicyView {
     /// On which list it stands: no policy applies to it then.
     #[serde(skip_serializing_if = "Option::is_none")]
     listed: Option<&'static str>,
+    /// The id of the override in force for it.
+    #[serde(rename = "override", skip_serializing_if = "Option::is_none")]
+    overridden: Option<Box<str>>,
     backend: &'static str,
     fallback: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -181,7 +184,7 @@ pub async fn keys(request: HttpRequest, admin: web::Data<Admin>) -> Result<HttpR
     let mut views = Vec::new();
     for rule in question.rules(&rules)? {
         let states = limiter.key_states(&rules, rule, &key).await;
-        views.extend(states.into_iter().map(|state| view(&rules, state)));
+        views.extend(states.into_iter().map(view));
     }
     if views.is_empty() && key.len() > 1 {
         return Err(question.nobody());
@@ -254,11 +257,13 @@ pub(super) async fn forgive_here(
     Forgiven { blocks: first.blocks, ..last }
 }
 
-fn view(rules: &Rules, state: KeyState) -> PolicyView {
-    let policy = rules.policies().iter().find(|policy| policy.name == state.policy);
+fn view(state: KeyState) -> PolicyView {
+    let ruled = state.own.as_ref().and_then(|own| own.rules);
     PolicyView {
         by: state.by,
-        state: match (state.listed, &state.reading, state.blocked_for) {
+        // In the order in which a request meets them.
+        state: match (state.listed.or(ruled), &state.reading, state.blocked_for) {
+            _ if ruled == Some(Access::Deny) => "block",
             (Some(Access::Deny), ..) | (None, _, Some(_)) => "block",
             (None, Some(reading), None) if reading.remaining == 0 => "throttle",
             _ => "allow",
@@ -266,7 +271,8 @@ fn view(rules: &Rules, state: KeyState) -> PolicyView {
         listed: state.listed.map(Access::as_str),
         backend: state.backend.as_str(),
         fallback: state.fallback.is_some(),
-        limit: policy.map(|policy| policy.quota.limit()),
+        overridden: state.own.map(|own| own.id),
+        limit: Some(state.quota.limit()),
         remaining: state.reading.map(|reading| reading.remaining),
         reset_after_ms: state.reading.map(|reading| reading.reset_after.div_ceil(1000)),
         blocked_for_ms: state.blocked_for.map(|rest| rest.div_ceil(1000)),

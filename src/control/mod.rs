@@ -11,6 +11,7 @@ pub mod idempotency;
 pub mod jwt_keys;
 pub mod keys;
 pub mod openapi;
+pub mod overrides;
 pub mod policies;
 pub mod record;
 pub mod redis_login;

@@ -7,7 +7,7 @@ use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::middleware::{Next, from_fn};
 use actix_web::{HttpResponse, Resource, web};
 
-use super::{api, audit, fleet, guard, keys, reload_api};
+use super::{api, audit, fleet, guard, keys, overrides, reload_api};
 use crate::config::Scope;
 use crate::doors::problem::{Cause, Problem};
 
@@ -68,7 +68,7 @@ impl Page {
 }
 
 /// The table. Routes of one path stand together.
-pub static ROUTES: [AdminRoute; 9] = [
+pub static ROUTES: [AdminRoute; 14] = [
     // Reading reveals no secret, but names of clients.
     row(Method::GET, "/rollout", Scope::Read, || web::get().to(api::rollout)),
     // Lowering; to raise, the handler wants admin.
@@ -76,6 +76,11 @@ pub static ROUTES: [AdminRoute; 9] = [
     row(Method::POST, api::ROLLBACK, Scope::Operate, || web::post().to(api::roll_back)),
     row(Method::GET, "/keys", Scope::Read, || web::get().to(keys::keys)),
     row(Method::DELETE, "/keys", Scope::Operate, || web::delete().to(keys::forgive)),
+    row(Method::GET, "/overrides", Scope::Read, || web::get().to(overrides::list)),
+    row(Method::PUT, "/overrides", Scope::Admin, || web::put().to(overrides::put_new)),
+    row(Method::GET, "/overrides/{id}", Scope::Read, || web::get().to(overrides::one)),
+    row(Method::PUT, "/overrides/{id}", Scope::Admin, || web::put().to(overrides::put)),
+    row(Method::DELETE, "/overrides/{id}", Scope::Admin, || web::delete().to(overrides::delete)),
     row(Method::GET, "/policies", Scope::Read, || web::get().to(reload_api::policies)),
     row(Method::GET, "/audit", Scope::Read, || web::get().to(audit::audit)),
     row(Method::POST, "/reload", Scope::Admin, || web::post().to(reload_api::reload)),

@@ -64,6 +64,9 @@ pub struct Answer<'a> {
     remaining: Option<u32>,
     reset_after_ms: u64,
     retry_after_ms: u64,
+    /// The id of the override that took part.
+    #[serde(rename = "override", skip_serializing_if = "Option::is_none")]
+    overridden: Option<&'a str>,
     /// What shadow policies would have done; not there when none of them would have denied.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     shadow: Vec<ShadowDenial<'a>>,
@@ -81,10 +84,11 @@ impl<'a> From<&'a Decision> for Answer<'a> {
             cached: decision.cached,
             policy: bound
                 .map_or_else(|| decision.ruling().and(decision.policy()), |(policy, _)| Some(&policy.name)),
-            limit: bound.map(|(policy, _)| policy.quota.limit()),
+            limit: bound.map(|(policy, verdict)| verdict.quota(policy).limit()),
             remaining: bound.map(|(_, verdict)| verdict.reading.remaining),
             reset_after_ms: bound.map_or(0, |(_, verdict)| verdict.reading.reset_after.div_ceil(1000)),
             retry_after_ms: decision.retry_after().unwrap_or(0).div_ceil(1000),
+            overridden: decision.override_id(),
             shadow: decision.shadow_denials().collect(),
         }
     }
@@ -134,9 +138,9 @@ pub async fn check<S: Store>(
         }
     };
     if decision.retry_after().is_none()
-        && let Some((policy, _)) = decision.binding()
+        && let Some((policy, verdict)) = decision.binding()
     {
-        let (name, burst) = (&policy.name, policy.quota.burst());
+        let (name, burst) = (&policy.name, verdict.quota(policy).burst());
         let detail =
             format!("The cost exceeds the burst of policy \"{name}\", {burst}: it can never be admitted.");
         return Err(Problem::new(Cause::Unprocessable, detail).with_code("cost_exceeds_burst"));

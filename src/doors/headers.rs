@@ -146,10 +146,12 @@ impl<'a, V: Iterator<Item = (&'a Policy, &'a Verdict)> + Clone> Told<'a, V> {
     fn write(&self, desk: &mut Desk, sets: Sets, headers: &mut HeaderMap) {
         let scratch = &mut desk.scratch;
         let Some(fixed) = desk.fixed.of(self.rules, self.bound.policy) else { return };
-        let quota = &self.rules.policy(self.bound.policy).quota;
+        let quota = self.bound.quota(self.rules.policy(self.bound.policy));
         let verdicts = || self.verdicts.clone();
-        let policies = || verdicts().map(|(policy, _)| policy);
-        let alone = verdicts().nth(1).is_none();
+        let policies = || verdicts().map(|(policy, verdict)| (&*policy.name, verdict.quota(policy)));
+        // Who has a limit of its own is told that one.
+        let own = self.bound.own.is_some();
+        let alone = !own && verdicts().nth(1).is_none();
         let (remaining, reset) = (self.bound.reading.remaining, reset_after(self.bound));
         if sets.ietf {
             let listed = match alone {
@@ -169,7 +171,7 @@ impl<'a, V: Iterator<Item = (&'a Policy, &'a Verdict)> + Clone> Told<'a, V> {
             put(headers, RESET, number(reset.div_ceil(SECOND)));
         }
         let Some(form) = sets.x_ratelimit else { return };
-        put(headers, X_LIMIT, Some(fixed.limit.clone()));
+        put(headers, X_LIMIT, if own { number(u64::from(quota.limit())) } else { Some(fixed.limit.clone()) });
         put(headers, X_REMAINING, number(u64::from(remaining)));
         match form {
             XRateLimit::Delta => put(headers, X_RESET, number(reset.div_ceil(SECOND))),
@@ -219,7 +221,7 @@ impl Fixed {
 
 impl OfPolicy {
     fn new(policy: &Policy) -> Option<Self> {
-        let alone = || std::iter::once(policy);
+        let alone = || std::iter::once((&*policy.name, &policy.quota));
         Some(Self {
             ietf: Text::default().ietf_policies(alone()).value()?,
             draft_03: Text::default().draft_03_limit(&policy.quota, alone()).value()?,
@@ -231,10 +233,10 @@ impl OfPolicy {
 
 impl Text {
     /// `"per-client";q=100;w=60, "all";q=5000;w=3600`
-    fn ietf_policies<'a>(&mut self, policies: impl Iterator<Item = &'a Policy>) -> &mut Self {
-        for policy in policies {
-            self.next().quoted(&policy.name).text(";q=").number(u64::from(policy.quota.limit()));
-            if let Some(seconds) = window(&policy.quota) {
+    fn ietf_policies<'a>(&mut self, policies: impl Iterator<Item = (&'a str, &'a Quota)>) -> &mut Self {
+        for (name, quota) in policies {
+            self.next().quoted(name).text(";q=").number(u64::from(quota.limit()));
+            if let Some(seconds) = window(quota) {
                 self.text(";w=").number(seconds);
             }
         }
@@ -251,9 +253,13 @@ impl Text {
     }
 
     /// `100, 100;w=60;burst=20, 5000;w=3600`: the limit that binds, then every policy.
-    fn draft_03_limit<'a>(&mut self, bound: &Quota, policies: impl Iterator<Item = &'a Policy>) -> &mut Self {
+    fn draft_03_limit<'a>(
+        &mut self,
+        bound: &Quota,
+        policies: impl Iterator<Item = (&'a str, &'a Quota)>,
+    ) -> &mut Self {
         self.number(u64::from(bound.limit()));
-        for quota in policies.map(|policy| &policy.quota) {
+        for (_, quota) in policies {
             // There a policy is nothing without its window.
             let Some(seconds) = window(quota) else { continue };
             self.next().number(u64::from(quota.limit())).text(";w=").number(seconds);

@@ -5,6 +5,7 @@ use smallvec::SmallVec;
 use super::charge::Charge;
 use super::decision::{Backend, Ruling, Verdict, Verdicts};
 use super::gcra::{Quota, Reading};
+use super::overrides::Overridden;
 use super::policy::PolicyId;
 use super::rollout::Arm;
 use super::store::{FaultKind, Readings};
@@ -18,6 +19,8 @@ pub(super) struct Bill {
     pub(super) ruling: Option<Ruling>,
     /// Shadow policies of which the same is true: they deny nothing.
     pub(super) missing_in_shadow: SmallVec<[(PolicyId, Quota); 0]>,
+    /// By which override, if by any.
+    pub(super) overridden: Option<Overridden>,
 }
 
 pub(super) struct Item {
@@ -29,6 +32,8 @@ pub(super) struct Item {
     /// Who it is, where that may have to be told to an operator: under a policy that has lately throttled it and shuts
     /// out whoever goes on.
     pub(super) who: Option<Box<[u8]>>,
+    /// A limit of its own.
+    pub(super) own: Option<Quota>,
 }
 
 impl Item {
@@ -40,6 +45,7 @@ impl Item {
             backend,
             arm: self.arm,
             fallback,
+            own: self.own,
             missing: false,
             waived: false,
         }

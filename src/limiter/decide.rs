@@ -20,7 +20,8 @@ use super::{Hit, Limiter};
 impl<S: Store> Limiter<S> {
     pub(super) fn decide(self: &Arc<Self>, rules: Arc<Rules>, bill: Bill, cost: u32, hit: Hit) -> Check {
         if let Some(ruling) = bill.ruling {
-            return Check::Decided(Some(Decision::ruled(rules, bill.revision, ruling)));
+            let decision = Decision::ruled(rules, bill.revision, ruling);
+            return Check::Decided(Some(decision.overridden(bill.overridden)));
         }
         if bill.wants_redis() {
             if let Some(decision) = self.known_denial(&rules, &bill, cost, hit) {
@@ -37,14 +38,14 @@ impl<S: Store> Limiter<S> {
             let verdict = item.verdict(Backend::Memory, None, reading);
             let decision = Decision::of_one(rules, bill.revision, verdict);
             self.penalise(&bill, &decision, peek, now);
-            return Check::Decided(Some(decision));
+            return Check::Decided(Some(decision.overridden(bill.overridden)));
         }
         let charges: Charges = bill.items.iter().map(|item| self.charge(item, &rules, cost, now)).collect();
         let readings = self.memory.charge(&charges, peek, now);
         let verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &readings);
         let decision = Decision::of(rules, bill.revision, verdicts);
         self.penalise(&bill, &decision, peek, now);
-        Check::Decided(Some(decision))
+        Check::Decided(Some(decision.overridden(bill.overridden)))
     }
 
     /// The denial that Redis would give, when what it told before is enough to know: an attack costs no commands.
@@ -75,7 +76,7 @@ impl<S: Store> Limiter<S> {
         if share == Share::WHOLE {
             self.penalise(bill, &decision, false, now);
         }
-        Some(decision)
+        Some(decision.overridden(bill.overridden.clone()))
     }
 
     /// Which share of its subjects' traffic this instance sees: what it was taught, else an equal part of the fleet that it
@@ -122,7 +123,7 @@ impl<S: Store> Limiter<S> {
             let verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here_readings);
             let decision = Decision::of(rules, bill.revision, verdicts);
             self.penalise(&bill, &decision, peek, charged_at);
-            return decision;
+            return decision.overridden(bill.overridden);
         }
         let parts = self.parts(&bill, payment);
         let asked = |part| self.charge_there(&rules, part, peek);
@@ -144,7 +145,8 @@ impl<S: Store> Limiter<S> {
         let refused = answers.iter().find_map(|answer| answer.as_ref().err());
         if let Some(&(policy, fault)) = refused {
             take_back();
-            return Decision::ruled(rules, bill.revision, Ruling::StoreAway(policy, fault));
+            let decision = Decision::ruled(rules, bill.revision, Ruling::StoreAway(policy, fault));
+            return decision.overridden(bill.overridden.clone());
         }
         let mut verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here_readings);
         for (part, answered) in parts.iter().zip(&answers) {
@@ -164,7 +166,7 @@ impl<S: Store> Limiter<S> {
             take_back();
         }
         self.penalise(&bill, &decision, peek, charged_at);
-        decision
+        decision.overridden(bill.overridden.clone())
     }
 
     /// Charges one place of the shared store, or memory in its place. An error is the policy that refuses when that happens.
@@ -247,7 +249,7 @@ impl<S: Store> Limiter<S> {
         let span = policy.calendar.as_ref().map(|calendar| calendar.span(now, self.clock.behind_the_wall()));
         Charge {
             key: item.key,
-            quota: policy.quota,
+            quota: item.own.unwrap_or(policy.quota),
             span,
             cost,
             share: Share::WHOLE,

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::access::Access;
 use super::clock::{Micros, SECOND};
 use super::gcra::{Quota, Reading};
+use super::overrides::Overridden;
 use super::policy::{Mode, Policy, PolicyId, Rules};
 use super::rollout::Arm;
 use super::store::FaultKind;
@@ -66,6 +67,8 @@ pub struct Verdict {
     pub arm: Arm,
     /// Why memory decided although Redis was wanted.
     pub fallback: Option<FaultKind>,
+    /// A limit of the subject's own, in the place of the policy's.
+    pub own: Option<Quota>,
     /// A shadow policy's subject, which must be there, is missing: no bucket was judged. (Of an enforced policy that
     /// ends the request before any verdict.)
     pub missing: bool,
@@ -74,6 +77,12 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// What it was judged by: the subject's own limit, else the policy's.
+    #[inline]
+    pub fn quota<'q>(&'q self, policy: &'q Policy) -> &'q Quota {
+        self.own.as_ref().unwrap_or(&policy.quota)
+    }
+
     /// Admits what the bucket may have had no room for.
     pub(super) fn waive(&mut self) {
         self.waived = !self.reading.allowed;
@@ -84,7 +93,7 @@ impl Verdict {
     pub(super) fn missing(policy: PolicyId, quota: Quota) -> Self {
         let reading = Reading { retry_after: None, ..quota.reading(0, 0, false) };
         let (backend, arm) = (Backend::Memory, Arm::Control);
-        Self { policy, reading, backend, arm, fallback: None, missing: true, waived: false }
+        Self { policy, reading, backend, arm, fallback: None, own: None, missing: true, waived: false }
     }
 
     /// What this policy by itself would have come to.
@@ -119,6 +128,8 @@ pub type Verdicts = SmallVec<[Verdict; 1]>;
 pub enum Ruling {
     /// Its place on a list.
     Listed(Access),
+    /// An override of one of its subjects.
+    Overridden(Access),
     /// The subject of this policy must be there and is not.
     SubjectMissing(PolicyId),
     /// Under this policy the client is shut out for so many microseconds more.
@@ -146,6 +157,7 @@ pub struct Decision {
     verdicts: Verdicts,
     binding: usize,
     ruling: Option<Ruling>,
+    overridden: Option<Overridden>,
 }
 
 impl Decision {
@@ -160,14 +172,16 @@ impl Decision {
             verdicts: SmallVec::new(),
             binding: 0,
             ruling: None,
+            overridden: None,
         }
     }
 
     /// No bucket was asked.
     pub(super) fn ruled(rules: Arc<Rules>, revision: u64, ruling: Ruling) -> Self {
         let state = match ruling {
-            Ruling::Listed(Access::Allow) => State::Allow,
-            Ruling::Listed(Access::Deny) | Ruling::SubjectMissing(_) | Ruling::Blocked(..) => State::Block,
+            Ruling::Listed(Access::Allow) | Ruling::Overridden(Access::Allow) => State::Allow,
+            Ruling::Listed(Access::Deny) | Ruling::Overridden(Access::Deny) => State::Block,
+            Ruling::SubjectMissing(_) | Ruling::Blocked(..) => State::Block,
             Ruling::StoreAway(..) => State::Throttle,
         };
         Self { state, ruling: Some(ruling), ..Self::unlimited(rules, revision) }
@@ -188,6 +202,7 @@ impl Decision {
             verdicts,
             binding: 0,
             ruling: None,
+            overridden: None,
         }
     }
 
@@ -225,7 +240,25 @@ impl Decision {
             verdicts,
             binding,
             ruling: None,
+            overridden: None,
         }
+    }
+
+    /// The same, by this override.
+    #[inline]
+    pub(super) fn overridden(mut self, by: Option<Overridden>) -> Self {
+        self.overridden = by;
+        self
+    }
+
+    pub(super) fn by_override(&self) -> Option<Overridden> {
+        self.overridden.clone()
+    }
+
+    /// The id of the override that took part: of several the first in the order of the rule's policies.
+    pub fn override_id(&self) -> Option<&str> {
+        let by = self.overridden.as_ref()?;
+        Some(&by.overrides.at(by.place).id)
     }
 
     /// Whether the request may pass.
@@ -275,7 +308,7 @@ impl Decision {
     pub fn policy_id(&self) -> Option<PolicyId> {
         match self.ruling {
             None => Some(self.verdicts.get(self.binding)?.policy),
-            Some(Ruling::Listed(_)) => None,
+            Some(Ruling::Listed(_) | Ruling::Overridden(_)) => None,
             Some(Ruling::SubjectMissing(id) | Ruling::Blocked(id, _) | Ruling::StoreAway(id, _)) => Some(id),
         }
     }

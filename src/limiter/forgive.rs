@@ -10,7 +10,8 @@ use super::access::Access;
 use super::bill::Bill;
 use super::clock::Micros;
 use super::decision::Backend;
-use super::gcra::Reading;
+use super::gcra::{Quota, Reading};
+use super::overrides::Terms;
 use super::penalty::{Blocked, Standing};
 use super::policy::{OnMissing, Policy, Rule, Rules};
 use super::store::{FaultKind, Store};
@@ -26,6 +27,10 @@ pub struct KeyState {
     pub by: Box<str>,
     /// The list on which it stands: then no bucket is asked about its requests.
     pub listed: Option<Access>,
+    /// The override in force for it.
+    pub own: Option<Own>,
+    /// What it is judged by.
+    pub quota: Quota,
     /// Who told this.
     pub backend: Backend,
     /// Why memory did although Redis was wanted.
@@ -35,6 +40,15 @@ pub struct KeyState {
     pub reading: Option<Reading>,
     /// For how many microseconds more it is shut out.
     pub blocked_for: Option<Micros>,
+}
+
+/// The override in force for one bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// What it is called.
+    pub id: Box<str>,
+    /// Whether requests are let through or refused by it; `None`: it gives another limit.
+    pub rules: Option<Access>,
 }
 
 /// What a forgiveness came to.
@@ -72,8 +86,21 @@ impl<S: Store> Limiter<S> {
                         .flatten()
                 });
                 let in_force = self.rollout.in_force();
-                let item = self.item(in_force.percent, id, policy, &identity);
+                let mut item = self.item(in_force.percent, id, policy, &identity);
+                let own = self.own_terms(item.key).map(|(id, terms)| {
+                    let rules = match terms {
+                        Terms::Block => Some(Access::Deny),
+                        Terms::Exempt | Terms::ExemptFromAll => Some(Access::Allow),
+                        Terms::Limit(quota) => {
+                            item.own = Some(quota);
+                            None
+                        }
+                    };
+                    Own { id, rules }
+                });
                 let mut state = KeyState {
+                    quota: item.own.unwrap_or(policy.quota),
+                    own,
                     policy: policy.name.clone(),
                     by: by.kind().into(),
                     listed,
@@ -91,6 +118,7 @@ impl<S: Store> Limiter<S> {
                         revision: in_force.revision,
                         ruling: None,
                         missing_in_shadow: SmallVec::new(),
+                        overridden: None,
                     };
                     let decision = self.decide(Arc::clone(rules), bill, 0, Hit { cost: 0, peek: true }).await;
                     state.fallback = decision.fallback();
@@ -166,7 +194,7 @@ impl<S: Store> Limiter<S> {
 }
 
 /// Whom `key` means to a policy, and by which subject each of them is counted.
-fn meant(policy: &Policy, key: &[&[u8]]) -> SmallVec<[(Subject, Identity); 2]> {
+pub(super) fn meant(policy: &Policy, key: &[&[u8]]) -> SmallVec<[(Subject, Identity); 2]> {
     let mut meant: SmallVec<[(Subject, Identity); 2]> = SmallVec::new();
     meant.extend(policy.by.meant_by(key).map(|identity| (policy.by.clone(), identity)));
     // Whoever comes without the subject, or sends it twice, is counted by address.

@@ -17,6 +17,7 @@ pub mod forgive;
 pub mod gcra;
 mod identity;
 pub mod memory;
+pub mod overrides;
 pub mod passage;
 pub mod penalty;
 mod places;
@@ -44,8 +45,9 @@ pub use check::Check;
 use clock::Clock;
 use decision::{Decision, Ruling};
 use memory::Memory;
+use overrides::{InForce, Overridden, Overrides, Terms, Whom};
 use penalty::{PenaltyBox, Standing};
-use policy::{Mode, OnMissing, Policy, PolicyId, Rule, Rules};
+use policy::{Mode, Policy, PolicyId, Rule, Rules};
 use recent::Moved;
 use rollout::{Arm, Percent, Rollout};
 use settle::{OpenTabs, Tab};
@@ -73,6 +75,7 @@ impl Hit {
 /// The limiter: one for the whole process, shared by its threads.
 pub struct Limiter<S: Store = NoStore> {
     rules: ArcSwap<Rules>,
+    overrides: InForce,
     memory: Memory,
     penalties: PenaltyBox,
     open_tabs: Arc<OpenTabs>,
@@ -116,6 +119,7 @@ impl<S: Store> Limiter<S> {
     pub fn new(rules: Rules, memory: Memory, seed: &[u8; 16], clock: Clock) -> Self {
         Self {
             rules: ArcSwap::from_pointee(rules),
+            overrides: InForce::default(),
             memory,
             penalties: PenaltyBox::new(),
             open_tabs: Arc::default(),
@@ -159,14 +163,16 @@ impl<S: Store> Limiter<S> {
     pub fn check_on(self: &Arc<Self>, facts: &dyn Facts, hit: Hit, tab: Option<&mut Tab>) -> Check {
         let rules = self.rules.load_full();
         let rule = rules.matching(facts);
+        let overrides = self.overrides_now();
+        let identify = |subject: &Subject| subject.identify(facts);
         if let Some(access) = rules.listed(rule, |list| list.of(facts)) {
-            return self.listed(&rules, access);
+            return self.listed(&rules, access, (rule, &identify, facts), overrides.as_ref());
         }
         let Some(rule) = rule else {
             let revision = self.rollout.in_force().revision;
             return Check::Decided(Some(Decision::unlimited(rules, revision)));
         };
-        let bill = self.bill(&rules, rule, |subject| subject.identify(facts), facts);
+        let bill = self.bill(&rules, rule, identify, facts, overrides.as_ref());
         let cost = rule.cost.saturating_mul(hit.cost);
         if let Some(tab) = tab {
             tab.open(&bill, cost, &rules, &self.open_tabs, self.clock.now());
@@ -183,16 +189,33 @@ impl<S: Store> Limiter<S> {
             let policies = rule.policies.iter().map(|&id| &rules.policy(id).by);
             policies.map(|by| list.of_key(by, &by.standing_in(key), key)).reduce(Access::and).flatten()
         });
+        let overrides = self.overrides_now();
+        let identify = |subject: &Subject| Some(subject.standing_in(key));
         if let Some(access) = listed {
-            return Some(self.listed(&rules, access));
+            let asked = (Some(rule), &identify as _, &Nothing as _);
+            return Some(self.listed(&rules, access, asked, overrides.as_ref()));
         }
-        let bill = self.bill(&rules, rule, |subject| Some(subject.standing_in(key)), &Nothing);
+        let bill = self.bill(&rules, rule, identify, &Nothing, overrides.as_ref());
         let cost = rule.cost.saturating_mul(hit.cost);
         Some(self.decide(rules, bill, cost, hit))
     }
 
-    fn listed(&self, rules: &Arc<Rules>, access: Access) -> Check {
+    /// Who stands on a list. A block is as good as the list of refusals, and so goes before an exemption there.
+    fn listed(
+        &self,
+        rules: &Arc<Rules>,
+        access: Access,
+        (rule, identify, facts): Asked<'_>,
+        overrides: Option<&Arc<Overrides>>,
+    ) -> Check {
         let revision = self.rollout.in_force().revision;
+        if let (Access::Allow, Some(rule), Some(overrides)) = (access, rule, overrides)
+            && let Some((ruling @ Ruling::Overridden(Access::Deny), by)) =
+                self.overruled(rules, rule, identify, facts, overrides)
+        {
+            let decision = Decision::ruled(Arc::clone(rules), revision, ruling);
+            return Check::Decided(Some(decision.overridden(Some(by))));
+        }
         Check::Decided(Some(Decision::ruled(Arc::clone(rules), revision, Ruling::Listed(access))))
     }
 
@@ -203,6 +226,7 @@ impl<S: Store> Limiter<S> {
         rule: &Rule,
         identify: impl Fn(&Subject) -> Option<Identity>,
         facts: &dyn Facts,
+        overrides: Option<&Arc<Overrides>>,
     ) -> Bill {
         let in_force = self.rollout.in_force();
         let mut bill = Bill {
@@ -210,27 +234,43 @@ impl<S: Store> Limiter<S> {
             revision: in_force.revision,
             ruling: None,
             missing_in_shadow: SmallVec::new(),
+            overridden: None,
         };
+        if let Some(overrides) = overrides
+            && let Some((ruling, by)) = self.overruled(rules, rule, &identify, facts, overrides)
+        {
+            (bill.ruling, bill.overridden) = (Some(ruling), Some(by));
+            return bill;
+        }
         for &id in &rule.policies {
             let policy = rules.policy(id);
-            let identity = match identify(&policy.by) {
-                Some(identity) => identity,
-                None => match policy.on_missing {
-                    OnMissing::Skip if policy.by.is_absent(facts) => continue,
-                    OnMissing::Ip | OnMissing::Skip => policy.by.address_instead(facts),
-                    OnMissing::Deny if policy.mode == Mode::Shadow => {
-                        bill.missing_in_shadow.push((id, policy.quota));
-                        continue;
-                    }
-                    OnMissing::Deny => {
-                        bill.ruling = Some(Ruling::SubjectMissing(id));
-                        return bill;
-                    }
-                },
+            let identity = match Whom::of(policy, &identify, facts) {
+                Whom::One(identity) => identity,
+                Whom::Nobody => continue,
+                Whom::Missing if policy.mode == Mode::Shadow => {
+                    bill.missing_in_shadow.push((id, policy.quota));
+                    continue;
+                }
+                Whom::Missing => {
+                    bill.ruling = Some(Ruling::SubjectMissing(id));
+                    return bill;
+                }
             };
             let mut item = self.item(in_force.percent, id, policy, &identity);
             if self.store.is_some() && id == rule.policies[0] {
                 self.rollout.count(policy.by.is_everyone(), &identity);
+            }
+            if let Some(overrides) = overrides
+                && let Some((place, terms)) = overrides.find(item.key, self.wall())
+            {
+                let by = || Overridden { overrides: Arc::clone(overrides), place };
+                bill.overridden.get_or_insert_with(by);
+                match terms {
+                    Terms::Limit(quota) => item.own = Some(quota),
+                    // One that ended since it was looked at first leaves the policy as it is.
+                    Terms::Block | Terms::ExemptFromAll => {}
+                    Terms::Exempt => continue,
+                }
             }
             if let Some(penalty) = policy.shuts_out() {
                 match self.penalties.standing(item.key, self.clock.now()) {
@@ -257,12 +297,7 @@ impl<S: Store> Limiter<S> {
         };
         let shared = (arm == Arm::Canary).then(|| Some(self.rollout.keys()?.as_ref()?.subject(identity)));
         let key = self.process_key.hash(identity).under(policy.tag);
-        Item { policy: id, key, arm, shared: shared.flatten(), who: None }
-    }
-
-    /// Puts other rules in force: the next request is judged by them. Debts stay, under the policies' names.
-    pub fn replace_rules(&self, rules: impl Into<Arc<Rules>>) {
-        self.rules.store(rules.into());
+        Item { policy: id, key, arm, shared: shared.flatten(), who: None, own: None }
     }
 
     /// The rules in force.
@@ -329,6 +364,9 @@ impl<S: Store> Limiter<S> {
         self.penalties.sweep(shard, within.unwrap_or(0), now);
     }
 }
+
+/// Who asks for what: the rule, how its subjects are told, the facts.
+type Asked<'a> = (Option<&'a Rule>, &'a dyn Fn(&Subject) -> Option<Identity>, &'a dyn Facts);
 
 /// The facts of a bare key.
 struct Nothing;

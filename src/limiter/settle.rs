@@ -24,7 +24,7 @@ use super::bill::{self, Bill, Charges};
 use super::charge::Charge;
 use super::clock::Micros;
 use super::decision::{Backend, Decision, Verdict, Verdicts};
-use super::gcra::Reading;
+use super::gcra::{Quota, Reading};
 use super::places;
 use super::policy::{Policy, PolicyId, Rules};
 use super::share::Share;
@@ -48,6 +48,8 @@ struct Item {
     policy: PolicyId,
     key: Key,
     shared: Option<SubjectHash>,
+    /// What it was judged by.
+    quota: Quota,
     charged: Micros,
     /// What was charged on other open tabs of the bucket: some of it may be given back yet.
     open_before: Micros,
@@ -63,9 +65,10 @@ impl Tab {
         now: Micros,
     ) {
         let item = |item: &bill::Item| {
-            let charged = rules.policy(item.policy).quota.charge(cost);
+            let quota = item.own.unwrap_or(rules.policy(item.policy).quota);
+            let charged = quota.charge(cost);
             let open_before = open_tabs.open(item.key, charged);
-            Item { policy: item.policy, key: item.key, shared: item.shared, charged, open_before }
+            Item { policy: item.policy, key: item.key, shared: item.shared, quota, charged, open_before }
         };
         let items = bill.items.iter().map(item).collect();
         *self = Self { items, cost, opened_at: now, open_tabs: Some(Arc::clone(open_tabs)) };
@@ -145,7 +148,7 @@ impl<S: Store> Limiter<S> {
             let Some(item) = tab.items.iter().find(|item| item.policy == verdict.policy) else { continue };
             let policy = rules.policy(item.policy);
             let due = self.due(item, policy, verdict, (tab, actual, now));
-            verdict.reading = told(policy, verdict.reading, tab.cost, actual);
+            verdict.reading = told((policy, &item.quota), verdict.reading, tab.cost, actual);
             let Some(due) = due else { continue };
             if verdict.backend == Backend::Redis && may_ask {
                 there.push(due);
@@ -160,7 +163,8 @@ impl<S: Store> Limiter<S> {
         } else {
             Settling::Asking(Box::pin(Arc::clone(self).settle_everywhere(Arc::clone(rules), there)))
         };
-        let decision = Decision::of(Arc::clone(rules), decision.revision, verdicts);
+        let overridden = decision.by_override();
+        let decision = Decision::of(Arc::clone(rules), decision.revision, verdicts).overridden(overridden);
         Some(Settlement { decision, outcome })
     }
 
@@ -172,7 +176,7 @@ impl<S: Store> Limiter<S> {
         verdict: &Verdict,
         (tab, actual, now): (&Tab, u32, Micros),
     ) -> Option<Due> {
-        let quota = policy.quota;
+        let quota = item.quota;
         let span = policy.calendar.as_ref().map(|calendar| calendar.span(now, self.clock.behind_the_wall()));
         let units = actual.abs_diff(tab.cost);
         let charge = Charge { key: item.key, quota, span, cost: units, share: Share::WHOLE, enforce: false };
@@ -213,9 +217,10 @@ impl<S: Store> Limiter<S> {
             .filter_map(|(item, reading)| {
                 let policy = rules.policy(item.policy);
                 let verdict = item.verdict(Backend::Redis, None, reading);
-                let charged = policy.quota.charge(cost);
-                let bill::Item { policy: id, key, shared, .. } = *item;
-                let item = Item { policy: id, key, shared, charged, open_before: 0 };
+                let bill::Item { policy: id, key, shared, own, .. } = *item;
+                let quota = own.unwrap_or(policy.quota);
+                let item =
+                    Item { policy: id, key, shared, quota, charged: quota.charge(cost), open_before: 0 };
                 self.due(&item, policy, &verdict, (&tab, 0, now))
             })
             .collect();
@@ -301,8 +306,7 @@ impl<S: Store> Limiter<S> {
 }
 
 /// What a bucket would have said of a request that cost `actual` rather than `cost`.
-fn told(policy: &Policy, reading: Reading, cost: u32, actual: u32) -> Reading {
-    let quota = &policy.quota;
+fn told((policy, quota): (&Policy, &Quota), reading: Reading, cost: u32, actual: u32) -> Reading {
     let amount = quota.charge(actual.abs_diff(cost));
     let debt = match actual > cost {
         true => reading.debt.saturating_add(amount),

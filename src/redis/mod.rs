@@ -14,6 +14,7 @@ mod login;
 #[cfg(feature = "server")]
 pub mod needs;
 mod offset;
+mod overrides;
 mod plain;
 pub mod probe;
 mod secret;
@@ -29,6 +30,7 @@ pub mod wire;
 
 pub use link::{LinkState, Options};
 pub use login::{BadLogin, Login, LoginFiles, Logins};
+pub use overrides::{OverrideLine, SharedOverrides};
 pub use secret::{derive, peer_key};
 pub use shared_record::{Brought, RecordOrder};
 pub use spent::Spending;

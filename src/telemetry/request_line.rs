@@ -39,6 +39,9 @@ struct Line<'a> {
     rate_limit_state: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     listed: Option<&'a str>,
+    /// The id of the override that took part.
+    #[serde(rename = "override", skip_serializing_if = "Option::is_none")]
+    overridden: Option<&'a str>,
     limit: Option<u32>,
     remaining: Option<u32>,
     retry_after_ms: u64,
@@ -109,7 +112,8 @@ impl RequestLines {
                         Some(Ruling::Listed(access)) => Some(access.as_str()),
                         _ => None,
                     },
-                    limit: bound.map(|(policy, _)| policy.quota.limit()),
+                    overridden: decision.and_then(|decision| decision.override_id()),
+                    limit: bound.map(|(policy, verdict)| verdict.quota(policy).limit()),
                     remaining: bound.map(|(_, verdict)| verdict.reading.remaining),
                     retry_after_ms: decision
                         .and_then(|decision| decision.retry_after())

@@ -39,6 +39,8 @@ mod logs;
 mod observed;
 mod openapi;
 mod outages;
+mod overrides;
+mod overrides_fleet;
 mod record;
 mod reload;
 mod reload_load;

@@ -6,10 +6,12 @@
 mod fault;
 mod keep;
 mod open;
+mod overrides;
 mod rows;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -38,6 +40,8 @@ pub struct Database {
     most_rows: u32,
     observer: Arc<dyn Observer>,
     state: Mutex<State>,
+    /// How often it was opened: what is there may be another file by now.
+    opened: AtomicU64,
 }
 
 struct State {
@@ -50,7 +54,7 @@ impl Database {
     /// One at `place` that keeps so many rows of the trail. Nothing is opened yet.
     pub fn new(place: Place, most_rows: u32, observer: Arc<dyn Observer>) -> Arc<Self> {
         let state = Mutex::new(State { open: None, trouble: None });
-        Arc::new(Self { place, most_rows, observer, state })
+        Arc::new(Self { place, most_rows, observer, state, opened: AtomicU64::new(0) })
     }
 
     /// Opens it, makes it if it is not there, and brings its tables up to date.
@@ -64,6 +68,7 @@ impl Database {
                     self.observer.observe(&Event::DiskShared { place: &self.name() });
                 }
                 let old = self.state.lock().open.replace(open);
+                self.opened.fetch_add(1, Ordering::Relaxed);
                 if let Some(old) = old {
                     old.close();
                 }
@@ -149,6 +154,35 @@ impl Database {
     pub(super) async fn write(&self, records: &[Stored], rows: &[AuditRow]) -> Result<(), DiskFault> {
         let pool = self.pool()?;
         let written = rows::write(&pool, records, rows, self.most_rows).await;
+        written.map_err(|error| self.failed(fault::of(&error, &self.name())))?;
+        self.still_there().await?;
+        self.works();
+        Ok(())
+    }
+
+    /// How often it was opened. Whoever keeps something in it looks again what is there when this has changed.
+    pub(super) fn opened(&self) -> u64 {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    /// The overrides that are kept, as they were written.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub(super) async fn overrides(&self) -> Result<Vec<String>, DiskFault> {
+        let read = overrides::load(&self.pool()?).await;
+        read.map_err(|error| self.failed(fault::of(&error, &self.name())))
+    }
+
+    /// Keeps overrides, each in the place of what has its id; without a text it is forgotten. All or none.
+    ///
+    /// # Errors
+    /// As [`Database::write`].
+    pub(super) async fn keep_overrides(
+        &self,
+        overrides: &[(String, Option<String>)],
+    ) -> Result<(), DiskFault> {
+        let written = overrides::write(&self.pool()?, overrides).await;
         written.map_err(|error| self.failed(fault::of(&error, &self.name())))?;
         self.still_there().await?;
         self.works();

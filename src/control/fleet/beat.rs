@@ -85,6 +85,8 @@ impl Fleet {
         if let Ok(there) = there {
             self.settle(store, there.as_deref()).await;
         }
+        // What fails now is what the next beat does.
+        let _ = self.share_overrides(store).await;
     }
 
     /// Ours or theirs: the newer is everybody's.

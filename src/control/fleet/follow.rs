@@ -78,6 +78,7 @@ impl Fleet {
             let what = What::Record(Box::new(ours));
             self.tell_peer(peer, &Message { from: self.id, telling: rand::random(), what }).await;
         }
+        self.hand_overrides_to(peer).await;
     }
 
     /// Tells one peer. Its id, when it has done it.

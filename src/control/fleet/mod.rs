@@ -4,6 +4,7 @@
 mod beat;
 mod carrier;
 mod follow;
+mod overrides;
 pub mod peer_api;
 mod peers;
 pub mod registry;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
+use super::overrides::Book;
 use super::record::Steering;
 use crate::config::UpstreamUrl;
 use crate::limiter::Limiter;
@@ -70,6 +72,10 @@ pub struct Fleet {
     exposure: Arc<Exposure>,
     /// What all agree on. It holds the way to the others itself: so it comes later, and is held loosely.
     steering: OnceLock<Weak<Steering>>,
+    /// Single subjects' own terms.
+    overrides: Arc<Book>,
+    /// How far what Redis has of them is known.
+    overrides_there: tokio::sync::Mutex<overrides::There>,
     /// Where the admin API listens.
     admin: OnceLock<String>,
     heartbeat: Option<Duration>,
@@ -94,6 +100,7 @@ impl Fleet {
     pub fn new(
         limiter: Arc<Limiter<RedisStore>>,
         options: Options,
+        overrides: Arc<Book>,
         observer: Arc<dyn Observer>,
     ) -> std::io::Result<Arc<Self>> {
         let Options { name, heartbeat, peers, peer_key, clock, exposure } = options;
@@ -110,6 +117,8 @@ impl Fleet {
             clock,
             exposure,
             steering: OnceLock::new(),
+            overrides,
+            overrides_there: tokio::sync::Mutex::default(),
             admin: OnceLock::new(),
             heartbeat,
             registry: Registry::default(),
@@ -210,6 +219,7 @@ impl Fleet {
             started_at: self.started_at.clone(),
             admin: self.admin.get().cloned(),
             listens: self.listens.load(Ordering::Relaxed),
+            overrides: self.overrides.digest(),
             at: self.now() / 1_000,
         })
     }

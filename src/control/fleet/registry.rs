@@ -37,6 +37,9 @@ pub struct Row {
     /// Whether it hears at once what is told through Redis; else by its next beat.
     #[serde(default)]
     pub listens: bool,
+    /// What tells its overrides from others; empty: a version that has none.
+    #[serde(default)]
+    pub overrides: String,
     /// When it said so, in milliseconds of the fleet's clock.
     pub at: u64,
 }
@@ -126,6 +129,7 @@ pub(super) fn row(id: u64, revision: u64) -> Row {
         started_at: "now".into(),
         admin: None,
         listens: true,
+        overrides: String::new(),
         at: 1,
     }
 }

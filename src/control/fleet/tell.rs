@@ -13,6 +13,7 @@ use super::registry::{Row, id_text};
 use super::seal::{open, seal};
 use super::shared::Shared;
 use crate::control::keys;
+use crate::control::overrides::{Entry, Origin};
 use crate::control::record::Source;
 use crate::limiter::store::FaultKind;
 use crate::redis::RedisStore;
@@ -38,6 +39,8 @@ pub(super) enum What {
     Forgive { rule: String, key: Vec<String> },
     /// This is the record.
     Record(Box<Shared>),
+    /// These overrides.
+    Overrides(Vec<Entry>),
     /// Who listens?
     Hello,
     /// The sender ends. Nobody answers.
@@ -209,6 +212,10 @@ impl Fleet {
                 }
                 None => false,
             },
+            What::Overrides(entries) => {
+                self.overrides.merge(entries, Origin::Fleet);
+                true
+            }
             What::Forgive { rule, key } => {
                 let rules = self.limiter.rules();
                 if let Some(rule) = rules.named(&rule) {

@@ -38,6 +38,7 @@ fn written(sets: Sets, bound: usize, policies: Vec<(Policy, Said)>) -> Vec<(Stri
         backend: Backend::Memory,
         arm: Arm::Control,
         fallback: None,
+        own: None,
         missing: false,
         waived: false,
     };
