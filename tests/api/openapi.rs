@@ -101,7 +101,12 @@ impl Described<'_> {
         body: Option<Value>,
         headers: &[(&str, &str)],
     ) -> Value {
-        let bare = path.split('?').next().unwrap();
+        let asked = path.split('?').next().unwrap();
+        // The only part of a path that is not written out.
+        let bare = match asked.strip_prefix("/admin/overrides/") {
+            Some(_) => "/admin/overrides/{id}",
+            None => asked,
+        };
         let operation = &self.document["paths"][bare][method.to_lowercase()];
         assert!(operation.is_object(), "{method} {bare}");
         let base = bases(self.tidegate, operation).remove(0);
@@ -203,6 +208,24 @@ async fn what_the_real_server_answers_is_as_the_document_says() {
     assert_eq!(blocked["total"], 1, "{blocked}");
     ask.ask("DELETE", "/admin/keys?key=k&key=192.0.2.1", None, &[]).await;
     ask.ask("GET", "/admin/keys", None, &[]).await;
+    let own = |effect: Value| {
+        let (keys, reason) = (["k", "192.0.2.9"], "the document");
+        Some(
+            json!({"rule": "default", "policy": "one", "keys": keys, "effect": effect, "expires_in": "1h", "reason": reason}),
+        )
+    };
+    let put = ask.ask("PUT", "/admin/overrides", own(json!("exempt")), &[]).await;
+    ask.ask("DELETE", &format!("/admin/overrides/{}", put["id"].as_str().unwrap()), None, &[]).await;
+    let limit = || own(json!({"limit": "9/minute", "burst": 3}));
+    ask.ask("PUT", "/admin/overrides/a", limit(), &[]).await;
+    ask.ask("PUT", "/admin/overrides/a", limit(), &[]).await;
+    ask.ask("PUT", "/admin/overrides/a", limit(), &[("if-match", "*")]).await;
+    ask.ask("PUT", "/admin/overrides/a", limit(), &[("if-match", "\"9\"")]).await;
+    ask.ask("PUT", "/admin/overrides/a", own(json!("free")), &[]).await;
+    ask.ask("GET", "/admin/overrides/a", None, &[]).await;
+    ask.ask("GET", "/admin/overrides/b", None, &[]).await;
+    ask.ask("GET", "/admin/overrides?limit=1", None, &[]).await;
+    ask.ask("GET", "/admin/keys?key=k&key=192.0.2.9", None, &[]).await;
     ask.ask("GET", "/admin/policies", None, &[]).await;
     ask.ask("GET", "/admin/policies", None, &[("if-none-match", "*")]).await;
 
