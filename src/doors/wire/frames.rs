@@ -16,6 +16,10 @@ pub(in crate::doors) const MOST_STREAMS: u32 = 2 * STREAMS;
 /// at 24 576 names; the shortest new name takes five bytes.
 const LONGEST_BLOCK: usize = 64 * 1024;
 
+/// Who has so many streams open that are not over does not keep to the limit at all: each costs memory until its refusal is
+/// out, and a client that opens them faster than they are refused would take as much as it likes.
+pub(super) const FAR_TOO_MANY: u64 = 8 * STREAMS as u64;
+
 const PREFACE: usize = 24;
 const FRAME_HEAD: usize = 9;
 const HEADERS: u8 = 1;
@@ -33,11 +37,15 @@ pub(super) struct Watched {
     ahead: usize,
     /// Of the block of headers that is under way.
     block: usize,
+    /// How many streams were opened.
+    pub(super) opened: u64,
+    /// The last of them.
+    last: u32,
 }
 
 impl Default for Watched {
     fn default() -> Self {
-        Self { head: [0; FRAME_HEAD], filled: 0, ahead: PREFACE, block: 0 }
+        Self { head: [0; FRAME_HEAD], filled: 0, ahead: PREFACE, block: 0, opened: 0, last: 0 }
     }
 }
 
@@ -58,6 +66,12 @@ impl Watched {
             if self.filled == FRAME_HEAD {
                 self.filled = 0;
                 self.ahead = length(&self.head);
+                let [.., a, b, c, d] = self.head;
+                let stream = u32::from_be_bytes([a & 0x7F, b, c, d]);
+                // A second block of a stream is its trailers.
+                if self.head[3] == HEADERS && stream > self.last {
+                    (self.last, self.opened) = (stream, self.opened + 1);
+                }
                 self.block = match self.head[3] {
                     HEADERS => self.ahead,
                     // An empty one is something, too.

@@ -65,6 +65,8 @@ pub struct Line {
     patience: Patience,
     /// Requests under way.
     busy: Cell<u32>,
+    /// How many are over.
+    over: Cell<u64>,
     /// When the last one ended; before the first, when the connection came.
     rested: Cell<Instant>,
     hold: RefCell<Hold>,
@@ -104,6 +106,7 @@ impl Line {
     pub(super) fn ends(&self) {
         let busy = self.busy.get().saturating_sub(1);
         self.busy.set(busy);
+        self.over.set(self.over.get() + 1);
         if busy == 0 {
             self.rested.set(Instant::now());
             // An idle connection has deadlines that a busy one has not.
@@ -141,6 +144,7 @@ impl Wire {
             http2,
             patience,
             busy: Cell::new(0),
+            over: Cell::new(0),
             rested: Cell::new(Instant::now()),
             hold: RefCell::new(Hold::Free),
             unread: RefCell::new(unread),
@@ -233,9 +237,14 @@ impl AsyncRead for Wire {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
+        if let (Some(frames), 0) = (&this.frames, this.line.busy.get()) {
+            // Streams that were reset before they were requests are over as well.
+            this.line.over.set(frames.0.opened);
+        }
         let outcome = this.line.poll_bytes(context, buffer);
         if let Some(frames) = &mut this.frames
-            && frames.0.is_too_much(&buffer.filled()[before..])
+            && (frames.0.is_too_much(&buffer.filled()[before..])
+                || frames.0.opened.saturating_sub(this.line.over.get()) > frames::FAR_TOO_MANY)
         {
             buffer.set_filled(before);
             this.line.doubt.ended.set(true);
