@@ -20,12 +20,12 @@ const BYTES_A_POLICY: f64 = 140.0;
 const REST_OF_A_KEY: usize = 36;
 /// The fleet's secret is looked at every ten minutes where Redis keeps it.
 const SECRET_LOOKS: f64 = 144.0;
-/// A heartbeat is a script, and a look at the rollout's record,
-const CALLS_A_BEAT: f64 = 2.0;
+/// A heartbeat is a script, a look at the rollout's record, and a script about overrides,
+const CALLS_A_BEAT: f64 = 3.0;
 /// and the script runs two commands.
-const COMMANDS_A_BEAT: f64 = 4.0;
+const COMMANDS_A_BEAT: f64 = 7.0;
 /// What a beat takes on the wire, both ways, and what each instance adds to that by its row: at most this, measured.
-const BYTES_A_BEAT: f64 = 1_300.0;
+const BYTES_A_BEAT: f64 = 3_700.0;
 const BYTES_A_ROW: f64 = 450.0;
 /// Who knows of no other instance beats once a minute at most.
 const SECONDS_ALONE: f64 = 60.0;
