@@ -173,7 +173,7 @@ async fn the_cost_is_shown_for_each_plan_with_the_date_of_its_figures() {
         "❌ Upstash: Free",
         "commands a month: 18 172 944 of 500 000",
         "Upstash: Pay as you go",
-        "$36.08 a month",
+        "$36.35 a month",
         "Redis Cloud: Essentials, free",
         "Amazon ElastiCache: cache.t3.micro, one node",
         "The providers' figures are of 20",
