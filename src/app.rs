@@ -18,6 +18,7 @@ use crate::config::{AdminAddr, Settings};
 use crate::control::api::Admin;
 use crate::control::audit::Audit;
 use crate::control::database::{keep_record, take_up};
+use crate::control::events::Listeners;
 use crate::control::fleet::{Fleet, Way};
 use crate::control::guard;
 use crate::control::openapi::Description;
@@ -228,6 +229,7 @@ impl Application {
                 fleet: Arc::clone(&fleet),
                 reckoning: settled::reckoning(settings),
                 overrides: Arc::clone(&overrides),
+                listeners: Listeners::default(),
             }),
             reloading: web::Data::new(reloading),
             guessing,

@@ -23,6 +23,7 @@ use crate::control::fleet;
 use crate::control::guard;
 use crate::control::idempotency::{self, Answers};
 use crate::control::openapi::{self, Description};
+use crate::control::page;
 use crate::control::refusals::Refusals;
 use crate::control::reload_api::Reloading;
 use crate::control::routes;
@@ -85,6 +86,10 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
                 own_pages(app, parts, &prefix);
                 if with_admin {
                     admin_pages(app, parts, &prefix, false);
+                    // At the root it would hide the upstream's.
+                    if !prefix.is_empty() {
+                        operators_page(app, &prefix);
+                    }
                 }
                 everything_else(app, parts, gateway.cloned());
             })
@@ -126,6 +131,7 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
                 .configure(|app| {
                     health_pages(app, &parts, "");
                     admin_pages(app, &parts, "", open_metrics);
+                    operators_page(app, "");
                 })
                 .default_service(web::to(not_found))
                 .wrap(TracingLogger::<RootSpan>::new())
@@ -226,6 +232,17 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_p
             // Outside the token: guesses are what it counts.
             .wrap(Governor::new(&parts.guessing)),
     );
+}
+
+/// The page, and below it its files. Without a token: see there.
+fn operators_page(app: &mut web::ServiceConfig, prefix: &str) {
+    let get_or_head = |resource: actix_web::Resource| resource.get(page::page).head(page::page);
+    if !prefix.is_empty() {
+        // Who leaves out the last slash is shown where it is.
+        app.service(get_or_head(web::resource(prefix)));
+    }
+    app.service(get_or_head(routes::UI.under(prefix)))
+        .service(routes::UI_FILES.under(prefix).get(page::file).head(page::file));
 }
 
 /// Judged, then forwarded: whatever is no page of ours, `OPTIONS *` too.

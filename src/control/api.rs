@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::Audit;
 use super::dry_run::{self, Reckoning};
+use super::events::Listeners;
 use super::fleet::Fleet;
 use super::guard::{forbid, too_narrow};
 use super::overrides::Book;
 use super::record::{Change, Outcome, Record, RecordView, Refusal, Steering};
 use super::reload_api::Reloading;
-use super::status::{DatabaseView, RedisView, Status, StatusView};
+use super::status::{Around, CallerView, DatabaseView, RedisView, Status};
 use super::tokens::Bearer;
 use crate::config::Scope;
 use crate::doors::exchange::request_id;
@@ -45,6 +46,8 @@ pub struct Admin {
     pub reckoning: Option<Reckoning>,
     /// Single subjects' own terms.
     pub overrides: Arc<Book>,
+    /// Who listens to how things stand.
+    pub listeners: Listeners,
 }
 
 #[derive(Serialize)]
@@ -177,15 +180,38 @@ pub async fn roll_back(
 }
 
 /// `GET /admin/status`
-pub async fn status(admin: web::Data<Admin>, reloading: web::Data<Reloading>) -> HttpResponse {
+pub async fn status(
+    request: HttpRequest,
+    admin: web::Data<Admin>,
+    reloading: web::Data<Reloading>,
+) -> HttpResponse {
+    let bearer = request.extensions().get::<Bearer>().cloned();
+    let Some(Ok(status)) = bearer.map(|bearer| status_in_json(&admin, &reloading, &bearer)) else {
+        return HttpResponse::InternalServerError().finish();
+    };
+    HttpResponse::Ok().content_type("application/json").body(status)
+}
+
+/// How everything stands, as `bearer` may know it.
+pub(super) fn status_in_json(
+    admin: &Admin,
+    reloading: &Reloading,
+    bearer: &Bearer,
+) -> serde_json::Result<String> {
     let record = admin.steering.record();
-    let policies = reloading.status();
     let database = admin.audit.database();
     let database = DatabaseView::new(database.name(), database.trouble().as_ref());
-    let environment = admin.steering.environment();
-    let around = (database, admin.fleet.view());
-    let view: StatusView<'_> = admin.status.view(RecordView::from(&record), environment, around, policies);
-    HttpResponse::Ok().json(view)
+    let around = Around {
+        record: &record,
+        environment: admin.steering.environment(),
+        now: admin.fleet.now(),
+        database,
+        exposure: admin.fleet.exposure(),
+        fleet: admin.fleet.view(),
+        policies: reloading.status(),
+        caller: CallerView::of(bearer),
+    };
+    serde_json::to_string(&admin.status.view(around))
 }
 
 /// `GET /metrics`: OpenMetrics for who asks for it, else the text format that every scraper reads.

@@ -7,7 +7,7 @@ use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::middleware::{Next, from_fn};
 use actix_web::{HttpResponse, Resource, web};
 
-use super::{api, audit, fleet, guard, keys, overrides, reload_api};
+use super::{api, audit, events, fleet, guard, keys, overrides, reload_api};
 use crate::config::Scope;
 use crate::doors::problem::{Cause, Problem};
 
@@ -51,8 +51,13 @@ pub const DOCS: Page = page("/docs", &[Method::GET], true);
 pub const DOCS_STYLE: Page = page("/docs/style.css", &[Method::GET], true);
 /// For other instances.
 pub const PEERS: Page = page(fleet::PATH, &[Method::GET, Method::POST], false);
+/// The operator's, which needs no token itself: what it shows does.
+pub const UI: Page = page("/", &[Method::GET, Method::HEAD], true);
+/// What it is made of.
+pub const UI_FILES: Page = page("/ui/{name}", &[Method::GET, Method::HEAD], true);
 /// All of them.
-pub const PAGES: [Page; 8] = [HEALTHZ, READYZ, CHECK, METRICS, OPENAPI, DOCS, DOCS_STYLE, PEERS];
+pub const PAGES: [Page; 10] =
+    [HEALTHZ, READYZ, CHECK, METRICS, OPENAPI, DOCS, DOCS_STYLE, UI, UI_FILES, PEERS];
 
 const fn page(path: &'static str, methods: &'static [Method], is_open: bool) -> Page {
     Page { path, methods, is_open }
@@ -68,7 +73,7 @@ impl Page {
 }
 
 /// The table. Routes of one path stand together.
-pub static ROUTES: [AdminRoute; 14] = [
+pub static ROUTES: [AdminRoute; 15] = [
     // Reading reveals no secret, but names of clients.
     row(Method::GET, "/rollout", Scope::Read, || web::get().to(api::rollout)),
     // Lowering; to raise, the handler wants admin.
@@ -85,6 +90,7 @@ pub static ROUTES: [AdminRoute; 14] = [
     row(Method::GET, "/audit", Scope::Read, || web::get().to(audit::audit)),
     row(Method::POST, "/reload", Scope::Admin, || web::post().to(reload_api::reload)),
     row(Method::GET, "/status", Scope::Read, || web::get().to(api::status)),
+    row(Method::GET, "/events", Scope::Read, || web::get().to(events::events)),
 ];
 
 const fn row(

@@ -7,9 +7,12 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
 use super::database::DiskFault;
+use super::figures::{self, Figures};
 use super::fleet::FleetView;
-use super::record::{Environment, RecordView};
+use super::record::{Environment, Record, RecordView};
 use super::reload_api::PoliciesStatus;
+use super::standing::Standing;
+use super::tokens::Bearer;
 use crate::doors::health::Readiness;
 use crate::limiter::breaker::State;
 use crate::limiter::clock::Micros;
@@ -126,7 +129,11 @@ pub struct StatusView<'a> {
     version: &'static str,
     started_at: String,
     uptime_seconds: u64,
+    /// What is in force and why, in words.
+    standing: Standing,
     rollout: RecordView<'a>,
+    /// For `If-Match`: the tag of the record above.
+    etag: String,
     percent_in_force: f64,
     pinned_by_env: bool,
     disabled_by_env: Option<&'static str>,
@@ -142,6 +149,57 @@ pub struct StatusView<'a> {
     database: DatabaseView,
     /// Every instance, as far as this one knows.
     fleet: FleetView,
+    /// How many requests the percentage in force is of.
+    requests: RequestsView,
+    /// Share of the canary's decisions of the last minute that Redis made; `null`: there were none.
+    exposure: Option<f64>,
+    /// Who asks, and what for.
+    caller: CallerView,
+    /// Figures of `/metrics`, with policies added up.
+    figures: Figures,
+}
+
+/// The requests of the last minutes in the admin API's words.
+#[derive(Debug, Serialize)]
+struct RequestsView {
+    samples: u64,
+    minutes: f64,
+    /// Which share of them the rollout means for Redis, 0 to 1; `null`: there were none.
+    share: Option<f64>,
+}
+
+/// The bearer of the token.
+#[derive(Debug, Serialize)]
+pub struct CallerView {
+    name: String,
+    scope: &'static str,
+}
+
+impl CallerView {
+    /// Of a bearer.
+    pub(super) fn of(bearer: &Bearer) -> Self {
+        Self { name: bearer.name.clone(), scope: bearer.scope.as_str() }
+    }
+}
+
+/// What others know.
+pub struct Around<'a> {
+    /// The record.
+    pub record: &'a Record,
+    /// What this process was started with.
+    pub environment: Environment,
+    /// Of the fleet's clock.
+    pub now: Micros,
+    /// The disk.
+    pub database: DatabaseView,
+    /// Share of the canary's decisions of the last minute that Redis made.
+    pub exposure: Option<f64>,
+    /// Every instance.
+    pub fleet: FleetView,
+    /// The policies in force.
+    pub policies: PoliciesStatus,
+    /// Who asks.
+    pub caller: CallerView,
 }
 
 /// The disk in the admin API's words.
@@ -158,6 +216,11 @@ impl DatabaseView {
     pub(super) fn new(place: String, trouble: Option<&DiskFault>) -> Self {
         let state = if trouble.is_some() { "away" } else { "ok" };
         Self { place, state, trouble: trouble.map(ToString::to_string) }
+    }
+
+    /// What is wrong with it.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.clone()
     }
 }
 
@@ -219,7 +282,7 @@ impl Status {
     }
 
     /// How much of its keys Redis decides, in percent, where that is a cluster of which some nodes are away.
-    fn part_in_use(&self) -> Option<f64> {
+    pub(super) fn part_in_use(&self) -> Option<f64> {
         let nodes = self.limiter.store()?.nodes()?;
         let closed = nodes.iter().filter(|node| node.link.breaker == State::Closed);
         let percent = closed.map(|node| node.percent).sum::<f64>().min(100.0);
@@ -275,19 +338,17 @@ impl Status {
     }
 
     /// Everything.
-    pub fn view<'a>(
-        &self,
-        rollout: RecordView<'a>,
-        environment: Environment,
-        (database, fleet): (DatabaseView, FleetView),
-        policies: PoliciesStatus,
-    ) -> StatusView<'a> {
+    pub fn view<'a>(&self, around: Around<'a>) -> StatusView<'a> {
+        let standing = self.standing(&around);
+        let Around { record, environment, database, exposure, fleet, policies, caller, .. } = around;
         let memory = self.limiter.memory();
         StatusView {
             version: env!("CARGO_PKG_VERSION"),
             started_at: self.started_at.to_rfc3339_opts(SecondsFormat::Millis, true),
             uptime_seconds: self.started.elapsed().as_secs(),
-            rollout,
+            standing,
+            rollout: RecordView::from(record),
+            etag: record.etag(),
             percent_in_force: self.percent_in_force(),
             pinned_by_env: environment.pinned,
             disabled_by_env: environment.hard_off,
@@ -310,6 +371,22 @@ impl Status {
             },
             database,
             fleet,
+            requests: self.requests(),
+            exposure,
+            caller,
+            figures: figures::of_scrape(&self.scrape(false)),
+        }
+    }
+
+    /// What the share in force is of the requests of the last minutes.
+    fn requests(&self) -> RequestsView {
+        let in_force = self.limiter.rollout().in_force().percent;
+        let moved = self.limiter.moved(Percent::NONE, in_force);
+        let share = (moved.samples > 0).then(|| moved.moving / moved.samples as f64);
+        RequestsView {
+            samples: moved.samples,
+            minutes: (moved.over as f64 / 6_000_000.0).round() / 10.0,
+            share: share.map(|share| (share * 10_000.0).round() / 10_000.0),
         }
     }
 }

@@ -4,6 +4,8 @@ mod backoff;
 pub mod charge;
 pub mod cluster;
 mod connect;
+#[cfg(feature = "server")]
+pub mod cure;
 mod fault;
 mod fleet;
 mod fresh;

@@ -116,6 +116,11 @@ impl RedisStore {
         self.state().breaker == State::Closed
     }
 
+    /// What its keys begin with.
+    pub fn namespace(&self) -> &str {
+        &self.0.options.namespace
+    }
+
     /// How long until Redis is tried next; `None` while it is in use or being tried.
     pub fn next_probe_in(&self) -> Option<Duration> {
         let next = self.state().next_probe?;

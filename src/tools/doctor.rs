@@ -5,7 +5,6 @@
 //! reserved key.
 
 mod cluster;
-mod cure;
 mod info;
 mod inside;
 mod report;
@@ -14,13 +13,14 @@ mod way_in;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-pub use cure::LEAST_PERMISSIONS;
+pub use crate::redis::cure::LEAST_PERMISSIONS;
 pub use report::{Latency, Outcome, Report, STEPS, Step, Verdict};
 
 use crate::config::{Errors, Redis, Settings};
 use crate::limiter::clock::Micros;
 use crate::limiter::decision::Backend;
 use crate::limiter::store::{Fault, FaultKind};
+use crate::redis::cure::cure;
 use crate::redis::wire::Probe;
 use inside::Inside;
 use way_in::way_in;
@@ -164,7 +164,7 @@ impl Examination<'_> {
 
     /// The step failed: its kind's cure, or a better one.
     fn fail(&mut self, fault: &Fault, better: Option<String>) -> Stop {
-        let cure = better.unwrap_or_else(|| cure::cure(fault, &self.redis.namespace));
+        let cure = better.unwrap_or_else(|| cure(fault, &self.redis.namespace));
         // No server is known to repeat the password. One that does is not quoted, and no word is cut out of what it
         // says either: the gap would tell.
         let target = &self.redis.target;

@@ -184,6 +184,11 @@ impl Fleet {
         shared.unwrap_or_else(|| self.clock.now().saturating_add_signed(self.clock.behind_the_wall()))
     }
 
+    /// Share of the canary's decisions of the last minute that Redis made here; `None`: there were none.
+    pub fn exposure(&self) -> Option<f64> {
+        self.exposure.ratio(self.clock.now())
+    }
+
     fn steering(&self) -> Option<Arc<Steering>> {
         self.steering.get()?.upgrade()
     }

@@ -55,6 +55,11 @@ impl FleetView {
     pub(in crate::control) fn instances(&self) -> usize {
         self.instances
     }
+
+    /// Whether all that are there have the same record in force.
+    pub(in crate::control) fn agreed(&self) -> bool {
+        self.agreed
+    }
 }
 
 impl Fleet {

@@ -1,12 +1,13 @@
-//! What to do about a fault: one text a kind, which agrees with the table in docs/when-redis-is-away.md.
+//! What to do about a fault: one text a kind, which agrees with the table in docs/when-redis-is-away.md. The doctor says it,
+//! and the operator's page.
 
 use crate::limiter::store::{Fault, FaultKind};
 
 /// What a user of tidegate in Redis must be allowed for decisions; `tidegate:` is `redis.namespace`.
 pub const LEAST_PERMISSIONS: &str = "+evalsha +eval +get +set +mget +time";
 
-/// How to mend a fault.
-pub(super) fn cure(fault: &Fault, namespace: &str) -> String {
+/// How to mend a fault. `namespace` is `redis.namespace`.
+pub fn cure(fault: &Fault, namespace: &str) -> String {
     let says = |words: &str| fault.detail.contains(words);
     match fault.kind {
         FaultKind::Timeout => "nobody answers there: look at host and port in REDIS_URL, at firewalls and security groups between here and there, and whether Redis hangs".into(),
