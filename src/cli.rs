@@ -3,6 +3,7 @@
 mod load_test;
 
 use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -229,7 +230,7 @@ fn serve(loaded: &Loaded) -> ExitCode {
         let application = Application::build(&loaded.settings, &loaded.warnings)
             .await
             .map_err(|error| error.to_string())?;
-        tell_token(application.made_token.as_deref());
+        tell_token(application.made_token.as_deref(), application.addresses().admin);
         application.run_until_stopped().await.map_err(|error| error.to_string())
     });
     match outcome {
@@ -318,11 +319,16 @@ fn checked(loaded: &Loaded, json: bool) -> String {
 
 /// A token that was made is shown once, to a person. Standard error that goes to a file or a collector is a log, and
 /// no log holds a token.
-fn tell_token(token: Option<&str>) {
+/// `admin` is the admin listener, where the operator's page stands; a made token is never of a front with both.
+fn tell_token(token: Option<&str>, admin: Option<SocketAddr>) {
     let Some(token) = token else { return };
     let mut stderr = std::io::stderr();
     let _ = match stderr.is_terminal() {
-        true => writeln!(stderr, "ADMIN_TOKEN is not set. For this run: {token}"),
+        true => {
+            let page =
+                admin.map(|admin| format!(" The operator's page: http://{admin}/")).unwrap_or_default();
+            writeln!(stderr, "ADMIN_TOKEN is not set. For this run: {token}{page}")
+        }
         false => writeln!(
             stderr,
             "ADMIN_TOKEN is not set and standard error is no terminal: the admin API takes no token in this run. Set ADMIN_TOKEN (at least 16 characters) to use it."

@@ -1,6 +1,9 @@
 //! Who may do what at the admin API: scopes, guesses, and tokens that change while it runs.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use reqwest::StatusCode;
 use serde_json::Value;
@@ -8,6 +11,7 @@ use tidegate::config::Scope;
 use tidegate::control::routes::{BASE, ROUTES};
 
 use crate::support::process::Tidegate;
+use crate::support::redis_server::signal;
 use crate::support::until;
 
 const READ: &str = "a-token-that-may-only-read";
@@ -248,4 +252,36 @@ async fn a_token_that_is_used_for_more_than_it_is_good_for_is_in_the_log_and_in_
         rows.filter(|row| row["action"] == "admin.refused").any(|row| row["figures"]["scope_too_narrow"] == 3)
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_made_is_told_to_a_terminal_with_the_page_that_wants_it_and_to_no_log() {
+    let by_a_terminal = |directory: &Path| {
+        let mut command = Command::new("script");
+        command.args(["-qefc", concat!("exec ", env!("CARGO_BIN_EXE_tidegate")), "/dev/null"]);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).current_dir(directory);
+        command
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let mut tidegate = Tidegate::start_by(by_a_terminal, directory, &[("ADMIN_TOKEN", "")]).await;
+    tidegate.says("ADMIN_TOKEN is not set. For this run: ", 1).await;
+    tidegate.says(&format!("The operator's page: http://{}/", tidegate.admin), 1).await;
+    let output = tidegate.output();
+    let told = output.split("For this run: ").nth(1).unwrap();
+    let token = told.split(' ').next().unwrap();
+    assert_eq!(token.len(), 64, "{told}");
+    let status = tidegate.ask("GET", "/admin/status", Some(token)).await;
+    assert_eq!(status.status(), 200);
+    assert_eq!(output.matches(token).count(), 1);
+    // `script` would leave it running when it is killed itself.
+    let children = format!("/proc/{0}/task/{0}/children", tidegate.pid());
+    let child = std::fs::read_to_string(children).unwrap();
+    signal(child.trim().parse().unwrap(), "TERM");
+    assert!(tidegate.wait(Duration::from_secs(10)).is_some());
+
+    let mut collected = Tidegate::start(None, &[("ADMIN_TOKEN", "")]).await;
+    collected.says("standard error is no terminal: the admin API takes no token in this run", 1).await;
+    assert_eq!(collected.lines_with("For this run"), 0);
+    collected.terminate();
+    assert!(collected.wait(Duration::from_secs(10)).is_some());
 }
