@@ -26,9 +26,9 @@ use std::time::{Duration, Instant};
 
 /// Waits until `done` says so, at most ten seconds.
 pub async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(20);
     while !done().await {
-        assert!(Instant::now() < deadline, "waited ten seconds in vain: {what}");
+        assert!(Instant::now() < deadline, "waited twenty seconds in vain: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
