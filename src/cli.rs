@@ -323,17 +323,15 @@ fn checked(loaded: &Loaded, json: bool) -> String {
 fn tell_token(token: Option<&str>, admin: Option<SocketAddr>) {
     let Some(token) = token else { return };
     let mut stderr = std::io::stderr();
-    let _ = match stderr.is_terminal() {
+    let text = match stderr.is_terminal() {
         true => {
-            let page =
-                admin.map(|admin| format!(" The operator's page: http://{admin}/")).unwrap_or_default();
-            writeln!(stderr, "ADMIN_TOKEN is not set. For this run: {token}{page}")
+            let page = admin.map(|admin| format!(" The operator's page: http://{admin}/")).unwrap_or_default();
+            format!("ADMIN_TOKEN is not set. For this run: {token}{page}\n")
         }
-        false => writeln!(
-            stderr,
-            "ADMIN_TOKEN is not set and standard error is no terminal: the admin API takes no token in this run. Set ADMIN_TOKEN (at least 16 characters) to use it."
-        ),
+        false => "ADMIN_TOKEN is not set and standard error is no terminal: the admin API takes no token in this run. Set ADMIN_TOKEN (at least 16 characters) to use it.\n".to_owned(),
     };
+    // At once: standard error is not buffered, and on a terminal the log writes between its pieces.
+    let _ = stderr.write_all(text.as_bytes());
 }
 
 fn refuse(text: &str) -> ExitCode {
