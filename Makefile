@@ -14,6 +14,7 @@ TEST_THREADS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 
 test: test-deps rules ## Install what the tests need when it is missing, then run them all
 	cargo test --locked --doc
+	cargo nextest run --locked --features otel --test otel
 	cargo nextest run --locked --no-fail-fast --test-threads $(TEST_THREADS)
 
 rules: test-deps ## Check the alert rules and run their tests
@@ -24,6 +25,7 @@ test-deps:
 	scripts/install-test-deps
 
 lint: fmt clippy lint-deps ## Formatting, clippy with and without default features, licences, unused dependencies
+	cargo clippy --locked --features otel --lib --test otel -- -D warnings
 	cargo deny --locked check licenses bans sources
 	cargo machete
 

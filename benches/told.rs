@@ -58,6 +58,7 @@ fn main() {
         origin: Origin::Upstream,
         decision: Some(&decision),
         deciding_took: Duration::from_micros(2),
+        trace: None,
     };
     let mut rounds: Vec<f64> = (0..ROUNDS)
         .map(|_| {

@@ -85,6 +85,9 @@ pub enum StartError {
     /// The gateway can't be made.
     #[error("UPSTREAM_URL: {0}")]
     Upstream(std::io::Error),
+    /// The way to the collector of traces can't be made.
+    #[error("tracing.endpoint: {0}")]
+    Collector(String),
     /// Anything else of the system.
     #[error("{0}")]
     System(#[from] std::io::Error),
@@ -120,6 +123,8 @@ pub struct Application {
     grace: Duration,
     /// A token that was made for this run because none was set.
     pub made_token: Option<String>,
+    #[cfg(feature = "otel")]
+    export: Option<crate::telemetry::Export>,
     // Last, so that it is dropped last: it writes out what the others have logged.
     _flush: Flush,
 }
@@ -141,6 +146,8 @@ impl Application {
         let limiter = Limiter::new(settings.rules.clone(), memory, &seed, clock.clone());
         let exposure = Arc::new(Exposure::default());
         let options = settled::telemetry(settings, &seed, &clock, &exposure);
+        #[cfg(feature = "otel")]
+        let (options, export) = settled::with_spans(options, settings)?;
         let company = settled::fleet(settings, &clock, &exposure);
         let telemetry = Arc::new(Telemetry::new(options, output, limiter.rules()));
         let observer: Arc<dyn Observer> = telemetry.clone();
@@ -261,6 +268,8 @@ impl Application {
             leaving,
             lame_duck: settings.server.lame_duck,
             grace: settings.server.grace,
+            #[cfg(feature = "otel")]
+            export,
             made_token: made_token.map(|made| made.secret.expose().to_owned()),
             _flush: flush,
         })
@@ -289,6 +298,10 @@ impl Application {
         tokio::spawn(Arc::clone(&self.overrides).keep());
         tokio::spawn(sweep(Arc::clone(limiter)));
         tokio::spawn(tell_of_dropped_lines(Arc::clone(telemetry)));
+        #[cfg(feature = "otel")]
+        if let Some(export) = self.export {
+            tokio::spawn(export.run());
+        }
         tokio::spawn(reload_on_hangup(self.hangups, Arc::clone(reloader)));
         if self.watch {
             let observer: Arc<dyn Observer> = telemetry.clone();
@@ -324,6 +337,8 @@ impl Application {
         self.fleet.leave().await;
         // What still waits for the disk, such as the row of a refused token, gets a last chance.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.audit.flush()).await;
+        #[cfg(feature = "otel")]
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.telemetry.flush_spans()).await;
         self.telemetry.say("stopped");
         Ok(())
     }

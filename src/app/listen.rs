@@ -77,6 +77,7 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
     let mut addresses = Addresses { main: main.local_addr()?, admin: None };
     let unix = settings.server.unix_socket.as_deref().map(bind_unix).transpose()?;
     let prefix = settings.server.prefix.clone();
+    let tracing = settled::tracing(settings);
     let with_admin = settings.admin.addr == AdminAddr::Main;
     let front_parts = parts.clone();
     let app = move |gateway: Option<&WorkerGateway>| {
@@ -94,11 +95,14 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
                 everything_else(app, parts, gateway.cloned());
             })
             .wrap(Strict)
-            .wrap(Exchanges::told_to(
-                Arc::clone(&parts.observer),
-                Arc::clone(&parts.proxies),
-                parts.leaving.clone(),
-            ))
+            .wrap(
+                Exchanges::told_to(
+                    Arc::clone(&parts.observer),
+                    Arc::clone(&parts.proxies),
+                    parts.leaving.clone(),
+                )
+                .traced(tracing),
+            )
             .wrap(TracingLogger::<RootSpan>::new())
     };
     let gateway = parts.gateway.clone();

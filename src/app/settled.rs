@@ -27,6 +27,7 @@ use crate::doors::costs::Costs;
 use crate::doors::gateway::{Address, Health, HostPolicy, Limits, Upgrades, Upstream};
 use crate::doors::headers::{Sets, XRateLimit};
 use crate::doors::jwt::Verifier;
+use crate::doors::trace::Tracing;
 use crate::doors::wire::Patience;
 use crate::doors::wire::tls::{CertificateFiles, Certificates};
 use crate::limiter::Limiter;
@@ -70,7 +71,26 @@ pub(super) fn telemetry(
         tls: settings.server.tls.is_some(),
         exposure: Arc::clone(exposure),
         clock: clock.clone(),
+        #[cfg(feature = "otel")]
+        spans: None,
     }
+}
+
+/// Where spans of requests go, and what takes them there.
+#[cfg(feature = "otel")]
+pub(super) fn with_spans(
+    options: telemetry::Options,
+    settings: &Settings,
+) -> Result<(telemetry::Options, Option<telemetry::Export>), StartError> {
+    let Some(tracing) = &settings.tracing else { return Ok((options, None)) };
+    let made = telemetry::Spans::to(&tracing.endpoint, &tracing.service);
+    let (spans, export) = made.map_err(StartError::Collector)?;
+    Ok((telemetry::Options { spans: Some(spans), ..options }, Some(export)))
+}
+
+/// Whether requests have a place in a distributed trace.
+pub(super) fn tracing(settings: &Settings) -> Option<Tracing> {
+    settings.tracing.as_ref().map(|tracing| Tracing::new(tracing.ratio))
 }
 
 /// The other instances, and what they hear of this one.

@@ -159,6 +159,26 @@ pub(super) fn upstream(text: &str) -> Result<UpstreamUrl, String> {
     Ok(UpstreamUrl { https, host: host.to_ascii_lowercase(), port, base_path, socket: None })
 }
 
+/// Where an OTLP collector listens.
+pub(super) fn collector(text: &str) -> Result<String, String> {
+    const ACCEPTED: &str =
+        "accepted: http://HOST:PORT or https://…, with the path of traces if it is not /v1/traces";
+    let url = upstream(text).map_err(|_| ACCEPTED.to_owned())?;
+    if url.socket.is_some() { Err(ACCEPTED.to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// A share of the whole.
+pub(super) fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+    ratio.ok_or_else(|| "accepted: 0 (none) to 1 (all), such as 0.05".to_owned())
+}
+
+/// What a service is called.
+pub(super) fn service(text: &str) -> Result<String, String> {
+    let is_name = (1..=255).contains(&text.len()) && !text.contains(char::is_control);
+    if is_name { Ok(text.to_owned()) } else { Err("accepted: a name of 1 to 255 bytes".to_owned()) }
+}
+
 /// A path from the root.
 pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);

@@ -59,6 +59,7 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
         fleet,
         database: database(&mut taken),
         logging: logging(&mut taken),
+        tracing: tracing(&mut taken, &mut warnings),
         memory: Memory {
             max_keys: taken.get("memory.max_keys", 1, |text| parse::whole(text, 1_000..=100_000_000)),
         },
@@ -216,6 +217,21 @@ fn logging(taken: &mut Taken) -> Logging {
         raw_keys: boolean(taken, "logging.raw_keys"),
         filter: taken.get("logging.filter", String::new(), parse::filter),
     }
+}
+
+fn tracing(taken: &mut Taken, warnings: &mut Vec<String>) -> Option<Tracing> {
+    let endpoint = taken.optional("tracing.endpoint", parse::collector);
+    let ratio = taken.get("tracing.ratio", 1.0, parse::ratio);
+    let service = taken.get("tracing.service", String::new(), parse::service);
+    let endpoint = endpoint?;
+    if !cfg!(feature = "otel") {
+        let place = taken.place("tracing.endpoint");
+        warnings.push(format!(
+            "{place}: this build sends no traces: it was made without the feature \"otel\" (cargo build --release --features otel)"
+        ));
+        return None;
+    }
+    Some(Tracing { endpoint, ratio, service })
 }
 
 /// Where the rules are from, and the rules.

@@ -40,6 +40,8 @@ pub struct Settings {
     pub database: Database,
     /// What is logged and how.
     pub logging: Logging,
+    /// Distributed traces; `None`: none are kept.
+    pub tracing: Option<Tracing>,
     /// The store in this process.
     pub memory: Memory,
     /// Which headers responses carry.
@@ -214,6 +216,17 @@ pub struct Logging {
     pub raw_keys: bool,
     /// The filter, known to be sound.
     pub filter: String,
+}
+
+/// Distributed traces.
+#[derive(Clone, Debug)]
+pub struct Tracing {
+    /// The collector, which speaks OTLP over HTTP.
+    pub endpoint: String,
+    /// Which part of the traces that begin here is recorded, 0 to 1.
+    pub ratio: f64,
+    /// What this service is called.
+    pub service: String,
 }
 
 /// The form of the log.

@@ -19,8 +19,9 @@ use tracing_actix_web::RequestId;
 use super::client_ip::TrustedProxies;
 use super::health::Leaving;
 use super::judged::Judged;
+use super::trace::Tracing;
 use super::wire::Line;
-use crate::limiter::event::{Event, Exchange, Observer, Origin};
+use crate::limiter::event::{Event, Exchange, Observer, Origin, Trace};
 
 /// The status under which a request is told whose client left before there was an answer, as nginx does.
 const CLIENT_LEFT: u16 = 499;
@@ -34,13 +35,20 @@ pub struct Exchanges {
     observer: Arc<dyn Observer>,
     proxies: Arc<TrustedProxies>,
     leaving: Leaving,
+    tracing: Option<Tracing>,
 }
 
 impl Exchanges {
     /// Tells `observer`, naming clients as `proxies` vouch for them. Once the process is `leaving`, every answer is the
     /// last of its connection.
     pub fn told_to(observer: Arc<dyn Observer>, proxies: Arc<TrustedProxies>, leaving: Leaving) -> Self {
-        Self { observer, proxies, leaving }
+        Self { observer, proxies, leaving, tracing: None }
+    }
+
+    /// With a place in a distributed trace for each, which the gateway tells the upstream.
+    pub fn traced(mut self, tracing: Option<Tracing>) -> Self {
+        self.tracing = tracing;
+        self
     }
 }
 
@@ -83,9 +91,13 @@ where
         let judged = Judged::default();
         let changing = request.head().connection_type() == ConnectionType::Upgrade;
         let under_way = request.conn_data::<Rc<Line>>().map(UnderWay::on);
+        let trace = self.told.tracing.map(|tracing| tracing.begin(request.headers()));
         let request_id = {
             let mut extensions = request.extensions_mut();
             extensions.insert(judged.clone());
+            if let Some(trace) = trace {
+                extensions.insert(trace);
+            }
             extensions.get::<RequestId>().copied()
         };
         let record = Record {
@@ -102,6 +114,7 @@ where
             origin: Origin::Gateway,
             judged,
             untold: false,
+            trace,
             under_way,
         };
         let leaving = self.told.leaving.clone();
@@ -206,6 +219,7 @@ struct Record {
     origin: Origin,
     judged: Judged,
     untold: bool,
+    trace: Option<Trace>,
     // Last: the connection is idle when all of it is told.
     under_way: Option<UnderWay>,
 }
@@ -248,6 +262,7 @@ impl Drop for Record {
             origin: self.origin,
             decision: self.judged.decision(),
             deciding_took: self.judged.took(),
+            trace: self.trace,
         }));
     }
 }

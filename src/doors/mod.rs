@@ -22,4 +22,6 @@ pub mod jwt;
 pub mod middleware;
 pub mod problem;
 #[cfg(feature = "server")]
+pub mod trace;
+#[cfg(feature = "server")]
 pub mod wire;

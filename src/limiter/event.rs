@@ -309,6 +309,21 @@ pub struct Exchange<'a> {
     pub decision: Option<&'a Decision>,
     /// How long deciding took.
     pub deciding_took: Duration,
+    /// Its place in a distributed trace; `None` where none are kept.
+    pub trace: Option<Trace>,
+}
+
+/// A request's place in a distributed trace, by the ids of W3C's Trace Context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// The whole trace.
+    pub trace_id: u128,
+    /// This request's own span in it.
+    pub span_id: u64,
+    /// The span that it belongs to; `None`: the trace begins here.
+    pub parent_id: Option<u64>,
+    /// Whether it is recorded.
+    pub is_sampled: bool,
 }
 
 /// Whoever wants to hear of events. Called on the request's own thread: it must not block.

@@ -417,6 +417,7 @@ mod tests {
             origin: Origin::Upstream,
             decision: Some(decision),
             deciding_took: Duration::ZERO,
+            trace: None,
         });
     }
 

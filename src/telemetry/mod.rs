@@ -10,6 +10,8 @@ mod parts;
 mod reloads;
 mod request_line;
 mod root_span;
+#[cfg(feature = "otel")]
+mod spans;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +21,8 @@ pub use metrics::{Exposition, Scraped};
 pub use output::{Flush, Format, Output};
 pub use request_line::RequestLines;
 pub use root_span::RootSpan;
+#[cfg(feature = "otel")]
+pub use spans::{Export, Spans};
 
 use crate::limiter::Held;
 use crate::limiter::breaker;
@@ -50,6 +54,9 @@ pub struct Options {
     pub exposure: Arc<Exposure>,
     /// The limiter's.
     pub clock: Clock,
+    /// Where spans of requests go, if anywhere.
+    #[cfg(feature = "otel")]
+    pub spans: Option<Spans>,
 }
 
 /// The one who writes down what happens.
@@ -100,6 +107,14 @@ impl Telemetry {
         let scraped =
             Scraped { held, redis_in_flight, lines_dropped, exposure, redis_spent, certificate_ends };
         self.metrics.print(scraped, exposition)
+    }
+
+    /// Delivers the spans that wait, if any are kept.
+    #[cfg(feature = "otel")]
+    pub async fn flush_spans(&self) {
+        if let Some(spans) = &self.options.spans {
+            spans.flush().await;
+        }
     }
 
     /// Says what the process wants to tell whoever started it.
@@ -166,6 +181,10 @@ impl Observer for Telemetry {
                 }
                 if exchange.decision.is_some_and(|decision| decision.fallback().is_some()) {
                     self.outages.count_request();
+                }
+                #[cfg(feature = "otel")]
+                if let Some(spans) = &self.options.spans {
+                    spans.tell(exchange);
                 }
                 if let Some(lines) = &self.options.request_lines {
                     lines.write(exchange, &self.output);

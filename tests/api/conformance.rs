@@ -63,6 +63,13 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
     let every_byte: Vec<u8> = (0u8..=255).collect();
     vec![
         ("a plain request", get("/")),
+        (
+            "a place in a distributed trace",
+            with(&[
+                "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+                "tracestate: a=b,c=d",
+            ]),
+        ),
         ("percent-encoding in a path", get("/a%2Fb/%41%zz%/caf%C3%A9")),
         ("percent-encoding in a query", get("/?x=%20&&y==1&%26=+&a[]=1&b")),
         ("an empty query", get("/a?")),

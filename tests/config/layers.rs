@@ -356,3 +356,11 @@ fn the_upstream_is_believed_about_costs_only_where_its_header_is_named() {
     let named = Setup::new().env("TIDEGATE__UPSTREAM__COST_HEADER", "X-RateLimit-Cost");
     assert_eq!(upstream(named).cost_header.as_deref(), Some("x-ratelimit-cost"));
 }
+
+#[test]
+fn a_collector_of_traces_is_a_warning_where_the_build_sends_none() {
+    let loaded = Setup::new().env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318").loaded();
+    let is_built_in = cfg!(feature = "otel");
+    assert_eq!(loaded.settings.tracing.is_some(), is_built_in);
+    assert_eq!(loaded.warnings.iter().any(|line| line.contains("--features otel")), !is_built_in);
+}

@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use actix_web::HttpRequest;
 use actix_web::http::header as actix_header;
 use actix_web::http::{Version, header};
 use actix_web::web::{Bytes, BytesMut};
+use actix_web::{HttpMessage as _, HttpRequest};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
@@ -14,7 +14,9 @@ use super::body::OutBody;
 use super::{HostPolicy, Upstream};
 use crate::doors::client_ip::TrustedProxies;
 use crate::doors::problem::{Cause, Problem};
+use crate::doors::trace::{TRACEPARENT, TRACESTATE, traceparent};
 use crate::doors::wire::Line;
+use crate::limiter::event::Trace;
 
 /// Headers that concern one connection only (RFC 9110, 7.6.1, and their older kin).
 const HOP_BY_HOP: [&str; 9] = [
@@ -103,6 +105,13 @@ pub(super) fn request(
         headers.insert(hyper::header::UPGRADE, protocols);
     }
     leave_traces(request, telling, asked_host, headers);
+    if let Some(trace) = request.extensions().get::<Trace>() {
+        put(headers, HeaderName::from_static(TRACEPARENT), traceparent(trace));
+        if trace.parent_id.is_none() {
+            // It belongs to what was given, which was no trace.
+            headers.remove(TRACESTATE);
+        }
+    }
     Ok(outgoing)
 }
 
