@@ -67,8 +67,12 @@ enum Turn {
 impl Answers {
     fn take_turn(&self, who: &str, key: &str, request: [u8; 32], now: Instant) -> Turn {
         let mut all = self.0.lock();
+        // Of all: tokens are replaced, and nobody comes again with one that is gone.
+        all.retain(|_, of_one| {
+            of_one.retain(|_, kept| now.duration_since(kept.at) < KEPT);
+            !of_one.is_empty()
+        });
         let of_one = all.entry(who.to_owned()).or_default();
-        of_one.retain(|_, kept| now.duration_since(kept.at) < KEPT);
         if of_one.len() >= KEPT_OF_ONE && !of_one.contains_key(key) {
             // What is under way is not forgotten: it could be made twice.
             let done = of_one.iter().filter(|(_, kept)| kept.answer.is_some());
@@ -222,6 +226,18 @@ mod tests {
         assert!(matches!(answers.take_turn("a", "k", [1; 32], start + KEPT / 2), Turn::Again(_)));
         assert!(matches!(answers.take_turn("a", "k", [2; 32], start), Turn::Another));
         assert!(matches!(answers.take_turn("a", "k", [2; 32], start + KEPT), Turn::First), "forgotten");
+    }
+
+    #[test]
+    fn of_a_token_that_is_no_longer_used_nothing_is_kept_for_longer() {
+        let (answers, start) = (Answers::default(), Instant::now());
+        for who in 0..100 {
+            let who = format!("token:{who}");
+            assert!(matches!(answers.take_turn(&who, "k", [1; 32], start), Turn::First));
+            answers.keep(&who, "k", answer());
+        }
+        assert!(matches!(answers.take_turn("another", "k", [1; 32], start + KEPT), Turn::First));
+        assert_eq!(answers.0.lock().len(), 1);
     }
 
     #[test]
