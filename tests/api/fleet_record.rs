@@ -170,12 +170,7 @@ async fn an_instance_that_was_cut_off_catches_up_and_its_own_rollback_wins_over_
     all_have(&fleet[..2], 1, 5.0).await;
     let lowered = put(&fleet[2], 0.0, "*").await;
     assert_eq!(lowered.0, 200);
-    // At 0 % already, a rollback changes nothing. So it has to be higher first: by its own raise, which nobody hears of.
-    relay.accept();
-    all_have(&fleet, 1, 5.0).await;
-    relay.refuse();
-    until("it is cut off a third time", async || fleet[2].status().await["redis"]["state"] == "open").await;
-    until("it is gone for the others", async || fleet[0].status().await["fleet"]["instances"] == 2).await;
+    // At 0 % already, a lowering changes nothing. A rollback is above all that was raised out of its sight.
     for percent in [20.0, 30.0] {
         fleet[0].set_percent(percent).await;
     }

@@ -108,14 +108,26 @@ impl Fleet {
         let Some(ours) = self.shared() else { return Ok(false) };
         let Some(text) = ours.text() else { return Ok(false) };
         match store.bring_record(ours.order(), &text).await.map_err(|fault| fault.kind)? {
-            Brought::Taken => Ok(true),
+            Brought::Taken => {
+                self.have_heard(&ours);
+                Ok(true)
+            }
             Brought::Stays(theirs) => {
                 let Some(theirs) = Shared::read(&theirs) else { return Ok(false) };
-                Ok(theirs.order() == ours.order() || {
-                    self.consider(theirs, Source::Redis).await;
-                    false
-                })
+                let same = theirs.order() == ours.order();
+                match same {
+                    true => self.have_heard(&ours),
+                    false => _ = self.consider(theirs, Source::Redis).await,
+                }
+                Ok(same)
             }
+        }
+    }
+
+    /// Others have this record by now.
+    pub(super) fn have_heard(&self, shared: &Shared) {
+        if let Some(steering) = self.steering() {
+            steering.heard(&shared.record);
         }
     }
 

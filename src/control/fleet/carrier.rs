@@ -41,6 +41,12 @@ impl Carrier for Way {
         self.0.can_keep()
     }
 
+    fn is_shared(&self) -> bool {
+        let fleet = &self.0;
+        let is_alone = || fleet.redis_answers() && fleet.registry.len() == 0;
+        fleet.peers.is_some() || fleet.limiter.store().is_some() && !is_alone()
+    }
+
     fn now(&self) -> Micros {
         self.0.now()
     }
