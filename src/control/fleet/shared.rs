@@ -32,8 +32,9 @@ impl Shared {
     }
 
     /// Of a text that is one; `None` for what no instance wrote.
-    pub(super) fn read(text: &str) -> Option<Self> {
-        serde_json::from_str::<Self>(text).ok()?.sound()
+    pub(super) fn read(text: &[u8]) -> Option<Self> {
+        // A letter of a reason that got damaged is no reason to lose the record.
+        serde_json::from_str::<Self>(&String::from_utf8_lossy(text)).ok()?.sound()
     }
 
     /// Itself, its words as ours would be, unless it says one thing in front and another behind, or counts what nobody
