@@ -1,5 +1,5 @@
 //! `Idempotency-Key`: a change that is asked for again, because its answer got lost, is answered as the first time and
-//! not made twice.
+//! not made twice. And every change is made to its end, whether its client waits for that or not.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -104,7 +104,7 @@ impl Answers {
     }
 }
 
-/// Gives the key free again when its request ends without an answer to keep, also when its client left.
+/// Gives the key free again when its request ends without an answer to keep.
 struct Claim<'a> {
     answers: &'a Answers,
     who: &'a str,
@@ -126,12 +126,25 @@ impl Drop for Claim<'_> {
 /// As the service behind it.
 pub async fn once(
     answers: Data<Arc<Answers>>,
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    if !matches!(*request.method(), Method::PUT | Method::POST | Method::DELETE) {
+        return Ok(next.call(request).await?.map_into_boxed_body());
+    }
+    // In a task of its own: when the client leaves, its connection takes what it waits for along. A change would be half
+    // made, missing in the trail, and its key free for a second time.
+    let made = actix_web::rt::spawn(make_once(answers, request, next)).await;
+    made.unwrap_or_else(|_| Err(actix_web::error::ErrorInternalServerError("the process is ending")))
+}
+
+async fn make_once(
+    answers: Data<Arc<Answers>>,
     mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    let changes = matches!(*request.method(), Method::PUT | Method::POST | Method::DELETE);
     // Who only asks wants to know how it is now, and must not use up the key of the change.
-    let changes = changes && !super::dry_run::is_asked(request.query_string());
+    let changes = !super::dry_run::is_asked(request.query_string());
     let given = request.headers().get(NAME).filter(|_| changes && !request.path().ends_with(ROLLBACK));
     let Some(given) = given else { return Ok(next.call(request).await?.map_into_boxed_body()) };
     let key = match given.to_str() {
