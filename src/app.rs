@@ -107,6 +107,7 @@ pub struct Application {
     steering: Arc<Steering>,
     audit: Arc<Audit>,
     refusals: Arc<Refusals>,
+    guessing: guard::Guessing,
     fleet: Arc<Fleet>,
     overrides: Arc<Book>,
     reloader: Arc<Reloader>,
@@ -230,7 +231,7 @@ impl Application {
                 overrides: Arc::clone(&overrides),
             }),
             reloading: web::Data::new(reloading),
-            guessing,
+            guessing: guessing.clone(),
         };
         let (addresses, servers) = listen::listen(settings, &parts)?;
         let hangups = signal(SignalKind::hangup())?;
@@ -251,6 +252,7 @@ impl Application {
             steering,
             audit,
             refusals,
+            guessing,
             fleet,
             overrides,
             reloader,
@@ -283,6 +285,7 @@ impl Application {
         tokio::spawn(Arc::clone(fleet).keep_company());
         let observer: Arc<dyn Observer> = telemetry.clone();
         tokio::spawn(Arc::clone(&self.refusals).tell(Arc::clone(&self.audit)));
+        tokio::spawn(guard::forget_old_guesses(self.guessing));
         tokio::spawn(keep_record(Arc::clone(&self.steering), Arc::clone(&self.audit), observer));
         tokio::spawn(Arc::clone(&self.overrides).keep());
         tokio::spawn(sweep(Arc::clone(limiter)));
