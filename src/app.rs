@@ -111,6 +111,7 @@ pub struct Application {
     steering: Arc<Steering>,
     audit: Arc<Audit>,
     refusals: Arc<Refusals>,
+    guessing: guard::Guessing,
     fleet: Arc<Fleet>,
     overrides: Arc<Book>,
     reloader: Arc<Reloader>,
@@ -239,7 +240,7 @@ impl Application {
                 listeners: Listeners::default(),
             }),
             reloading: web::Data::new(reloading),
-            guessing,
+            guessing: guessing.clone(),
         };
         let (addresses, servers) = listen::listen(settings, &parts)?;
         let hangups = signal(SignalKind::hangup())?;
@@ -260,6 +261,7 @@ impl Application {
             steering,
             audit,
             refusals,
+            guessing,
             fleet,
             overrides,
             reloader,
@@ -294,6 +296,7 @@ impl Application {
         tokio::spawn(Arc::clone(fleet).keep_company());
         let observer: Arc<dyn Observer> = telemetry.clone();
         tokio::spawn(Arc::clone(&self.refusals).tell(Arc::clone(&self.audit)));
+        tokio::spawn(guard::forget_old_guesses(self.guessing));
         tokio::spawn(keep_record(Arc::clone(&self.steering), Arc::clone(&self.audit), observer));
         tokio::spawn(Arc::clone(&self.overrides).keep());
         tokio::spawn(sweep(Arc::clone(limiter)));

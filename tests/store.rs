@@ -441,11 +441,11 @@ async fn of_two_records_the_newer_stays_and_a_raise_takes_only_the_place_of_what
         let RecordOrder { epoch, revision, points } = order;
         format!(r#"{{"epoch":{epoch},"revision":{revision},"points":{points}}}"#)
     };
-    let bring = async |order: RecordOrder| store.bring_record(order, &text(order)).await.unwrap();
+    let bring = async |order: RecordOrder| store.bring_record(order, &text(order), None).await.unwrap();
     let raise = async |seen: RecordOrder, order: RecordOrder| {
-        store.raise_record(seen, order, &text(order)).await.unwrap()
+        store.raise_record(seen, order, &text(order), None).await.unwrap()
     };
-    let stays = |order: RecordOrder| Brought::Stays(text(order));
+    let stays = |order: RecordOrder| Brought::Stays(text(order).into_bytes());
     assert_eq!(store.shared_record().await.unwrap(), None);
     let first = order(0, 1, 1_000);
     assert_eq!(bring(first).await, Brought::Taken);
@@ -461,13 +461,18 @@ async fn of_two_records_the_newer_stays_and_a_raise_takes_only_the_place_of_what
     assert_eq!(bring(rolled_back).await, Brought::Taken);
     assert_eq!(bring(order((1 << 45) - 1, 1 << 45, 0)).await, stays(rolled_back), "epochs first");
     assert_eq!(bring(order((1 << 45) + 1, 1, 10_000)).await, Brought::Taken);
+    let newer = text(order((1 << 45) + 1, 1, 10_000));
+    let other = store.bring_record(first, &text(first), Some(b"other")).await.unwrap();
+    assert_eq!(other, Brought::Stays(newer.clone().into_bytes()), "only the very bytes give way");
+    let unreadable = store.bring_record(first, &text(first), Some(newer.as_bytes())).await.unwrap();
+    assert_eq!(unreadable, Brought::Taken);
     for garbage in
         ["", "nonsense", "[]", "{}", r#"{"epoch":-1,"revision":1,"points":1}"#, r#"{"epoch":1e300}"#]
     {
         let _: () = server.run(&["SET", "tidegate:rollout", garbage]);
         assert_eq!(bring(first).await, Brought::Taken, "{garbage}");
     }
-    assert_eq!(store.shared_record().await.unwrap(), Some(text(first)));
+    assert_eq!(store.shared_record().await.unwrap(), Some(text(first).into_bytes()));
 }
 
 async fn who_is_there_is_on_the_list_until_it_is_silent_or_leaves(server: &mut Redis) {

@@ -95,6 +95,20 @@ pub(super) fn asked(request: &HttpRequest) -> Result<bool, Problem> {
     }
 }
 
+/// Refuses a change that only the rollout knows how to foresee: it would be made, and whoever asks relies on it that it is
+/// not.
+///
+/// # Errors
+/// When `dry_run` is anything but a clear no.
+pub(super) fn not_here(query: &str) -> Result<(), Problem> {
+    if values(query).iter().all(|value| meaning(value) == Some(false)) {
+        return Ok(());
+    }
+    let detail = "dry_run: this change can't be foreseen, and it was not made. Accepted at PUT /admin/rollout and POST \
+                  /admin/rollout/rollback.";
+    Err(Problem::new(Cause::Unprocessable, detail).with_code("bad_query"))
+}
+
 /// The same of a bare query; what means neither does not ask.
 pub(super) fn is_asked(query: &str) -> bool {
     values(query).iter().any(|value| meaning(value) == Some(true))

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_governor::governor::NotUntil;
 use actix_governor::governor::clock::{Clock as _, DefaultClock, QuantaInstant};
@@ -99,6 +100,23 @@ pub fn against_guessing(
         .finish()
 }
 
+/// How often those are forgotten who have not guessed lately.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
+
+/// Forgets whoever has not guessed lately: every address that ever came would stay in memory. Runs until it is dropped.
+pub async fn forget_old_guesses(guessing: Guessing) {
+    loop {
+        tokio::time::sleep(FORGET_EVERY).await;
+        forget(&guessing);
+    }
+}
+
+fn forget(guessing: &Guessing) {
+    let limiter = guessing.limiter();
+    limiter.retain_recent();
+    limiter.shrink_to_fit();
+}
+
 /// Lets through who bears a token. A middleware and no extractor: actix runs extractors side by side, and a bad body
 /// must not be answered before a missing token.
 pub async fn authenticate(
@@ -170,5 +188,21 @@ mod tests {
     #[test]
     fn the_limit_against_guessing_is_one() {
         assert!(against_guessing(Tokens::new(&[]), Arc::default(), Arc::default()).is_some());
+    }
+
+    #[test]
+    fn who_has_not_guessed_lately_takes_no_memory() {
+        let guessing = against_guessing(Tokens::new(&[]), Arc::default(), Arc::default()).unwrap();
+        let limiter = guessing.limiter();
+        for address in 0..10_000u32 {
+            assert!(limiter.check_key(&Who::Stranger(IpAddr::from(address.to_be_bytes()))).is_ok());
+        }
+        assert_eq!(limiter.len(), 10_000);
+        let start = std::time::Instant::now();
+        while !limiter.is_empty() {
+            assert!(start.elapsed() < Duration::from_secs(10), "{} are left", limiter.len());
+            std::thread::sleep(Duration::from_millis(50));
+            forget(&guessing);
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! `Idempotency-Key`: a change that is asked for again, because its answer got lost, is answered as the first time and
-//! not made twice.
+//! not made twice. And every change is made to its end, whether its client waits for that or not.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -67,8 +67,12 @@ enum Turn {
 impl Answers {
     fn take_turn(&self, who: &str, key: &str, request: [u8; 32], now: Instant) -> Turn {
         let mut all = self.0.lock();
+        // Of all: tokens are replaced, and nobody comes again with one that is gone.
+        all.retain(|_, of_one| {
+            of_one.retain(|_, kept| now.duration_since(kept.at) < KEPT);
+            !of_one.is_empty()
+        });
         let of_one = all.entry(who.to_owned()).or_default();
-        of_one.retain(|_, kept| now.duration_since(kept.at) < KEPT);
         if of_one.len() >= KEPT_OF_ONE && !of_one.contains_key(key) {
             // What is under way is not forgotten: it could be made twice.
             let done = of_one.iter().filter(|(_, kept)| kept.answer.is_some());
@@ -100,7 +104,7 @@ impl Answers {
     }
 }
 
-/// Gives the key free again when its request ends without an answer to keep, also when its client left.
+/// Gives the key free again when its request ends without an answer to keep.
 struct Claim<'a> {
     answers: &'a Answers,
     who: &'a str,
@@ -122,12 +126,25 @@ impl Drop for Claim<'_> {
 /// As the service behind it.
 pub async fn once(
     answers: Data<Arc<Answers>>,
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    if !matches!(*request.method(), Method::PUT | Method::POST | Method::DELETE) {
+        return Ok(next.call(request).await?.map_into_boxed_body());
+    }
+    // In a task of its own: when the client leaves, its connection takes what it waits for along. A change would be half
+    // made, missing in the trail, and its key free for a second time.
+    let made = actix_web::rt::spawn(make_once(answers, request, next)).await;
+    made.unwrap_or_else(|_| Err(actix_web::error::ErrorInternalServerError("the process is ending")))
+}
+
+async fn make_once(
+    answers: Data<Arc<Answers>>,
     mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    let changes = matches!(*request.method(), Method::PUT | Method::POST | Method::DELETE);
     // Who only asks wants to know how it is now, and must not use up the key of the change.
-    let changes = changes && !super::dry_run::is_asked(request.query_string());
+    let changes = !super::dry_run::is_asked(request.query_string());
     let given = request.headers().get(NAME).filter(|_| changes && !request.path().ends_with(ROLLBACK));
     let Some(given) = given else { return Ok(next.call(request).await?.map_into_boxed_body()) };
     let key = match given.to_str() {
@@ -222,6 +239,18 @@ mod tests {
         assert!(matches!(answers.take_turn("a", "k", [1; 32], start + KEPT / 2), Turn::Again(_)));
         assert!(matches!(answers.take_turn("a", "k", [2; 32], start), Turn::Another));
         assert!(matches!(answers.take_turn("a", "k", [2; 32], start + KEPT), Turn::First), "forgotten");
+    }
+
+    #[test]
+    fn of_a_token_that_is_no_longer_used_nothing_is_kept_for_longer() {
+        let (answers, start) = (Answers::default(), Instant::now());
+        for who in 0..100 {
+            let who = format!("token:{who}");
+            assert!(matches!(answers.take_turn(&who, "k", [1; 32], start), Turn::First));
+            answers.keep(&who, "k", answer());
+        }
+        assert!(matches!(answers.take_turn("another", "k", [1; 32], start + KEPT), Turn::First));
+        assert_eq!(answers.0.lock().len(), 1);
     }
 
     #[test]

@@ -7,12 +7,15 @@ use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::middleware::{Next, from_fn};
 use actix_web::{HttpResponse, Resource, web};
 
-use super::{api, audit, events, fleet, guard, keys, overrides, reload_api};
+use super::{api, audit, dry_run, events, fleet, guard, keys, overrides, reload_api};
 use crate::config::Scope;
 use crate::doors::problem::{Cause, Problem};
 
 /// Where all of them stand.
 pub const BASE: &str = "/admin";
+
+/// Where the rollout is read and set; what is below it changes it as well.
+const ROLLOUT: &str = "/rollout";
 
 /// One method at one path.
 pub struct AdminRoute {
@@ -75,9 +78,9 @@ impl Page {
 /// The table. Routes of one path stand together.
 pub static ROUTES: [AdminRoute; 15] = [
     // Reading reveals no secret, but names of clients.
-    row(Method::GET, "/rollout", Scope::Read, || web::get().to(api::rollout)),
+    row(Method::GET, ROLLOUT, Scope::Read, || web::get().to(api::rollout)),
     // Lowering; to raise, the handler wants admin.
-    row(Method::PUT, "/rollout", Scope::Operate, || web::put().to(api::put_rollout)),
+    row(Method::PUT, ROLLOUT, Scope::Operate, || web::put().to(api::put_rollout)),
     row(Method::POST, api::ROLLBACK, Scope::Operate, || web::post().to(api::roll_back)),
     row(Method::GET, "/keys", Scope::Read, || web::get().to(keys::keys)),
     row(Method::DELETE, "/keys", Scope::Operate, || web::delete().to(keys::forgive)),
@@ -111,8 +114,12 @@ pub fn resources() -> impl Iterator<Item = Resource> {
         let methods: Vec<Method> = here.iter().map(|route| route.method.clone()).collect();
         let resource = here.into_iter().fold(web::resource(path), |resource, route| {
             let needs = route.needs;
-            let permit = from_fn(move |request: ServiceRequest, next: Next<BoxBody>| {
-                guard::permit(needs, request, next)
+            let foresees = route.method == Method::GET || route.path.starts_with(ROLLOUT);
+            let permit = from_fn(move |request: ServiceRequest, next: Next<BoxBody>| async move {
+                match dry_run::not_here(request.query_string()) {
+                    Err(problem) if !foresees => Ok(request.into_response(problem.response())),
+                    _ => guard::permit(needs, request, next).await,
+                }
             });
             resource.route((route.handler)().wrap(permit))
         });

@@ -12,6 +12,31 @@ use super::rollout::InForce;
 use super::settle::Outcome;
 use super::store::{Fault, FaultKind};
 
+/// Why everything went back to memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RollbackCause {
+    /// Somebody asked for it.
+    Operator,
+    /// A deploy changed the environment.
+    Environment,
+    /// It had been asked for before it was known what others had raised: so it was done once more, above that.
+    Stands,
+}
+
+impl RollbackCause {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Operator, Self::Environment, Self::Stands];
+
+    /// As the metric has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::Environment => "environment",
+            Self::Stands => "stands",
+        }
+    }
+}
+
 /// A happening. Each becomes at most one log line and some metrics, in one place.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -110,8 +135,8 @@ pub enum Event<'a> {
     StoreNotConfigured,
     /// This is in force from the start.
     RolloutInForce(InForce),
-    /// An operator went back to memory.
-    RolledBack,
+    /// Everything went back to memory, by a change made on this instance.
+    RolledBack(RollbackCause),
     /// Another percentage is in force.
     RolloutChanged {
         /// What was in force.

@@ -7,7 +7,7 @@ use siphasher::sip128::{SipHasher13, SipHasher24};
 use smallvec::SmallVec;
 
 /// Who a request is to one policy: kind and value, before any hash. It lives for one decision and is never logged.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The kind's length, the kind, the value.
     bytes: SmallVec<[u8; 96]>,

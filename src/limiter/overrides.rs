@@ -185,6 +185,22 @@ impl Overrides {
 }
 
 impl Override {
+    /// Whether both are for the same subject in the same place, however it is spelled: an address has many spellings, and of
+    /// an IPv6 address only its network counts.
+    pub fn meets(&self, other: &Self, rules: &Rules) -> bool {
+        if (&self.rule, &self.policy) != (&other.rule, &other.policy) {
+            return false;
+        }
+        if (&self.by, &self.key) == (&other.by, &other.key) {
+            return true;
+        }
+        let Some(rule) = rules.named(&self.rule) else { return false };
+        let others = other.meant(rules, rule);
+        self.meant(rules, rule).iter().any(|(policy, who)| {
+            others.iter().any(|(theirs, other)| std::ptr::eq(*policy, *theirs) && who == other)
+        })
+    }
+
     /// Whom it means, under each policy of the rule that tells subjects apart.
     pub fn meant<'r>(&self, rules: &'r Rules, rule: &Rule) -> Vec<(&'r Policy, Identity)> {
         let key: SmallVec<[&[u8]; 2]> = self.key.iter().map(|value| &**value).collect();

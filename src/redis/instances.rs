@@ -23,13 +23,17 @@ impl RedisStore {
         let until = now + counts.as_millis() as u64;
         let key = self.key_of("instances");
         let arguments = [
-            id,
-            &now.to_string(),
-            &until.to_string(),
-            row.unwrap_or_default(),
-            &KEPT.as_millis().to_string(),
-        ];
-        let lines: String = self.script(&key, SCRIPT, &arguments, INSIDE).await?;
+            id.as_bytes(),
+            now.to_string().as_bytes(),
+            until.to_string().as_bytes(),
+            row.unwrap_or_default().as_bytes(),
+            KEPT.as_millis().to_string().as_bytes(),
+        ]
+        .map(<[u8]>::to_vec);
+        let arguments: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
+        // What is no text is no row, and must not hide the others.
+        let lines: Vec<u8> = self.script(&key, SCRIPT, &arguments, INSIDE).await?;
+        let lines = String::from_utf8_lossy(&lines);
         Ok(lines.lines().filter_map(|line| Some(line.splitn(3, ' ').nth(2)?.to_owned())).collect())
     }
 }

@@ -3,9 +3,15 @@
 -- brought it, and what only the fleet can read.
 -- ARGV[1] a name for a new history, ARGV[2] and ARGV[3] which one the caller knows and up to which change, ARGV[4] now
 -- (milliseconds), then lines to bring, without the change. Returns the first line and the lines that the caller lacks.
-local text = redis.call('GET', KEYS[1]) or ''
-local history, count, body = string.match(text, '^(%x+) (%d+)\n(.*)$')
-if not history then history, count, body = '0', '0', '' end
+local text = redis.pcall('GET', KEYS[1])
+-- Another kind of value is nobody's: it is overwritten, and nothing waits for a person. Any other error is one.
+if type(text) == 'table' then
+  if not string.find(text.err or '', 'WRONGTYPE', 1, true) then return text end
+  text = false
+end
+local history, count, body = string.match(text or '', '^(%x+) (%d+)\n(.*)$')
+-- Nobody makes so many changes, and the next one would have no number.
+if not history or tonumber(count) >= 2 ^ 46 then history, count, body = '0', '0', '' end
 count = tonumber(count)
 local since = tonumber(ARGV[3])
 if history ~= ARGV[2] or since > count then since = 0 end
@@ -19,8 +25,10 @@ local known, all = {}, {}
 local pattern = '(%x+) (%d+) (%d+) (%d+) (%d) (%d+) '
 for name, version, moment, draw, over, till, change, sealed in string.gmatch(body, pattern .. '(%d+) (%x+)\n') do
   local one = line(name, version, moment, draw, over, till, change, sealed)
-  known[name] = one
-  all[#all + 1] = one
+  if one.order[1] < 2 ^ 46 and one.change <= count then
+    known[name] = one
+    all[#all + 1] = one
+  end
 end
 if #ARGV >= 5 then
   local function is_newer(one, other)

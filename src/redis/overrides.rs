@@ -55,7 +55,7 @@ impl RedisStore {
                 format!("{name} {version} {moment} {draw} {over} {till} {sealed}")
             },
         ));
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let arguments: Vec<&[u8]> = arguments.iter().map(String::as_bytes).collect();
         let text: String = self.script(&self.key_of("overrides"), SCRIPT, &arguments, INSIDE).await?;
         let odd = || Fault::new(FaultKind::Protocol, "the answer about overrides makes no sense");
         let mut lines = text.lines();

@@ -38,7 +38,7 @@ impl RedisStore {
         &self,
         key: &str,
         text: &str,
-        arguments: &[&str],
+        arguments: &[&[u8]],
         inside: u64,
     ) -> Result<T, Fault> {
         let mut command = redis::cmd("EVAL");

@@ -25,16 +25,16 @@ pub struct RecordOrder {
 pub enum Brought {
     /// It is the fleet's now.
     Taken,
-    /// This one stays: it is newer, or the same.
-    Stays(String),
+    /// This one stays: it is newer, or the same, by what stands in front of it. As it is there: it may be no text.
+    Stays(Vec<u8>),
 }
 
 impl RedisStore {
-    /// The fleet's record, if there is one.
+    /// The fleet's record, if there is one. As it is there: it may be no text.
     ///
     /// # Errors
-    /// When Redis is away, or does not let this user read.
-    pub async fn shared_record(&self) -> Result<Option<String>, Fault> {
+    /// When Redis is away, does not let this user read, or has another kind of value there.
+    pub async fn shared_record(&self) -> Result<Option<Vec<u8>>, Fault> {
         let key = self.key_of("rollout");
         let mut command = redis::cmd("GET");
         command.arg(&key);
@@ -42,15 +42,21 @@ impl RedisStore {
     }
 
     /// Brings a record, a JSON object with `epoch`, `revision` and `points` as in `order`: it takes the place of an
-    /// older one, and of none.
+    /// older one, of none, and of the very bytes that are `unreadable` to the caller.
     ///
     /// # Errors
     /// When Redis is away, or does not let this user write.
-    pub async fn bring_record(&self, order: RecordOrder, record: &str) -> Result<Brought, Fault> {
-        self.record(&[order], record).await
+    pub async fn bring_record(
+        &self,
+        order: RecordOrder,
+        record: &str,
+        unreadable: Option<&[u8]>,
+    ) -> Result<Brought, Fault> {
+        self.record(&[order], record, unreadable).await
     }
 
-    /// Puts a record in the place of the one that was `seen`, in one step, or nowhere when there is a newer one.
+    /// Puts a record in the place of the one that was `seen`, in one step, or nowhere when there is a newer one that is
+    /// not `unreadable`.
     ///
     /// # Errors
     /// As [`RedisStore::bring_record`].
@@ -59,18 +65,24 @@ impl RedisStore {
         seen: RecordOrder,
         order: RecordOrder,
         record: &str,
+        unreadable: Option<&[u8]>,
     ) -> Result<Brought, Fault> {
-        self.record(&[order, seen], record).await
+        self.record(&[order, seen], record, unreadable).await
     }
 
-    async fn record(&self, orders: &[RecordOrder], record: &str) -> Result<Brought, Fault> {
-        let mut arguments = Vec::new();
-        for order in orders {
-            arguments.extend([order.epoch, order.revision, u64::from(order.points)].map(|n| n.to_string()));
-        }
-        arguments.insert(3, record.to_owned());
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let (taken, there): (u8, String) =
+    async fn record(
+        &self,
+        orders: &[RecordOrder],
+        record: &str,
+        unreadable: Option<&[u8]>,
+    ) -> Result<Brought, Fault> {
+        let number = |number: u64| number.to_string().into_bytes();
+        let of = |order: &RecordOrder| [order.epoch, order.revision, u64::from(order.points)].map(number);
+        let mut arguments: Vec<Vec<u8>> = orders.iter().flat_map(of).collect();
+        arguments.insert(3, record.into());
+        arguments.insert(4, unreadable.unwrap_or_default().to_vec());
+        let arguments: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
+        let (taken, there): (u8, Vec<u8>) =
             self.script(&self.key_of("rollout"), SCRIPT, &arguments, INSIDE).await?;
         Ok(if taken == 1 { Brought::Taken } else { Brought::Stays(there) })
     }

@@ -26,7 +26,7 @@ use super::by_rules::ByRules;
 use super::reloads::Reloads;
 use crate::limiter::Held;
 use crate::limiter::decision::{Backend, Decision, State};
-use crate::limiter::event::{Exchange, Origin, Reload};
+use crate::limiter::event::{Exchange, Origin, Reload, RollbackCause};
 use crate::limiter::policy::Rules;
 use crate::limiter::rollout::{Arm, InForce};
 use crate::limiter::store::FaultKind;
@@ -66,7 +66,8 @@ pub(super) struct Metrics {
     percent: Gauge<f64, AtomicU64>,
     revision: Gauge,
     exposure: Gauge<f64, AtomicU64>,
-    rollbacks: Counter,
+    /// In the order of [`RollbackCause::ALL`].
+    rollbacks: [Counter; RollbackCause::ALL.len()],
     memory_keys: Gauge,
     blocked_keys: Gauge,
     budget_resets: BudgetResets,
@@ -229,7 +230,8 @@ impl Metrics {
             percent,
             revision,
             exposure,
-            rollbacks: rollbacks.get_or_create_owned(&one("cause", "operator")),
+            rollbacks: RollbackCause::ALL
+                .map(|cause| rollbacks.get_or_create_owned(&one("cause", cause.as_str()))),
             memory_keys,
             blocked_keys,
             budget_resets,
@@ -303,9 +305,9 @@ impl Metrics {
         self.revision.set(in_force.revision as i64);
     }
 
-    /// Counts a rollback by an operator.
-    pub(super) fn rolled_back(&self) {
-        self.rollbacks.inc();
+    /// Counts a rollback.
+    pub(super) fn rolled_back(&self, cause: RollbackCause) {
+        self.rollbacks[cause as usize].inc();
     }
 
     /// Everything, as the scraper wants it.

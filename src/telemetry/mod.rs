@@ -262,7 +262,7 @@ impl Observer for Telemetry {
             Event::DiskBack { place, after } => disk::back(place, *after),
             Event::DiskShared { place } => disk::shared(place),
             Event::AuditLost { rows } => disk::lost(*rows),
-            Event::RolledBack => self.metrics.rolled_back(),
+            Event::RolledBack(cause) => self.metrics.rolled_back(*cause),
             Event::RulesComing(rules) => self.metrics.follow(rules),
             Event::Reloaded(reload) => {
                 self.metrics.reloaded(reload);

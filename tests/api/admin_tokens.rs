@@ -222,6 +222,54 @@ async fn a_change_that_is_asked_for_again_is_answered_as_the_first_time_and_not_
 }
 
 #[tokio::test]
+async fn a_change_whose_client_has_left_is_made_to_its_end_kept_for_its_key_and_in_the_trail() {
+    let redis = crate::support::redis_server::RedisServer::start();
+    let url = redis.url();
+    let tidegate = start(&[("REDIS_URL", &url)]).await;
+    tidegate.says("Redis rate limiting backend connected", 1).await;
+    let body =
+        serde_json::json!({"rule": "default", "key": "192.0.2.7", "effect": "block", "reason": "a test"});
+    // The others are told through it, so an answer takes about a second.
+    redis.freeze();
+    for request in [
+        format!(
+            "PUT /admin/overrides/o HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\nIdempotency-Key: one\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.to_string().len()
+        ),
+        format!(
+            "DELETE /admin/keys?key=192.0.2.8 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ADMIN}\r\n\r\n"
+        ),
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(tidegate.admin).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        // It is killed, or a proxy has lost its patience: the connection is reset.
+        socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(stream);
+    }
+    let mut first = (0, false);
+    until("the first is done", async || {
+        let request = tidegate.http.put(format!("http://{}/admin/overrides/o", tidegate.admin));
+        let answer =
+            request.bearer_auth(ADMIN).header("idempotency-key", "one").json(&body).send().await.unwrap();
+        let replayed = answer.headers().contains_key("idempotency-replayed");
+        let status = answer.status().as_u16();
+        let problem: Value = answer.json().await.unwrap();
+        first = (status, replayed);
+        problem["code"] != "under_way"
+    })
+    .await;
+    redis.thaw();
+    assert_eq!(first, (201, true), "answered as the first time");
+    until("the other is in the trail", async || {
+        let trail: Value = tidegate.ask("GET", "/admin/audit", Some(READ)).await.json().await.unwrap();
+        trail["rows"].as_array().unwrap().iter().any(|row| row["action"] == "keys.forgive")
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_token_that_is_taken_out_of_the_file_is_gone_although_the_limits_are_bad() {
     let tidegate = start(&[]).await;
     assert!(tidegate.knows(READ).await);

@@ -173,3 +173,28 @@ async fn without_redis_with_a_narrow_token_or_with_nobody_to_keep_it_that_is_wha
     assert_eq!((&said["keys"]["share_moving"], &said["commands_a_day"]), (&json!(0.0), &Value::Null));
     assert_eq!(said["requests"]["share_moving"], Value::Null, "without a store nothing is counted");
 }
+
+#[tokio::test]
+async fn a_change_that_nobody_can_foresee_is_refused_and_not_made_when_it_is_only_asked_about() {
+    let tidegate = Tidegate::start(None, &[]).await;
+    let body = json!({"rule": "default", "key": "192.0.2.1", "effect": "block", "reason": "a test"});
+    assert_eq!(ask(&tidegate, ("PUT", "/admin/overrides/there?dry_run=0"), &body, &[]).await.0, 201);
+    let other = json!({"rule": "default", "key": "192.0.2.2", "effect": "block", "reason": "a test"});
+    for query in ["dry_run=1", "dry_run=true", "dry_run", "dry_run=please"] {
+        for (method, path) in [
+            ("PUT", "/admin/overrides"),
+            ("PUT", "/admin/overrides/new"),
+            ("DELETE", "/admin/overrides/there"),
+            ("POST", "/admin/reload"),
+            ("DELETE", "/admin/keys"),
+        ] {
+            let path = format!("{path}?{query}");
+            let (status, problem) = ask(&tidegate, (method, &path), &other, &[]).await;
+            assert_eq!((status, &problem["code"]), (422, &json!("bad_query")), "{method} {path}: {problem}");
+            assert!(problem["detail"].as_str().unwrap().contains("dry_run"), "{problem}");
+        }
+    }
+    let listed = ask(&tidegate, ("GET", "/admin/overrides"), &Value::Null, &[]).await.1;
+    assert_eq!((&listed["total"], &listed["overrides"][0]["id"]), (&json!(1), &json!("there")));
+    assert_eq!(tidegate.status().await["policies"]["last_reload"], Value::Null);
+}

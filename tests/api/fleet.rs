@@ -145,3 +145,30 @@ async fn no_clients_key_is_readable_in_what_instances_tell_each_other() {
     }
     assert_eq!(tidegate.get("/healthz").await.status(), 200);
 }
+
+#[tokio::test]
+async fn an_instance_that_died_holds_up_who_forgives_a_key_once_and_not_once_for_each_rule() {
+    let redis = RedisServer::start();
+    let url = redis.url();
+    let rule = |number: u32| {
+        let policy = format!("name = \"p{number}\"\nby = \"header:x-api-key\"\nlimit = \"100/hour\"\n");
+        format!(
+            "[[rule]]\nname = \"r{number}\"\nmatch = {{ path = \"/{number}\" }}\n[[rule.policy]]\n{policy}"
+        )
+    };
+    let policies: String = (0..12).map(rule).collect();
+    let variables = [("REDIS_URL", url.as_str()), ("REDIS_TIMEOUT_MS", "5000")];
+    let first = Tidegate::start(Some(&policies), &variables).await;
+    let second = Tidegate::start(Some(&policies), &variables).await;
+    for tidegate in [&first, &second] {
+        until("both know of both", async || tidegate.status().await["fleet"]["instances"] == 2).await;
+    }
+    // Without a word.
+    drop(second);
+    let began = std::time::Instant::now();
+    let answer = first.admin("DELETE", "/admin/keys?key=k").send().await.unwrap();
+    let forgiven: serde_json::Value = answer.json().await.unwrap();
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+    assert_eq!(forgiven["policies"].as_array().unwrap().len(), 12);
+    assert_eq!((&forgiven["applied"], &forgiven["complete"]), (&"1/2".into(), &false.into()), "{forgiven}");
+}

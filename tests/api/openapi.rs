@@ -230,6 +230,8 @@ async fn what_the_real_server_answers_is_as_the_document_says() {
     ask.ask("PUT", "/admin/overrides/a", limit(), &[("if-match", "\"9\"")]).await;
     ask.ask("PUT", "/admin/overrides/a", own(json!("free")), &[]).await;
     ask.ask("GET", "/admin/overrides/a", None, &[]).await;
+    ask.ask("DELETE", "/admin/overrides/a?dry_run=1", None, &[]).await;
+    ask.ask("POST", "/admin/reload?dry_run=1", None, &[]).await;
     ask.ask("GET", "/admin/overrides/b", None, &[]).await;
     ask.ask("GET", "/admin/overrides?limit=1", None, &[]).await;
     ask.ask("GET", "/admin/keys?key=k&key=192.0.2.9", None, &[]).await;

@@ -82,15 +82,18 @@ impl Fleet {
                 tokio::spawn(async move { this.tell(What::Hello, PATIENCE).await });
             }
         }
-        if let Ok(there) = there {
-            self.settle(store, there.as_deref()).await;
+        match there {
+            Ok(there) => self.settle(store, there.as_deref()).await,
+            // Perhaps another kind of value is there: to bring ours finds out.
+            Err(_) if lines.is_ok() => self.settle(store, None).await,
+            Err(_) => {}
         }
         // What fails now is what the next beat does.
         let _ = self.share_overrides(store).await;
     }
 
     /// Ours or theirs: the newer is everybody's.
-    async fn settle(self: &Arc<Self>, store: &RedisStore, there: Option<&str>) {
+    async fn settle(self: &Arc<Self>, store: &RedisStore, there: Option<&[u8]>) {
         let theirs = there.and_then(Shared::read);
         if let Some(theirs) = &theirs
             && self.consider(theirs.clone(), Source::Redis).await
@@ -107,15 +110,37 @@ impl Fleet {
     pub(super) async fn bring(self: &Arc<Self>, store: &RedisStore) -> Result<bool, FaultKind> {
         let Some(ours) = self.shared() else { return Ok(false) };
         let Some(text) = ours.text() else { return Ok(false) };
-        match store.bring_record(ours.order(), &text).await.map_err(|fault| fault.kind)? {
-            Brought::Taken => Ok(true),
-            Brought::Stays(theirs) => {
-                let Some(theirs) = Shared::read(&theirs) else { return Ok(false) };
-                Ok(theirs.order() == ours.order() || {
-                    self.consider(theirs, Source::Redis).await;
-                    false
-                })
+        let mut unreadable = None;
+        loop {
+            let brought = store.bring_record(ours.order(), &text, unreadable.as_deref()).await;
+            match brought.map_err(|fault| fault.kind)? {
+                Brought::Taken => {
+                    self.have_heard(&ours);
+                    return Ok(true);
+                }
+                Brought::Stays(theirs) => {
+                    let Some(read) = Shared::read(&theirs) else {
+                        // What nobody can read must not stand there for ever because of a number in front of it.
+                        if unreadable.replace(theirs).is_some() {
+                            return Ok(false);
+                        }
+                        continue;
+                    };
+                    let same = read.order() == ours.order();
+                    match same {
+                        true => self.have_heard(&ours),
+                        false => _ = self.consider(read, Source::Redis).await,
+                    }
+                    return Ok(same);
+                }
             }
+        }
+    }
+
+    /// Others have this record by now.
+    pub(super) fn have_heard(&self, shared: &Shared) {
+        if let Some(steering) = self.steering() {
+            steering.heard(&shared.record);
         }
     }
 

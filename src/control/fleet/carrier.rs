@@ -41,6 +41,12 @@ impl Carrier for Way {
         self.0.can_keep()
     }
 
+    fn is_shared(&self) -> bool {
+        let fleet = &self.0;
+        let is_alone = || fleet.redis_answers() && fleet.registry.len() == 0;
+        fleet.peers.is_some() || fleet.limiter.store().is_some() && !is_alone()
+    }
+
     fn now(&self) -> Micros {
         self.0.now()
     }
@@ -81,14 +87,25 @@ impl Fleet {
         let steering = self.steering().ok_or_else(|| CarrierFault("just starting".to_owned()))?;
         let shared = Shared::new(next.clone(), steering.remembered());
         let text = shared.text().ok_or_else(|| CarrierFault("the record can't be written".to_owned()))?;
-        match store.raise_record(order(seen), shared.order(), &text).await.map_err(away)? {
-            Brought::Taken => Ok(Raised::Won(Box::new(next))),
-            Brought::Stays(theirs) => {
-                let theirs = Shared::read(&theirs)
-                    .ok_or_else(|| CarrierFault("what is in Redis can't be read".to_owned()))?;
-                let record = theirs.record.clone();
-                self.consider(theirs, Source::Redis).await;
-                Ok(Raised::Lost(Box::new(record)))
+        let mut unreadable = None;
+        loop {
+            let raised = store
+                .raise_record(order(seen), shared.order(), &text, unreadable.as_deref())
+                .await
+                .map_err(away)?;
+            match raised {
+                Brought::Taken => return Ok(Raised::Won(Box::new(next))),
+                Brought::Stays(theirs) => {
+                    let Some(read) = Shared::read(&theirs) else {
+                        if unreadable.replace(theirs).is_some() {
+                            return Err(CarrierFault("what is in Redis can't be read".to_owned()));
+                        }
+                        continue;
+                    };
+                    let record = read.record.clone();
+                    self.consider(read, Source::Redis).await;
+                    return Ok(Raised::Lost(Box::new(record)));
+                }
             }
         }
     }

@@ -2,11 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::record::{Record, RememberedEnv};
+use crate::control::record::{Record, RememberedEnv, short};
 use crate::redis::RecordOrder;
-
-/// Nobody makes so many changes: what says so is no record, and the next change would have no number.
-const MOST: u64 = 1 << 46;
 
 /// A record, and the environment that it was held against last. What it is ordered by stands in front, for the script.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,15 +32,19 @@ impl Shared {
     }
 
     /// Of a text that is one; `None` for what no instance wrote.
-    pub(super) fn read(text: &str) -> Option<Self> {
-        serde_json::from_str::<Self>(text).ok()?.sound()
+    pub(super) fn read(text: &[u8]) -> Option<Self> {
+        // A letter of a reason that got damaged is no reason to lose the record.
+        serde_json::from_str::<Self>(&String::from_utf8_lossy(text)).ok()?.sound()
     }
 
-    /// Itself, unless it says one thing in front and another behind.
+    /// Itself, its words as ours would be, unless it says one thing in front and another behind, or counts what nobody
+    /// counts to.
     pub(super) fn sound(self) -> Option<Self> {
         let RecordOrder { epoch, revision, points } = self.order();
         let agrees = (epoch, revision, points) == (self.epoch, self.revision, self.points);
-        (agrees && epoch < MOST && revision < MOST).then_some(self)
+        let (updated_by, reason) = (short(&self.record.updated_by), short(&self.record.reason));
+        let record = Record { updated_by, reason, ..self.record };
+        (agrees && epoch <= Record::LAST && revision <= Record::LAST).then_some(Self { record, ..self })
     }
 }
 

@@ -125,11 +125,6 @@ impl Body {
         })
     }
 
-    /// Whether both are about the same subject in the same place.
-    pub fn meets(&self, other: &Self) -> bool {
-        (&self.rule, &self.policy, &self.by, &self.key) == (&other.rule, &other.policy, &other.by, &other.key)
-    }
-
     pub(super) fn is_over(&self, now: DateTime<Utc>) -> bool {
         self.expires_at.is_some_and(|at| at <= now)
     }

@@ -119,7 +119,7 @@ impl Book {
     /// # Errors
     /// When another is there, or there are too many.
     pub fn put(&self, id: &str, body: Body, seen: Option<&str>) -> Result<Changed, Refusal> {
-        let now = Utc::now();
+        let (now, rules, spec) = (Utc::now(), self.limiter.rules(), body.spec(id));
         let mut held = self.held.lock();
         let was = held.live(id, now).cloned();
         agree(was.as_ref(), seen)?;
@@ -127,7 +127,15 @@ impl Book {
             return Err(Refusal::TagRequired(Box::new(was.clone())));
         }
         let others = || held.entries.values().filter(|entry| entry.id != id && is_live(entry, now));
-        let meets = |entry: &&Entry| entry.body.as_ref().is_some_and(|other| other.meets(&body));
+        let meets = |entry: &&Entry| {
+            // Cheap first: there may be thousands.
+            let other = entry
+                .body
+                .as_ref()
+                .filter(|other| (&other.rule, &other.policy) == (&body.rule, &body.policy));
+            let specs = spec.as_ref().zip(other.and_then(|other| other.spec(&entry.id)));
+            specs.is_some_and(|(one, other)| one.meets(&other, &rules))
+        };
         if let Some(other) = others().find(meets) {
             return Err(Refusal::Taken(other.id.clone()));
         }

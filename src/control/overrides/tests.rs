@@ -111,6 +111,27 @@ fn what_runs_out_ends_by_itself_and_for_whom_it_was_is_forgotten() {
 }
 
 #[test]
+fn one_subject_has_one_override_however_it_is_spelled() {
+    for (first, other) in [
+        ("192.0.2.1", "::ffff:192.0.2.1"),
+        ("2001:db8::1", "2001:DB8:0:0:0::1"),
+        ("2001:db8::1", "2001:db8::2"),
+        ("2001:db8::/64", "2001:db8::2"),
+    ] {
+        let book = book();
+        book.put("a", body(first), None).unwrap();
+        for by in [None, Some("ip".to_owned())] {
+            let refused = book.put("b", Body { by, ..body(other) }, None);
+            assert!(matches!(&refused, Err(Refusal::Taken(id)) if id == "a"), "{first} {other}: {refused:?}");
+        }
+        // Under one policy of several it may have its own beside.
+        let under_one = Body { policy: Some("default".into()), ..body(other) };
+        assert!(book.put("b", under_one, None).is_ok());
+        assert!(book.put("c", body("192.0.2.9"), None).is_ok());
+    }
+}
+
+#[test]
 fn there_are_so_many_and_no_more() {
     let book = book();
     let entries =

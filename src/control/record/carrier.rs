@@ -24,6 +24,9 @@ pub trait Carrier: Send + Sync {
     /// When it can't; why.
     fn can_keep(&self) -> Result<(), CarrierFault>;
 
+    /// Whether others may be changing the record as well, out of this instance's sight.
+    fn is_shared(&self) -> bool;
+
     /// The fleet's clock.
     fn now(&self) -> Micros;
 }

@@ -57,6 +57,8 @@ impl Steering {
     fn weigh(&self, record: &Record, change: &Change) -> Judged {
         let backend = change.backend.unwrap_or(record.backend);
         let next = record.followed_by(backend, change.percent, &change.actor, &change.reason);
+        // Until its moment comes: not what was announced before and has not come either.
+        let next = Record { previous: record.due(self.now()), ..next };
         let mut objections = Vec::new();
         if let Some(why) = self.environment.hard_off.filter(|_| next.wanted() > Percent::NONE) {
             objections.push(Refusal::DisabledByEnv(why));

@@ -53,6 +53,9 @@ pub struct Record {
 }
 
 impl Record {
+    /// The last number that a record may have: nobody makes so many changes, and a double holds it.
+    pub const LAST: u64 = (1 << 46) - 1;
+
     /// What is in force where nobody has said anything yet: no change was made, and none is counted.
     pub fn initial(percent: Percent, reason: &str) -> Self {
         Self {
@@ -94,9 +97,15 @@ impl Record {
         }
     }
 
-    /// The entity tag: changes with every revision.
+    /// The entity tag: changes with every revision, and is not that of another change made at once elsewhere.
     pub fn etag(&self) -> String {
-        format!("\"{}-{}\"", self.epoch, self.revision)
+        let Self { epoch, revision, .. } = self;
+        format!("\"{epoch}-{revision}-{}-{}\"", self.backend.as_str(), self.percent.basis_points())
+    }
+
+    /// The number after this one; the last has none. Of two records with the last one the lower share still wins.
+    fn after(number: u64) -> u64 {
+        number.saturating_add(1).min(Self::LAST.max(number))
     }
 
     /// When it was changed last, in RFC 3339.
@@ -108,10 +117,10 @@ impl Record {
     fn followed_by(&self, backend: Backend, percent: Percent, actor: &str, reason: &str) -> Self {
         let next = Self { backend, percent, ..self.clone() };
         Self {
-            epoch: self.epoch.saturating_add(u64::from(next.wanted() < self.wanted())),
-            revision: self.revision.saturating_add(1),
+            epoch: if next.wanted() < self.wanted() { Self::after(self.epoch) } else { self.epoch },
+            revision: Self::after(self.revision),
             updated_at: Utc::now(),
-            updated_by: actor.to_owned(),
+            updated_by: short(actor),
             reason: short(reason),
             effective_at: None,
             previous: self.wanted(),
@@ -120,10 +129,13 @@ impl Record {
     }
 }
 
-/// As much of a reason as is kept: a rollback is not refused for its words, and a disk is not filled with them.
-pub(super) fn short(reason: &str) -> String {
+/// As much of a reason as is kept: a rollback is not refused for its words, and a disk is not filled with them. On one line,
+/// and nothing in it that moves a terminal's cursor or turns its text around: people read it there.
+pub(crate) fn short(reason: &str) -> String {
     const MOST: usize = 500;
-    reason.chars().take(MOST).collect()
+    let turns =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    reason.chars().map(|c| if c.is_control() || turns(c) { ' ' } else { c }).take(MOST).collect()
 }
 
 /// The flag by the contract's words.

@@ -14,8 +14,11 @@ use tokio::time::timeout;
 use super::{Applied, Carrier, Change, Environment, Outcome, Record, Refusal, RememberedEnv, Source};
 use crate::control::audit::{Audit, AuditRow, Stored};
 use crate::limiter::clock::Micros;
-use crate::limiter::event::{Event, Observer};
+use crate::limiter::event::{Event, Observer, RollbackCause};
 use crate::limiter::rollout::{InForce, Percent, Rollout};
+
+/// How far away the moment of a raise may be: two of the longest beats, and a little. What is further is of a wrong clock.
+const LATEST: Duration = Duration::from_secs(2 * 3_600 + 60);
 
 /// How long an answer waits for the disk and for the others. What takes longer goes on without it.
 const ANSWER_BUDGET: Duration = Duration::from_secs(1);
@@ -47,6 +50,8 @@ pub(super) struct State {
     standing: Standing,
     source: Source,
     since: Since,
+    /// It was lowered here, and nobody else is known to have it.
+    unheard: bool,
     /// Of a raise that is announced.
     timer: Option<AbortHandle>,
 }
@@ -77,6 +82,7 @@ impl Steering {
             standing: Standing::Unknown { touched: false },
             source: Source::Here,
             since: Since::default(),
+            unheard: false,
             timer: None,
         };
         let steering = Self {
@@ -108,6 +114,12 @@ impl Steering {
     /// The environment that goes with the record.
     pub fn remembered(&self) -> Option<RememberedEnv> {
         Some(self.state.lock().remembered)
+    }
+
+    /// Another instance has this record, or Redis does: whoever raises from now on has seen it.
+    pub fn heard(&self, record: &Record) {
+        let mut state = self.state.lock();
+        state.unheard &= state.record.order() != record.order();
     }
 
     /// Since when it is in force.
@@ -160,7 +172,8 @@ impl Steering {
         }
     }
 
-    /// Everything to memory, now. Always allowed; asked for twice, it changes nothing the second time, and is told again.
+    /// Everything to memory, now. Always allowed; asked for again it comes to the same. Where a raise may be under way, here
+    /// or out of sight, it is a new record even at 0 %: so that raise has not seen it, and loses.
     pub async fn roll_back(
         self: &Arc<Self>,
         actor: &str,
@@ -169,14 +182,18 @@ impl Steering {
     ) -> Outcome {
         let record = {
             let mut state = self.state.lock();
-            if state.record.percent == Percent::NONE {
-                state.record.clone()
-            } else {
-                self.observer.observe(&Event::RolledBack);
+            let raising = self.raising.try_lock().is_err();
+            if raising && state.record.wanted() == Percent::NONE {
+                self.observer.observe(&Event::RolledBack(RollbackCause::Operator));
+            }
+            let takes_back = state.record.percent > Percent::NONE || raising;
+            if takes_back || self.carrier.get().is_some_and(|carrier| carrier.is_shared()) {
                 let next = state.record.followed_by(state.record.backend, Percent::NONE, actor, reason);
-                // Above what another may have raised meanwhile, even if it lowers nothing here: the flag may be memory.
-                let epoch = state.record.epoch.saturating_add(1);
+                // Above what another may have raised meanwhile, even if it lowers nothing here.
+                let epoch = Record::after(state.record.epoch);
                 self.make(&mut state, Record { epoch, ..next }, "rollout.rollback", request_id)
+            } else {
+                state.record.clone()
             }
         };
         let this = Arc::clone(self);
@@ -208,11 +225,14 @@ impl Steering {
             true => Standing::OfDisk { changed: changed.is_some() },
             false => Standing::Settled,
         };
+        // Of the same epoch it may have seen ours: the order has ruled between them.
+        let unseen = std::mem::take(&mut state.unheard) && record.epoch > ours.epoch;
         self.put(&mut state, record, from);
         if let Some(next) = changed {
             self.environment_changes(&mut state, next, of_disk);
         }
-        if knew == (Standing::Unknown { touched: true }) && ours.wanted() < state.record.wanted() {
+        let unseen = unseen || knew == (Standing::Unknown { touched: true });
+        if unseen && ours.wanted() < state.record.wanted() {
             // Somebody lowered before this was known: the lower share stands, above what they could not know.
             let (backend, percent) = (ours.backend, ours.percent);
             let next = state.record.followed_by(backend, percent, &ours.updated_by, &ours.reason);
@@ -242,7 +262,9 @@ impl Steering {
     /// fleet is asked anyway, it raises at one moment for all.
     fn environment_changes(self: &Arc<Self>, state: &mut State, next: Record, of_disk: bool) {
         state.remembered = self.environment.remember(state.remembered);
-        let raises = next.wanted() > state.record.due(self.now());
+        let due = state.record.due(self.now());
+        let raises = next.wanted() > due;
+        let next = Record { previous: due, ..next };
         match self.carrier.get() {
             Some(_) if raises && !of_disk => {
                 let (this, seen) = (Arc::clone(self), state.record.clone());
@@ -263,6 +285,16 @@ impl Steering {
         request_id: Option<String>,
     ) -> Record {
         let row = AuditRow::of_change(&state.record, &next, action, request_id);
+        if next.wanted() == Percent::NONE && state.record.wanted() > Percent::NONE {
+            let cause = match action {
+                "rollout.env" => RollbackCause::Environment,
+                "rollout.stands" => RollbackCause::Stands,
+                _ => RollbackCause::Operator,
+            };
+            self.observer.observe(&Event::RolledBack(cause));
+        }
+        // Only what a person does: a deploy is one of many, and the fleet's word is the later.
+        state.unheard |= next.epoch > state.record.epoch && action != "rollout.env";
         self.put(state, next, Source::Here);
         if let Standing::Unknown { touched } = &mut state.standing {
             *touched = true;
@@ -279,6 +311,8 @@ impl Steering {
         }
         (state.record, state.source) = (record, source);
         let now = self.now();
+        let latest = now.saturating_add(LATEST.as_micros() as Micros);
+        state.record.effective_at = state.record.effective_at.map(|at| at.min(latest));
         let Some(at) = state.record.effective_at.filter(|at| *at > now) else { return self.comes(state) };
         self.rollout.put(self.in_force_of(state.record.due(now), state.record.revision));
         self.observer.observe(&Event::RolloutAnnounced {
@@ -329,6 +363,9 @@ impl Steering {
         let saved =
             async { timeout(ANSWER_BUDGET, self.audit.saved()).await.is_ok_and(|saved| saved.is_ok()) };
         let (applied, saved) = tokio::join!(told, saved);
+        if applied.kept || applied.done > 1 {
+            self.heard(&record);
+        }
         Outcome { durable: saved || applied.kept, record, applied }
     }
 

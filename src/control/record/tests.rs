@@ -5,21 +5,35 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::*;
 use crate::control::audit::{Audit, Stored};
 use crate::control::database::{Database, Place};
-use crate::limiter::event::Silent;
+use crate::limiter::event::{Event, Observer, RollbackCause, Silent};
 use crate::limiter::rollout::{InForce, Rollout};
 
 pub(super) fn points(percent: u16) -> Percent {
     Percent::from_basis_points(percent * 100).unwrap()
 }
 
+/// Counts rollbacks, by cause.
+#[derive(Default)]
+struct Rolled(Mutex<Vec<RollbackCause>>);
+
+impl Observer for Rolled {
+    fn observe(&self, event: &Event<'_>) {
+        if let Event::RolledBack(cause) = event {
+            self.0.lock().push(*cause);
+        }
+    }
+}
+
 struct Wheel {
     steering: Arc<Steering>,
     rollout: Arc<Rollout>,
     audit: Arc<Audit>,
+    rolled: Arc<Rolled>,
     _directory: tempfile::TempDir,
 }
 
@@ -37,10 +51,11 @@ async fn wheel_at(
     let audit = Audit::new(Database::new(place, 100, Arc::new(Silent)));
     let rollout = Arc::new(Rollout::default());
     let record = Record::initial(points(percent), "start");
+    let rolled = Arc::<Rolled>::default();
     let steering =
-        Steering::new(record, environment, Arc::clone(&audit), Arc::clone(&rollout), Arc::new(Silent));
+        Steering::new(record, environment, Arc::clone(&audit), Arc::clone(&rollout), rolled.clone());
     let _ = audit.database().open().await;
-    Wheel { steering, rollout, audit, _directory: directory }
+    Wheel { steering, rollout, audit, rolled, _directory: directory }
 }
 
 fn to(percent: u16, seen: Option<&str>) -> Change {
@@ -213,11 +228,125 @@ async fn a_rollback_made_before_anything_was_known_stands_above_what_comes_to_be
     }
 }
 
+#[tokio::test]
+async fn a_rollback_of_which_nobody_heard_stands_above_what_was_raised_without_it() {
+    for cut_off in [true, false] {
+        let wheel = wheel(50, Environment::default()).await;
+        wheel.steering.disk_says(Some(stored(3, 30, 50, None)));
+        let fleet = Arc::new(Made { cut_off, ..Arc::into_inner(Made::new(None)).unwrap() });
+        wheel.steering.carried_by(fleet);
+        wheel.steering.roll_back("ana", "5xx", None).await;
+        // The others have lowered more often than this one knew of, and raised since.
+        let theirs = stored(9, 90, 100, None);
+        assert!(wheel.steering.adopt(theirs.record, Some(theirs.remembered), Source::Redis));
+        let stands = if cut_off { (Percent::NONE, 10, 91) } else { (Percent::ALL, 9, 90) };
+        assert_eq!(wheel.stands(), stands, "cut off: {cut_off}");
+        // Now it is known, and whoever raises has seen it.
+        let seen = wheel.steering.record();
+        wheel.steering.heard(&seen);
+        let theirs = stored(20, 200, 70, None);
+        assert!(wheel.steering.adopt(theirs.record, Some(theirs.remembered), Source::Redis));
+        assert_eq!(wheel.stands(), (points(70), 20, 200));
+    }
+}
+
+#[tokio::test]
+async fn until_the_moment_of_a_raise_comes_what_was_in_force_is_whatever_was_announced_before() {
+    let wheel = wheel(10, Environment::default()).await;
+    let fleet = Made::new(Some(300_000));
+    wheel.steering.carried_by(fleet.clone());
+    for percent in [50, 80, 20] {
+        wheel.steering.change(to(percent, Some("*"))).await.unwrap();
+        assert_eq!(wheel.rollout.in_force().percent, points(10), "{percent} is announced");
+    }
+    *fleet.clock.lock() += 400_000;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(wheel.rollout.in_force().percent, points(20));
+}
+
+#[tokio::test]
+async fn a_moment_that_no_raise_announces_holds_one_up_for_hours_at_most() {
+    let wheel = wheel(10, Environment::default()).await;
+    let fleet = Made::new(None);
+    wheel.steering.carried_by(fleet.clone());
+    let far = Record { effective_at: Some(Micros::MAX), ..stored(0, 9, 50, None).record };
+    assert!(wheel.steering.adopt(Record { previous: points(10), ..far }, None, Source::Redis));
+    assert_eq!(wheel.rollout.in_force().percent, points(10), "announced");
+    let at = wheel.steering.record().effective_at.unwrap();
+    assert!(at <= fleet.now() + 3 * 3_600 * 1_000_000, "{at}");
+}
+
+#[tokio::test]
+async fn at_the_end_of_all_numbers_a_rollback_still_wins() {
+    let wheel = wheel(10, Environment::default()).await;
+    let last = stored(Record::LAST, Record::LAST, 100, None);
+    assert!(wheel.steering.adopt(last.record.clone(), Some(last.remembered), Source::Redis));
+    let back = wheel.steering.roll_back("ana", "5xx", None).await;
+    assert!(back.record.supersedes(&last.record), "{:?}", back.record);
+    assert!(back.record.epoch <= Record::LAST && back.record.revision <= Record::LAST);
+    assert_eq!(wheel.rollout.in_force().percent, Percent::NONE);
+}
+
+#[tokio::test]
+async fn what_is_kept_only_in_a_file_that_was_moved_away_is_not_durable() {
+    let wheel = wheel(10, Environment::default()).await;
+    assert!(wheel.steering.roll_back("ana", "5xx", None).await.durable);
+    let path = wheel.audit.database().name();
+    std::fs::rename(&path, format!("{path}.away")).unwrap();
+    assert!(!wheel.steering.roll_back("ana", "again", None).await.durable);
+}
+
+#[tokio::test]
+async fn a_rollback_is_counted_once_and_by_its_cause() {
+    let by_hand = wheel(10, Environment::default()).await;
+    by_hand.steering.roll_back("ana", "5xx", None).await;
+    by_hand.steering.roll_back("ana", "again", None).await;
+    assert_eq!(*by_hand.rolled.0.lock(), [RollbackCause::Operator]);
+    // What came to be known raised, and the rollback stands above it.
+    let kept = stored(9, 90, 70, None);
+    by_hand.steering.adopt(kept.record, Some(kept.remembered), Source::Redis);
+    assert_eq!(*by_hand.rolled.0.lock(), [RollbackCause::Operator, RollbackCause::Stands]);
+    let deployed = wheel(0, env(0)).await;
+    deployed.steering.disk_says(Some(stored(3, 40, 60, Some(60))));
+    assert_eq!(
+        (deployed.stands().0, deployed.rolled.0.lock().clone()),
+        (Percent::NONE, vec![RollbackCause::Environment])
+    );
+    // Taken from another instance it is counted there.
+    let told = wheel(10, Environment::default()).await;
+    told.steering.adopt(stored(1, 2, 0, None).record, None, Source::Fleet);
+    assert_eq!(told.rolled.0.lock().len(), 0);
+}
+
+#[test]
+fn of_two_changes_made_at_once_the_tag_of_one_is_not_that_of_the_other() {
+    let (one, other) = (stored(1, 2, 20, None).record, stored(1, 2, 10, None).record);
+    assert_ne!(one.etag(), other.etag());
+    let off = Record { backend: Backend::Memory, ..one.clone() };
+    assert_ne!(one.etag(), off.etag());
+}
+
+#[test]
+fn a_reason_is_one_line_that_moves_no_cursor() {
+    let reason = "first\r\nsecond\u{1b}[2J\u{9b}31m\u{202e}x\u{0}";
+    let kept = stored(1, 2, 20, None).record.followed_by(Backend::Redis, points(5), "a\nb", reason);
+    for text in [&kept.reason, &kept.updated_by] {
+        assert!(!text.chars().any(|c| c.is_control() || c == '\u{202e}'), "{text:?}");
+    }
+    assert!(kept.reason.starts_with("first") && kept.reason.contains("second"), "{:?}", kept.reason);
+}
+
 /// A fleet as a test wants it.
 struct Made {
     clock: Mutex<Micros>,
     lead: Option<Micros>,
     hangs: bool,
+    /// Nobody hears what is announced.
+    cut_off: bool,
+    /// A raise is asked for, and then its answer is let go.
+    asked: Notify,
+    let_go: Notify,
+    holds: bool,
     answers: Mutex<Vec<Result<Raised, CarrierFault>>>,
 }
 
@@ -226,7 +355,13 @@ impl Carrier for Made {
         let effective_at = self.lead.map(|lead| self.now() + lead);
         let won = Ok(Raised::Won(Box::new(Record { effective_at, ..next.clone() })));
         let answer = self.answers.lock().pop().unwrap_or(won);
-        Box::pin(async move { answer })
+        Box::pin(async move {
+            self.asked.notify_one();
+            if self.holds {
+                self.let_go.notified().await;
+            }
+            answer
+        })
     }
 
     fn can_keep(&self) -> Result<(), CarrierFault> {
@@ -238,8 +373,15 @@ impl Carrier for Made {
             if self.hangs {
                 std::future::pending::<()>().await;
             }
+            if self.cut_off {
+                return Applied { done: 1, of: 3, pending: vec!["two".into(), "three".into()], kept: false };
+            }
             Applied { done: 2, of: 3, pending: vec!["three".into()], kept: true }
         })
+    }
+
+    fn is_shared(&self) -> bool {
+        true
     }
 
     fn now(&self) -> Micros {
@@ -249,7 +391,16 @@ impl Carrier for Made {
 
 impl Made {
     fn new(lead: Option<Micros>) -> Arc<Self> {
-        Arc::new(Self { clock: Mutex::new(1_000), lead, hangs: false, answers: Mutex::default() })
+        Arc::new(Self {
+            clock: Mutex::new(1_000),
+            lead,
+            hangs: false,
+            cut_off: false,
+            asked: Notify::new(),
+            let_go: Notify::new(),
+            holds: false,
+            answers: Mutex::default(),
+        })
     }
 }
 
@@ -277,6 +428,25 @@ async fn an_announced_raise_comes_at_its_moment_unless_a_lowering_comes_first() 
         assert_eq!(wheel.stands(), stands);
         assert_eq!(wheel.steering.record().etag() == tag, !rolled_back);
     }
+}
+
+#[tokio::test]
+async fn a_rollback_at_no_percent_wins_over_the_raise_that_is_under_way() {
+    let wheel = wheel(0, Environment::default()).await;
+    let fleet = Arc::new(Made { holds: true, ..Arc::into_inner(Made::new(None)).unwrap() });
+    wheel.steering.carried_by(fleet.clone());
+    let steering = Arc::clone(&wheel.steering);
+    let raise = tokio::spawn(async move { steering.change(to(50, Some("*"))).await });
+    fleet.asked.notified().await;
+    let back = wheel.steering.roll_back("ana", "a mistake", None).await;
+    assert_eq!((back.record.percent, back.record.epoch), (Percent::NONE, 1));
+    fleet.let_go.notify_one();
+    assert!(matches!(raise.await.unwrap(), Err(Refusal::Stale(_))));
+    assert_eq!(wheel.stands(), (Percent::NONE, 1, 2));
+    // Out of sight another instance may be raising from the very record that is here.
+    let again = wheel.steering.roll_back("ana", "to be sure", None).await.record;
+    let unseen = back.record.followed_by(Backend::Redis, points(80), "ben", "up");
+    assert!(again.supersedes(&unseen) && again.percent == Percent::NONE);
 }
 
 #[tokio::test]
