@@ -1,6 +1,8 @@
 //! What a bench has to say in the table at the end of `make bench`: a line each of what, figure, ratio and target. Each
 //! bench leaves its lines in a file of its own; `benches/table.rs` prints them all.
 
+#![allow(dead_code, reason = "each bench takes what it needs")]
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
