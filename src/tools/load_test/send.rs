@@ -54,7 +54,7 @@ pub enum Clients {
 }
 
 /// How long before its moment a request is handed to the thread that sends it, which then waits awake.
-const EARLY: Duration = Duration::from_micros(200);
+const EARLY: Duration = Duration::from_micros(150);
 
 /// The most streams that are opened on one connection of HTTP/2 at once.
 const STREAMS: usize = 100;
