@@ -40,13 +40,12 @@ lint-deps:
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
 	@command -v cargo-machete >/dev/null || cargo install --locked cargo-machete
 
-bench: ## Measure a decision beside governor's, a match among many rules, whole servers beside a bare one and beside nginx (some minutes)
-	cargo bench --locked --bench decision
-	cargo bench --locked --bench rules
-	cargo bench --locked --bench told
-	cargo bench --locked --bench redis
-	cargo bench --locked --bench front
-	cargo bench --locked --bench gateway
+bench: ## Measure decisions, memory, Redis and whole servers, each beside something else in the same run, and print one table
+	cargo bench --locked --no-run
+	cargo bench --locked --bench table -- --forget
+	@set -e; for bench in decision memory rules told redis front gateway load instructions table; do \
+		echo "== $$bench"; cargo bench --locked --bench $$bench; \
+	done
 
 soak: ## Run the tests that are too long for every day (those under a module `soak`)
 	TIDEGATE_SOAK=1 cargo nextest run --locked --release -E 'test(/(^|::)soak::/)'

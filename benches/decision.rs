@@ -28,6 +28,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use governor::{DefaultKeyedRateLimiter, RateLimiter};
+use rows::{Most, Rows};
 use tidegate::limiter::charge::Charge;
 use tidegate::limiter::clock::{Clock, SECOND};
 use tidegate::limiter::gcra::Quota;
@@ -36,6 +37,9 @@ use tidegate::limiter::policy::{PolicyId, Rules};
 use tidegate::limiter::share::Share;
 use tidegate::limiter::subject::{Facts, Identity, ProcessKey, Subject};
 use tidegate::limiter::{Hit, Limiter};
+
+#[path = "support/rows.rs"]
+mod rows;
 
 const ROUNDS: usize = 9;
 const BATCH: usize = 128;
@@ -76,7 +80,7 @@ fn main() {
     eprintln!();
     print_decisions(&rows);
     if wanted.is_empty() {
-        print_memory();
+        tell(&rows, &print_memory());
     }
 }
 
@@ -388,12 +392,30 @@ fn print_decisions(rows: &[Row]) {
     }
 }
 
+/// The rows of the table at the end of `make bench`: at a million keys, where a store shows what it is.
+fn tell(measured: &[Row], bytes: &HashMap<&str, f64>) {
+    let mut rows = Rows::of("decision");
+    for row in measured.iter().filter(|row| row.shape.keys == MANY_KEYS && row.shape.admitted) {
+        let threads = if row.shape.threads == 1 { "1 thread" } else { "2 threads" };
+        for (theirs, keys) in [("u64", "number"), ("string", "string")] {
+            let what = format!("a decision in memory, 1 M keys, {threads}");
+            let ratio = (row.ratio("ours", theirs), format!("governor's, {keys} keys"));
+            rows.tell(&what, (row.nanos("ours"), "ns"), Some((ratio.0, &ratio.1)), Some(Most::Ratio(0.75)));
+        }
+        let what = format!("`Limiter::check`, 1 M keys, {threads}");
+        let ratio = (row.ratio("check", "ours"), "the bare decision");
+        rows.tell(&what, (row.nanos("check"), "ns"), Some(ratio), None);
+    }
+    let ratio = (bytes["ours"] / bytes["string"], "governor's, string keys");
+    rows.tell("memory at 1 M keys", (bytes["ours"], "bytes a key"), Some(ratio), Some(Most::Figure(64.0)));
+}
+
 fn yes(holds: bool) -> &'static str {
     if holds { "yes" } else { "no" }
 }
 
 /// Each contender in a fresh process of its own, so that none inherits what another freed.
-fn print_memory() {
+fn print_memory() -> HashMap<&'static str, f64> {
     println!(
         "\nbytes a key: growth of the resident set at {MANY_KEYS} keys, each contender in its own process"
     );
@@ -411,6 +433,7 @@ fn print_memory() {
         let ratio = sizes["ours"] / sizes[theirs];
         println!("memory below governor's ({theirs} keys): {} (ratio {ratio:.2})", yes(ratio < 1.0));
     }
+    sizes
 }
 
 fn bytes_a_key(contender: &str) -> u64 {

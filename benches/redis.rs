@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use rand::RngExt as _;
+use rows::{Most, Rows};
 use tidegate::limiter::clock::{Clock, SECOND};
 use tidegate::limiter::decision::Backend;
 use tidegate::limiter::event::Silent;
@@ -32,13 +33,16 @@ use tidegate::limiter::{Hit, Limiter};
 use tidegate::redis::target::Target;
 use tidegate::redis::{Options, RedisStore};
 
+#[path = "support/rows.rs"]
+mod rows;
+
 const UNDER_WAY: [usize; 3] = [1, 16, 64];
 const KEYS: u32 = 100_000;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (rounds, decisions) = match arguments.iter().any(|argument| argument == "--bench") {
-        true => (7, 100_000),
+        true => (7, 50_000),
         false => (1, 2_000),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -48,6 +52,7 @@ fn main() {
         "{:<10} {:>14} {:>16} {:>8} {:>22} {:>22}",
         "under way", "decisions/s", "ceiling/s", "ratio", "redis CPU µs/decision", "of the ceiling's calls"
     );
+    let mut rows = Rows::of("redis");
     for under_way in UNDER_WAY {
         let mut seen: [Vec<f64>; 4] = Default::default();
         // One round to warm up.
@@ -64,6 +69,11 @@ fn main() {
         }
         let ratio = median(seen[0].iter().zip(&seen[1]).map(|(ours, ceiling)| ours / ceiling).collect());
         let [ours, ceiling, own_cpu, its_cpu] = seen.map(median);
+        let what = format!("CPU of redis-server a decision, {under_way} under way");
+        let most = (under_way > 1).then_some(Most::Figure(8.0));
+        rows.tell(&what, (own_cpu, "µs"), Some((own_cpu / its_cpu, "a redis-benchmark call")), most);
+        let what = format!("decisions by Redis a second, {under_way} under way");
+        rows.tell(&what, (ours, "/s"), Some((ratio, "redis-benchmark's")), None);
         println!("{under_way:<10} {ours:>14.0} {ceiling:>16.0} {ratio:>8.2} {own_cpu:>22.2} {its_cpu:>22.2}");
     }
 }

@@ -17,10 +17,14 @@ use std::hint::black_box;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use rows::{Most, Rows};
 use tidegate::config::policies;
 use tidegate::limiter::policy::Rules;
 use tidegate::limiter::route::Route;
 use tidegate::limiter::subject::{Facts, Part};
+
+#[path = "support/rows.rs"]
+mod rows;
 
 const ROUNDS: usize = 9;
 const REQUESTS: usize = 1_024;
@@ -49,6 +53,7 @@ fn main() {
     }
     eprintln!();
     print_matches(&rows);
+    tell(&rows);
     print_loads();
 }
 
@@ -263,6 +268,19 @@ fn print_matches(rows: &[Row]) {
             median(row.rounds.clone()),
             median(ratios)
         );
+    }
+}
+
+/// The rows of the table at the end of `make bench`.
+fn tell(measured: &[Row]) {
+    let mut rows = Rows::of("rules");
+    let most = COUNTS[COUNTS.len() - 1];
+    for row in measured.iter().filter(|row| row.count == most && ["paths", "hosts below"].contains(&row.name))
+    {
+        let ratios = row.rounds.iter().zip(&measured[0].rounds).map(|(nanos, one)| nanos / one).collect();
+        let what = format!("a match among {most} rules by {}", row.name);
+        let figure = (median(row.rounds.clone()), "ns");
+        rows.tell(&what, figure, Some((median(ratios), "one rule")), Some(Most::Figure(1_000.0)));
     }
 }
 

@@ -14,6 +14,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rows::{Most, Rows};
 use tidegate::limiter::clock::{Clock, SECOND};
 use tidegate::limiter::event::{Event, Exchange, Observer, Origin};
 use tidegate::limiter::exposure::Exposure;
@@ -21,6 +22,9 @@ use tidegate::limiter::gcra::Quota;
 use tidegate::limiter::policy::Rules;
 use tidegate::limiter::{Check, Hit, Limiter};
 use tidegate::telemetry::{Format, Options, Output, Telemetry};
+
+#[path = "support/rows.rs"]
+mod rows;
 
 const ROUNDS: usize = 21;
 /// Nanoseconds a request.
@@ -76,5 +80,6 @@ fn main() {
         rounds[0],
         rounds[ROUNDS - 1]
     );
+    Rows::of("told").tell("counting one answered request", (median, "ns"), None, Some(Most::Figure(LIMIT)));
     assert!(!bench || median < LIMIT, "{median:.0} ns a request; at most {LIMIT:.0} are meant");
 }

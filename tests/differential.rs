@@ -180,11 +180,17 @@ fn in_redis(history: &History, connection: &mut redis::Connection, subject: u128
             .collect();
         let mut command = redis::cmd("EVAL");
         // Keys would expire by the server's own clock in the midst of a history that lasts days: without it.
-        let body = charge::BODY.replace(
-            "redis.call('SET', KEYS[i], value, 'PX', string.format('%.0f', math.ceil(lives / 1000)))",
-            "redis.call('SET', KEYS[i], value)",
-        );
-        assert_ne!(body, charge::BODY, "the script's SET has changed: change it here as well");
+        let mut body = charge::BODY.to_owned();
+        for (set, without) in [
+            (
+                "redis.call('SET', KEYS[i], value, 'PX', string.format('%.0f', math.ceil(lives / 1000)))",
+                "redis.call('SET', KEYS[i], value)",
+            ),
+            (", 'PX', lives)", ")"),
+        ] {
+            assert_eq!(body.matches(set).count(), 1, "the script's SET has changed: change it here as well");
+            body = body.replace(set, without);
+        }
         // The instant rides behind the script's own arguments.
         command.arg(format!("local now = tonumber(ARGV[#ARGV])\n{body}"));
         charge::arguments(&mut command, "test", &charges, step.peek, 0);
@@ -337,6 +343,65 @@ fn a_key_expires_with_its_debt_and_holds_every_digit_of_its_time() {
     assert_eq!(stored, (at + 20 * SECOND).to_string());
     let expires_in: u64 = server.run(&["PTTL", key]);
     assert!((19_000..=20_000).contains(&expires_in), "{expires_in}");
+}
+
+/// Everything that one bucket is judged by: what stands there, and the arguments that follow the instant.
+fn one_bucket() -> impl Strategy<Value = (String, u64, [String; 6])> {
+    const NOW: u64 = 1_764_000_000_123_457;
+    let near =
+        |least: i64, most: i64| (least..most).prop_map(|off| NOW.saturating_add_signed(off).to_string());
+    let stored = prop_oneof![
+        Just(String::new()),
+        near(-5_000_000, 20_000_000),
+        near(0, 1_000),
+        Just(format!("w{}:7", NOW + 1_000_000)),
+        prop::sample::select(vec!["0", "-5", "nan", "inf", "1e16", "0x7f", "oddness", " 1764000001000000 "])
+            .prop_map(str::to_owned),
+    ];
+    let sent = prop_oneof![Just("0".to_owned()), near(-6_000_000, 1_000_000)];
+    let amount =
+        |most: u64| prop_oneof![0..most, 0..most / 1_000, Just(0)].prop_map(|amount| amount.to_string());
+    let flag = || prop::sample::select(vec!["0".to_owned(), "1".to_owned()]);
+    let arguments = (sent, flag(), amount(10_000_000), amount(4_000_000), amount(20_000_000), flag());
+    (stored, arguments).prop_map(|(stored, (sent, peek, tolerance, charge, note, flags))| {
+        (stored, NOW, [sent, peek, tolerance, charge, note, flags])
+    })
+}
+
+#[test]
+fn the_short_way_of_a_single_bucket_decides_and_writes_what_the_long_way_does() {
+    let server = RedisServer::start();
+    let connection = RefCell::new(server.connection());
+    let long = charge::BODY.replace("if not KEYS[2] and ", "if false and ");
+    assert_ne!(long, charge::BODY, "the script's short way has changed: change it here as well");
+    let asked = |body: &str, stored: &str, now: u64, arguments: &[String]| {
+        let connection = &mut *connection.borrow_mut();
+        redis::cmd("DEL").arg("bucket").exec(connection).unwrap();
+        if !stored.is_empty() {
+            redis::cmd("SET").arg("bucket").arg(stored).exec(connection).unwrap();
+        }
+        let script = format!("local now = {now}\n{body}");
+        let mut command = redis::cmd("EVAL");
+        command.arg(script).arg(1).arg("bucket").arg(arguments);
+        let answer: redis::Value = command.query(connection).unwrap();
+        let left: Option<String> = redis::cmd("GET").arg("bucket").query(connection).unwrap();
+        let lives: i64 = redis::cmd("PTTL").arg("bucket").query(connection).unwrap();
+        (answer, left, lives)
+    };
+    let config = Config { cases: 2_000, failure_persistence: None, ..Config::default() };
+    TestRunner::new(config)
+        .run(&one_bucket(), |(stored, now, arguments)| {
+            let (short, short_left, short_lives) = asked(charge::BODY, &stored, now, &arguments);
+            let (long, long_left, long_lives) = asked(&long, &stored, now, &arguments);
+            prop_assert_eq!(short, long);
+            // A millisecond can see a key off between two commands.
+            if short_lives.max(long_lives) > 1_000 || short_lives.max(long_lives) == -1 {
+                prop_assert_eq!(short_left, long_left);
+                prop_assert!(short_lives.abs_diff(long_lives) < 1_000, "{} {}", short_lives, long_lives);
+            }
+            Ok(())
+        })
+        .unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::bill::{Bill, Charges, Item, denied};
 use super::charge::Charge;
 use super::check::Check;
 use super::clock::Micros;
-use super::decision::{Backend, Decision, Ruling};
+use super::decision::{Backend, Decision, Ruling, State};
 use super::passage::Passage;
 use super::places::{self, Answered, Part, Payment};
 use super::policy::{Mode, OnRedisError, PolicyId, Rules};
@@ -36,9 +36,14 @@ impl<S: Store> Limiter<S> {
         {
             let reading = self.memory.charge_one(&self.charge(item, &rules, cost, now), peek, now);
             let verdict = item.verdict(Backend::Memory, None, reading);
-            let decision = Decision::of_one(rules, bill.revision, verdict);
-            self.penalise(&bill, &decision, peek, now);
-            return Check::Decided(Some(decision.overridden(bill.overridden)));
+            let mut decision = Decision::of_one(rules, bill.revision, verdict);
+            if decision.state != State::Allow {
+                self.penalise(&bill, &decision, peek, now);
+            }
+            if bill.overridden.is_some() {
+                decision = decision.overridden(bill.overridden);
+            }
+            return Check::Decided(Some(decision));
         }
         let charges: Charges = bill.items.iter().map(|item| self.charge(item, &rules, cost, now)).collect();
         let readings = self.memory.charge(&charges, peek, now);

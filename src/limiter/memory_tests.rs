@@ -197,6 +197,23 @@ fn the_drained_and_the_least_indebted_are_evicted_first() {
 }
 
 #[test]
+fn whoever_is_throttled_stays_throttled_while_a_million_others_pass_by_once() {
+    let memory = Memory::new(10_000);
+    let throttled = 0..100;
+    for number in throttled.clone() {
+        assert!(memory.charge(&[charge(number, 10, 10)], false, NOW)[0].allowed);
+    }
+    for number in 1_000..1_001_000 {
+        memory.charge(&[charge(number, 10, 1)], false, NOW);
+    }
+    assert!(memory.evicted_in_debt() > 900_000 && memory.len() <= 10_000);
+    for number in throttled {
+        let hit = charge(number, 10, 1);
+        assert!(!memory.charge(&[hit], false, NOW)[0].allowed, "{number} lost its debt to whoever owed less");
+    }
+}
+
+#[test]
 fn a_sweep_forgets_drained_keys_and_gives_memory_back() {
     let memory = Memory::new(200_000);
     let sweep_all = |now| (0..memory.shards()).for_each(|shard| memory.sweep(shard, now));

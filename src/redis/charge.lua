@@ -23,6 +23,29 @@ local underway = now - sent
 if underway < 0 or underway > 5000000 then underway = 0 end
 local peek = ARGV[2] == '1'
 
+-- Nearly every request owes one bucket that is charged as it is judged: then nothing is gathered in tables, and what the
+-- rest of this script does is done in as few steps as there are. It decides the same: both ways are tested alike. Arguments
+-- are numbers as soon as they are reckoned with, and the milliseconds have far fewer than 14 digits.
+local enforce = ARGV[6]
+if not KEYS[2] and (enforce == '1' or enforce == '0') then
+  local tolerance, charge = ARGV[3] + 0, ARGV[4] + 0
+  local stored = redis.call('GET', KEYS[1])
+  local own = stored and tonumber(stored) or 0
+  own = own > now and own - now or 0
+  local debt = ARGV[5] - underway
+  if debt < own then debt = own end
+  if debt > tolerance then debt = tolerance end
+  local fits = debt + charge <= tolerance
+  if not peek then
+    if fits then debt = debt + charge end
+    if debt ~= own then
+      local lives = debt > 1 and math.ceil(debt / 1000) or 1
+      redis.call('SET', KEYS[1], string.format('%.0f', now + debt), 'PX', lives)
+    end
+  end
+  return { now, fits and 1 or 0, debt, now }
+end
+
 -- The end of the window that `now` is in: exact for the three that the caller knows, and for windows of equal lengths.
 local function window_end(start, stop, next)
   if now < start then return start - math.floor((start - 1 - now) / (stop - start)) * (stop - start) end

@@ -1,5 +1,7 @@
 //! The load test against the real front, and against fronts with something the matter.
 
+use std::io::Read as _;
+use std::net::TcpListener;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -26,6 +28,23 @@ async fn load(front: &Tidegate, more: &[&str]) -> (Ran, Value) {
     (ran, outcome)
 }
 
+/// The same; again, twice at most, when this machine was too busy for the generator to be on time: that is said and is no
+/// fault of anybody's.
+async fn load_on_time(front: &Tidegate, more: &[&str]) -> (Ran, Value) {
+    let on_time = |outcome: &Value| {
+        let checks = outcome["checks"].as_array().unwrap().iter();
+        checks.filter(|check| check["what"] == "generator on time (P99)").all(|check| check["holds"] == true)
+    };
+    let mut outcome = load(front, more).await;
+    for _ in 0..2 {
+        if on_time(&outcome.1) {
+            break;
+        }
+        outcome = load(front, more).await;
+    }
+    outcome
+}
+
 fn check(outcome: &Value, what: &str) -> Value {
     let checks = outcome["checks"].as_array().unwrap();
     checks.iter().find(|check| check["what"] == what).unwrap_or_else(|| panic!("{what}: {outcome:#}")).clone()
@@ -50,7 +69,7 @@ async fn a_sound_front_on_redis_holds_every_threshold_at_the_planned_rate() {
         "--duration",
         "2s",
     ];
-    let (ran, outcome) = load(&front, &plan).await;
+    let (ran, outcome) = load_on_time(&front, &plan).await;
     assert_eq!((ran.code, &outcome["holds"]), (0, &Value::Bool(true)), "{outcome:#}");
     let phases: Vec<(&str, f64)> = outcome["phases"]
         .as_array()
@@ -63,6 +82,51 @@ async fn a_sound_front_on_redis_holds_every_threshold_at_the_planned_rate() {
     assert_eq!(check(&outcome, "rl_backend")["seen"], "redis 100.0 %");
     assert_eq!(outcome["limits"][0], "100 in 60 s, 100 at once");
     assert!(ran.stderr.contains("burst"), "progress goes to standard error: {}", ran.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http_2_a_sound_front_holds_every_threshold_and_the_429s_are_those_foretold() {
+    let upstream = Upstream::start();
+    let url = format!("http://{}", upstream.address);
+    let front = Tidegate::start(None, &[("UPSTREAM_URL", &url)]).await;
+    let plan = ["--baseline-rpm", "6000", "--target", "2x", "--burst", "3s", "--http2", "--connections", "2"];
+    let (ran, outcome) = load_on_time(&front, &plan).await;
+    assert_eq!((ran.code, &outcome["holds"]), (0, &Value::Bool(true)), "{outcome:#}");
+    let phase = &outcome["phases"][0];
+    assert!((150.0..250.0).contains(&phase["answered_a_second"].as_f64().unwrap()), "{phase}");
+    assert_eq!(phase["statuses"], serde_json::json!({ "200": phase["sent"] }), "and nothing else");
+    // Another front: of this one its clients have debts.
+    let front = Tidegate::start(None, &[]).await;
+    let over =
+        ["--baseline-rpm", "3000", "--target", "2x", "--burst", "4s", "--keys", "3", "--arrivals", "even"];
+    let (ran, outcome) = load(&front, &[&over[..], &["--http2"]].concat()).await;
+    let throttled = &outcome["phases"][0]["throttled"];
+    let (foretold, seen) = (throttled["foretold"].as_f64().unwrap(), throttled["seen"].as_f64().unwrap());
+    assert!((0.2..0.3).contains(&foretold) && (foretold - seen).abs() < 0.02, "{throttled}");
+    assert_eq!(ran.code, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_http_2_every_connection_begins_with_its_preface() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let first = std::thread::spawn(move || {
+        listener
+            .incoming()
+            .filter_map(|stream| {
+                let mut stream = stream.unwrap();
+                let mut preface = [0; 24];
+                stream.read_exact(&mut preface).ok()?;
+                Some(preface)
+            })
+            // The test's own look at the limits' headers is no part of the load.
+            .find(|preface| !preface.starts_with(b"HEAD") && !preface.starts_with(b"GET"))
+    });
+    let plan = ["--url", &url, "--admin-url", &url, "--http2", "--timeout", "1s", "--keys", "1"];
+    let short = ["load-test", "--warm-up", "0s", "--burst", "1s", "--target", "10x"];
+    let ran = tidegate(&[&short[..], &plan].concat(), &[]).await;
+    assert_eq!(ran.code, 1);
+    assert_eq!(&first.join().unwrap().unwrap(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

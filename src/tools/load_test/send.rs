@@ -53,6 +53,9 @@ pub enum Clients {
     One,
 }
 
+/// How long before its moment a request is handed to the thread that sends it, which then waits awake.
+const EARLY: Duration = Duration::from_micros(150);
+
 /// The most streams that are opened on one connection of HTTP/2 at once.
 const STREAMS: usize = 100;
 
@@ -116,12 +119,14 @@ pub(super) fn send(
         tallies.iter().for_each(|tally| all.merge(&tally.lock()));
         Ok(all)
     };
-    // A thread's sleep ends within some 60 µs; the timers of an asynchronous runtime are a millisecond coarse.
+    // A thread's sleep ends within some 60 µs, and another thread wakes as long after it was called; the timers of an
+    // asynchronous runtime are a millisecond coarse. So the sender is called a little early, and looks at the clock.
     let planned = plan.clone();
     let (over, is_over) = std::sync::mpsc::channel::<()>();
     let pacer = thread::Builder::new().name("pace".into()).spawn(move || {
         for arrival in planned.arrivals() {
-            thread::sleep((began + arrival.at).saturating_duration_since(Instant::now()));
+            let call = (began + arrival.at).checked_sub(EARLY).unwrap_or(began);
+            thread::sleep(call.saturating_duration_since(Instant::now()));
             // One client's requests stay in one thread, and so on its connections.
             let _ = senders[arrival.key as usize % senders.len()].send(arrival);
         }
@@ -158,6 +163,11 @@ impl Worker {
             let mut clients = HttpClients::new(&this.aim, this.connector.clone());
             let mut under_way = tokio::task::JoinSet::new();
             while let Some(arrival) = arrivals.recv().await {
+                let planned = this.began + arrival.at;
+                while Instant::now() < planned {
+                    // Answers are read meanwhile.
+                    tokio::task::yield_now().await;
+                }
                 let client = clients.of(arrival.key);
                 under_way.spawn_local(Arc::clone(&this).ask(client, arrival));
                 while under_way.try_join_next().is_some() {}
