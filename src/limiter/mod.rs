@@ -100,6 +100,8 @@ pub struct Held {
     pub decided_unknown: u64,
     /// Keys that an operator forgave.
     pub forgiven: u64,
+    /// Overrides in force: other limits, exemptions, blocks.
+    pub overrides: [usize; 3],
 }
 
 /// The most keys that memory holds unless told otherwise. At 24 bytes and the table's slack, some 50 MiB.
@@ -326,6 +328,7 @@ impl<S: Store> Limiter<S> {
             evicted: self.memory.evicted_in_debt(),
             decided_unknown: self.memory.decided_unknown(),
             forgiven: self.forgiven.load(Ordering::Relaxed),
+            overrides: self.overrides_in_force(),
         }
     }
 

@@ -172,6 +172,19 @@ impl Overrides {
         Some((found.place, found.terms))
     }
 
+    /// How many have not ended at `wall`: other limits, exemptions, blocks.
+    fn in_force(&self, wall: Micros) -> [usize; 3] {
+        let mut counts = [0; 3];
+        for one in self.given.iter().filter(|one| one.expires_at.is_none_or(|at| at > wall)) {
+            counts[match one.effect {
+                Effect::Limit(_) => 0,
+                Effect::Exempt => 1,
+                Effect::Block => 2,
+            }] += 1;
+        }
+        counts
+    }
+
     /// What was given at this place.
     pub(super) fn at(&self, place: usize) -> &Override {
         &self.given[place]
@@ -302,6 +315,11 @@ impl<S: Store> Limiter<S> {
     /// Every override, and under which policies it has an effect.
     pub fn overrides(&self) -> Arc<Overrides> {
         self.overrides.now.load_full()
+    }
+
+    /// How many are in force: other limits, exemptions, blocks.
+    pub(super) fn overrides_in_force(&self) -> [usize; 3] {
+        self.overrides().in_force(self.wall())
     }
 
     #[inline]

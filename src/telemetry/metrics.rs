@@ -3,6 +3,7 @@
 
 mod budget_resets;
 mod limits;
+mod overrides;
 mod per_rules;
 mod policy_decisions;
 mod redis_link;
@@ -12,7 +13,7 @@ mod text;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
@@ -32,6 +33,7 @@ use crate::limiter::rollout::{Arm, InForce};
 use crate::limiter::store::FaultKind;
 use budget_resets::BudgetResets;
 use limits::Limits;
+use overrides::Overrides;
 use per_rules::{PerRules, for_each_label, labels};
 use policy_decisions::PolicyDecisions;
 use redis_link::RedisLink;
@@ -71,7 +73,8 @@ pub(super) struct Metrics {
     memory_keys: Gauge,
     blocked_keys: Gauge,
     budget_resets: BudgetResets,
-    lines_dropped: Gauge,
+    lines_dropped: Counter,
+    overrides: Overrides,
     reloads: Reloads,
     pub(super) settlements: Settlements,
     /// Connections that have changed to another protocol.
@@ -202,8 +205,13 @@ impl Metrics {
         let blocked_keys = Gauge::default();
         registry.register("blocked_keys", "Keys shut out by a penalty", blocked_keys.clone());
         let budget_resets = BudgetResets::new(&mut registry);
-        let lines_dropped = Gauge::default();
-        registry.register("log_lines_dropped", "Log lines dropped since the start", lines_dropped.clone());
+        let lines_dropped = Counter::default();
+        registry.register(
+            "log_lines_dropped",
+            "Log lines dropped: whoever reads standard output is too slow",
+            lines_dropped.clone(),
+        );
+        let overrides = Overrides::registered_in(&mut registry);
         let build = Family::<Labels, Gauge>::default();
         registry.register("build_info", "Always 1; the labels name this build", build.clone());
         let commit = option_env!("TIDEGATE_COMMIT").unwrap_or("unknown");
@@ -236,6 +244,7 @@ impl Metrics {
             blocked_keys,
             budget_resets,
             lines_dropped,
+            overrides,
             reloads: Reloads::registered_in(&mut registry),
             settlements: Settlements::registered_in(&mut registry),
             upgraded,
@@ -313,14 +322,15 @@ impl Metrics {
     /// Everything, as the scraper wants it.
     pub(super) fn print(&self, scraped: Scraped, exposition: Exposition) -> String {
         self.forget_policies();
-        let Held { keys, blocked, evicted, decided_unknown, forgiven } = scraped.held;
+        let Held { keys, blocked, evicted, decided_unknown, forgiven, overrides } = scraped.held;
         self.memory_keys.set(keys as i64);
         self.blocked_keys.set(blocked as i64);
         self.budget_resets.set([1, evicted, decided_unknown, forgiven]);
         self.link.in_flight(scraped.redis_in_flight);
         self.limits.spent(scraped.redis_spent);
         self.limits.certificate_ends(scraped.certificate_ends);
-        self.lines_dropped.set(scraped.lines_dropped as i64);
+        self.lines_dropped.inner().store(scraped.lines_dropped, Ordering::Relaxed);
+        self.overrides.set(overrides);
         self.exposure.set(scraped.exposure.unwrap_or(f64::NAN));
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string does not fail.

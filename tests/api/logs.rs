@@ -135,7 +135,8 @@ async fn a_reader_that_stops_reading_delays_no_request_and_lost_lines_are_counte
     let metrics =
         async || http.get(format!("http://{admin}/metrics")).send().await.unwrap().text().await.unwrap();
     let dropped = |metrics: &str| {
-        let line = metrics.lines().find(|line| line.starts_with("tidegate_log_lines_dropped ")).unwrap();
+        let line =
+            metrics.lines().find(|line| line.starts_with("tidegate_log_lines_dropped_total ")).unwrap();
         line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()
     };
     assert_eq!(dropped(&metrics().await), 0);

@@ -101,11 +101,19 @@ async fn own_terms(tidegate: &Tidegate) {
     assert_eq!(ask(tidegate, "DELETE", "/admin/overrides/partner").await.0, 200);
     assert_eq!(status(tidegate, "partner").await, 429, "its debt was kept");
 
+    let counted = async |effect: &str, count: usize| {
+        let line = format!("tidegate_overrides{{effect=\"{effect}\"}} {count}\n");
+        assert!(tidegate.metrics().await.contains(&line), "{line}");
+    };
+    counted("limit", 1).await;
+    counted("exempt", 0).await;
+
     // A block, which ends by itself.
     let mut block = of("nasty", json!("block"));
     block["expires_in"] = json!("2s");
     let (code, _, answer) = put(tidegate, "nasty", block, None).await;
     assert_eq!(code, 201, "{answer}");
+    counted("block", 1).await;
     let blocked = Instant::now();
     let refused = tidegate.get_as("/", "nasty").await;
     assert_eq!(refused.status(), 403);
@@ -117,6 +125,7 @@ async fn own_terms(tidegate: &Tidegate) {
     until("it has run out", async || status(tidegate, "nasty").await == 404).await;
     assert!(blocked.elapsed() > Duration::from_millis(1_900), "{:?}", blocked.elapsed());
     assert_eq!(ask(tidegate, "GET", "/admin/overrides/nasty").await.0, 404);
+    counted("block", 0).await;
     for id in ["busy", "partner", "nasty"] {
         until("the log names it", async || tidegate.lines_with(&format!("\"override\":\"{id}\"")) > 0).await;
     }
