@@ -203,7 +203,10 @@ impl Peer {
 
     /// It did not say anything that can be opened.
     pub(super) fn said_nothing(&self) {
-        self.state.lock().trouble = Some("its answer cannot be read: another version?".to_owned());
+        let mut state = self.state.lock();
+        state.trouble = Some("its answer cannot be read: another version?".to_owned());
+        // Else the next answer would be that nothing has changed, which looks like one that can be read.
+        state.etag.clear();
     }
 
     /// What was read of it is to be read again, whatever it is.
@@ -239,4 +242,22 @@ fn innermost(error: &dyn std::error::Error) -> String {
         error = source;
     }
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::fleet::registry::row;
+
+    #[test]
+    fn an_answer_that_cannot_be_read_is_asked_for_in_full_again() {
+        let state = State { etag: "\"x\"".into(), ..State::default() };
+        let uri = Uri::from_static("http://127.0.0.1/admin/fleet");
+        let peer = Peer { address: "127.0.0.1".into(), uri, state: Mutex::new(state) };
+        peer.said_nothing();
+        let state = peer.state();
+        assert_eq!((state.etag.as_str(), state.is_there()), ("", false));
+        peer.answered(row(1, 1), "here");
+        assert!(peer.state().is_there());
+    }
 }

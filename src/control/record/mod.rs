@@ -202,6 +202,8 @@ impl<'a> From<&'a Record> for RecordView<'a> {
 }
 
 #[cfg(test)]
+mod fleet_tests;
+#[cfg(test)]
 mod order_tests;
 #[cfg(test)]
 mod tests;

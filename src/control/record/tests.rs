@@ -1,11 +1,8 @@
 //! The wheel, and the environment as one who writes.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 use super::*;
 use crate::control::audit::{Audit, Stored};
@@ -29,20 +26,20 @@ impl Observer for Rolled {
     }
 }
 
-struct Wheel {
-    steering: Arc<Steering>,
-    rollout: Arc<Rollout>,
+pub(super) struct Wheel {
+    pub(super) steering: Arc<Steering>,
+    pub(super) rollout: Arc<Rollout>,
     audit: Arc<Audit>,
     rolled: Arc<Rolled>,
     _directory: tempfile::TempDir,
 }
 
-async fn wheel(percent: u16, environment: Environment) -> Wheel {
+pub(super) async fn wheel(percent: u16, environment: Environment) -> Wheel {
     let directory = tempfile::tempdir().unwrap();
     wheel_at(percent, environment, Place::File(directory.path().join("t.db")), directory).await
 }
 
-async fn wheel_at(
+pub(super) async fn wheel_at(
     percent: u16,
     environment: Environment,
     place: Place,
@@ -58,7 +55,7 @@ async fn wheel_at(
     Wheel { steering, rollout, audit, rolled, _directory: directory }
 }
 
-fn to(percent: u16, seen: Option<&str>) -> Change {
+pub(super) fn to(percent: u16, seen: Option<&str>) -> Change {
     Change {
         percent: points(percent),
         backend: None,
@@ -70,20 +67,20 @@ fn to(percent: u16, seen: Option<&str>) -> Change {
     }
 }
 
-fn stored(epoch: u64, revision: u64, percent: u16, remembered: Option<u16>) -> Stored {
+pub(super) fn stored(epoch: u64, revision: u64, percent: u16, remembered: Option<u16>) -> Stored {
     Stored {
         record: Record { epoch, revision, ..Record::initial(points(percent), "before") },
         remembered: RememberedEnv { backend: None, percent: remembered.map(points) },
     }
 }
 
-fn env(percent: u16) -> Environment {
+pub(super) fn env(percent: u16) -> Environment {
     Environment { percent: Some(points(percent)), ..Environment::default() }
 }
 
 impl Wheel {
     /// The share in force, the epoch, the revision.
-    fn stands(&self) -> (Percent, u64, u64) {
+    pub(super) fn stands(&self) -> (Percent, u64, u64) {
         let record = self.steering.record();
         (self.rollout.in_force().percent, record.epoch, record.revision)
     }
@@ -229,54 +226,6 @@ async fn a_rollback_made_before_anything_was_known_stands_above_what_comes_to_be
 }
 
 #[tokio::test]
-async fn a_rollback_of_which_nobody_heard_stands_above_what_was_raised_without_it() {
-    for cut_off in [true, false] {
-        let wheel = wheel(50, Environment::default()).await;
-        wheel.steering.disk_says(Some(stored(3, 30, 50, None)));
-        let fleet = Arc::new(Made { cut_off, ..Arc::into_inner(Made::new(None)).unwrap() });
-        wheel.steering.carried_by(fleet);
-        wheel.steering.roll_back("ana", "5xx", None).await;
-        // The others have lowered more often than this one knew of, and raised since.
-        let theirs = stored(9, 90, 100, None);
-        assert!(wheel.steering.adopt(theirs.record, Some(theirs.remembered), Source::Redis));
-        let stands = if cut_off { (Percent::NONE, 10, 91) } else { (Percent::ALL, 9, 90) };
-        assert_eq!(wheel.stands(), stands, "cut off: {cut_off}");
-        // Now it is known, and whoever raises has seen it.
-        let seen = wheel.steering.record();
-        wheel.steering.heard(&seen);
-        let theirs = stored(20, 200, 70, None);
-        assert!(wheel.steering.adopt(theirs.record, Some(theirs.remembered), Source::Redis));
-        assert_eq!(wheel.stands(), (points(70), 20, 200));
-    }
-}
-
-#[tokio::test]
-async fn until_the_moment_of_a_raise_comes_what_was_in_force_is_whatever_was_announced_before() {
-    let wheel = wheel(10, Environment::default()).await;
-    let fleet = Made::new(Some(300_000));
-    wheel.steering.carried_by(fleet.clone());
-    for percent in [50, 80, 20] {
-        wheel.steering.change(to(percent, Some("*"))).await.unwrap();
-        assert_eq!(wheel.rollout.in_force().percent, points(10), "{percent} is announced");
-    }
-    *fleet.clock.lock() += 400_000;
-    tokio::time::sleep(Duration::from_millis(700)).await;
-    assert_eq!(wheel.rollout.in_force().percent, points(20));
-}
-
-#[tokio::test]
-async fn a_moment_that_no_raise_announces_holds_one_up_for_hours_at_most() {
-    let wheel = wheel(10, Environment::default()).await;
-    let fleet = Made::new(None);
-    wheel.steering.carried_by(fleet.clone());
-    let far = Record { effective_at: Some(Micros::MAX), ..stored(0, 9, 50, None).record };
-    assert!(wheel.steering.adopt(Record { previous: points(10), ..far }, None, Source::Redis));
-    assert_eq!(wheel.rollout.in_force().percent, points(10), "announced");
-    let at = wheel.steering.record().effective_at.unwrap();
-    assert!(at <= fleet.now() + 3 * 3_600 * 1_000_000, "{at}");
-}
-
-#[tokio::test]
 async fn at_the_end_of_all_numbers_a_rollback_still_wins() {
     let wheel = wheel(10, Environment::default()).await;
     let last = stored(Record::LAST, Record::LAST, 100, None);
@@ -334,156 +283,6 @@ fn a_reason_is_one_line_that_moves_no_cursor() {
         assert!(!text.chars().any(|c| c.is_control() || c == '\u{202e}'), "{text:?}");
     }
     assert!(kept.reason.starts_with("first") && kept.reason.contains("second"), "{:?}", kept.reason);
-}
-
-/// A fleet as a test wants it.
-struct Made {
-    clock: Mutex<Micros>,
-    lead: Option<Micros>,
-    hangs: bool,
-    /// Nobody hears what is announced.
-    cut_off: bool,
-    /// A raise is asked for, and then its answer is let go.
-    asked: Notify,
-    let_go: Notify,
-    holds: bool,
-    answers: Mutex<Vec<Result<Raised, CarrierFault>>>,
-}
-
-impl Carrier for Made {
-    fn raise<'a>(&'a self, _: &'a Record, next: &'a Record) -> BoxFuture<'a, Result<Raised, CarrierFault>> {
-        let effective_at = self.lead.map(|lead| self.now() + lead);
-        let won = Ok(Raised::Won(Box::new(Record { effective_at, ..next.clone() })));
-        let answer = self.answers.lock().pop().unwrap_or(won);
-        Box::pin(async move {
-            self.asked.notify_one();
-            if self.holds {
-                self.let_go.notified().await;
-            }
-            answer
-        })
-    }
-
-    fn can_keep(&self) -> Result<(), CarrierFault> {
-        Ok(())
-    }
-
-    fn announce<'a>(&'a self, _: &'a Record) -> BoxFuture<'a, Applied> {
-        Box::pin(async move {
-            if self.hangs {
-                std::future::pending::<()>().await;
-            }
-            if self.cut_off {
-                return Applied { done: 1, of: 3, pending: vec!["two".into(), "three".into()], kept: false };
-            }
-            Applied { done: 2, of: 3, pending: vec!["three".into()], kept: true }
-        })
-    }
-
-    fn is_shared(&self) -> bool {
-        true
-    }
-
-    fn now(&self) -> Micros {
-        *self.clock.lock()
-    }
-}
-
-impl Made {
-    fn new(lead: Option<Micros>) -> Arc<Self> {
-        Arc::new(Self {
-            clock: Mutex::new(1_000),
-            lead,
-            hangs: false,
-            cut_off: false,
-            asked: Notify::new(),
-            let_go: Notify::new(),
-            holds: false,
-            answers: Mutex::default(),
-        })
-    }
-}
-
-#[tokio::test]
-async fn an_announced_raise_comes_at_its_moment_unless_a_lowering_comes_first() {
-    for rolled_back in [false, true] {
-        let wheel = wheel(10, Environment::default()).await;
-        let fleet = Made::new(Some(300_000));
-        wheel.steering.carried_by(fleet.clone());
-        let raised = wheel.steering.change(to(50, Some("*"))).await.unwrap();
-        assert_eq!((raised.durable, raised.applied.done, raised.applied.of), (true, 2, 3));
-        assert_eq!(wheel.stands(), (points(10), 0, 2), "announced");
-        let tag = wheel.steering.record().etag();
-        assert_eq!(
-            wheel.steering.change(to(20, None)).await,
-            Err(Refusal::TagRequired),
-            "above what is in force"
-        );
-        if rolled_back {
-            wheel.steering.roll_back("ana", "no", None).await;
-        }
-        *fleet.clock.lock() += 400_000;
-        tokio::time::sleep(Duration::from_millis(700)).await;
-        let stands = if rolled_back { (Percent::NONE, 1, 3) } else { (points(50), 0, 2) };
-        assert_eq!(wheel.stands(), stands);
-        assert_eq!(wheel.steering.record().etag() == tag, !rolled_back);
-    }
-}
-
-#[tokio::test]
-async fn a_rollback_at_no_percent_wins_over_the_raise_that_is_under_way() {
-    let wheel = wheel(0, Environment::default()).await;
-    let fleet = Arc::new(Made { holds: true, ..Arc::into_inner(Made::new(None)).unwrap() });
-    wheel.steering.carried_by(fleet.clone());
-    let steering = Arc::clone(&wheel.steering);
-    let raise = tokio::spawn(async move { steering.change(to(50, Some("*"))).await });
-    fleet.asked.notified().await;
-    let back = wheel.steering.roll_back("ana", "a mistake", None).await;
-    assert_eq!((back.record.percent, back.record.epoch), (Percent::NONE, 1));
-    fleet.let_go.notify_one();
-    assert!(matches!(raise.await.unwrap(), Err(Refusal::Stale(_))));
-    assert_eq!(wheel.stands(), (Percent::NONE, 1, 2));
-    // Out of sight another instance may be raising from the very record that is here.
-    let again = wheel.steering.roll_back("ana", "to be sure", None).await.record;
-    let unseen = back.record.followed_by(Backend::Redis, points(80), "ben", "up");
-    assert!(again.supersedes(&unseen) && again.percent == Percent::NONE);
-}
-
-#[tokio::test]
-async fn a_lost_race_is_told_with_what_won_it() {
-    let wheel = wheel(10, Environment::default()).await;
-    let fleet = Made::new(None);
-    let theirs = stored(0, 2, 30, None).record;
-    fleet.answers.lock().push(Ok(Raised::Lost(Box::new(theirs.clone()))));
-    wheel.steering.carried_by(fleet);
-    let lost = wheel.steering.change(to(50, Some("*"))).await;
-    assert_eq!(lost, Err(Refusal::Stale(Box::new(theirs))));
-    assert_eq!(wheel.stands(), (points(30), 0, 2));
-}
-
-#[tokio::test]
-async fn a_refused_raise_that_may_turn_up_yet_is_superseded_by_what_is_in_force() {
-    let directory = tempfile::tempdir().unwrap();
-    let wheel = wheel_at(10, Environment::default(), Place::Memory, directory).await;
-    let fleet = Made::new(None);
-    fleet.answers.lock().push(Err(CarrierFault("no answer in time".into())));
-    wheel.steering.carried_by(fleet);
-    let refused = wheel.steering.change(to(50, Some("*"))).await;
-    assert!(matches!(refused, Err(Refusal::NotDurable { .. })), "{refused:?}");
-    assert_eq!(wheel.stands(), (points(10), 0, 3));
-    let late = stored(0, 2, 50, None);
-    assert!(!wheel.steering.adopt(late.record, None, Source::Redis));
-}
-
-#[tokio::test]
-async fn no_peer_holds_the_answer_of_a_rollback_for_long() {
-    let wheel = wheel(10, Environment::default()).await;
-    let fleet = Made { hangs: true, ..Arc::into_inner(Made::new(None)).unwrap() };
-    wheel.steering.carried_by(Arc::new(fleet));
-    let began = Instant::now();
-    let back = wheel.steering.roll_back("ana", "5xx", None).await;
-    assert!(began.elapsed() < Duration::from_millis(2_500), "{:?}", began.elapsed());
-    assert_eq!((back.applied.done, back.durable), (1, true), "{back:?}");
 }
 
 #[tokio::test]
