@@ -117,8 +117,11 @@ struct Seen {
     late: f64,
 }
 
+/// One of its figures.
+type Of = fn(&Seen) -> f64;
+
 /// What is compared.
-const WHAT: [(&str, fn(&Seen) -> f64); 4] = [
+const WHAT: [(&str, Of); 4] = [
     ("rate, /s", |seen| seen.rate),
     ("P50", |seen| seen.p50),
     ("P95", |seen| seen.p95),
