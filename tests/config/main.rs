@@ -8,6 +8,7 @@
 
 mod bad;
 mod deploy;
+mod documents;
 mod files;
 mod layers;
 mod policies;
