@@ -173,6 +173,32 @@ async fn a_rollback_at_no_percent_wins_over_the_raise_that_is_under_way() {
 }
 
 #[tokio::test]
+async fn who_asks_for_what_is_in_force_while_a_raise_is_under_way_gets_that_and_not_the_raise() {
+    let wheel = wheel(10, Environment::default()).await;
+    let fleet = Arc::new(Made { holds: true, ..Arc::into_inner(Made::new(None)).unwrap() });
+    wheel.steering.carried_by(fleet.clone());
+    let steering = Arc::clone(&wheel.steering);
+    let raise = tokio::spawn(async move { steering.change(to(50, Some("*"))).await });
+    fleet.asked.notified().await;
+    assert_eq!(wheel.steering.change(to(10, None)).await.unwrap().record.percent, points(10));
+    fleet.let_go.notify_one();
+    assert!(matches!(raise.await.unwrap(), Err(Refusal::Stale(_))));
+    assert_eq!(wheel.stands().0, points(10));
+    // What is announced already comes no sooner for being asked for again, while its first answer is waited for.
+    let wheel = self::wheel(10, Environment::default()).await;
+    let fleet = Made { hangs: true, ..Arc::into_inner(Made::new(Some(5_000_000))).unwrap() };
+    wheel.steering.carried_by(Arc::new(fleet));
+    let steering = Arc::clone(&wheel.steering);
+    let raise = tokio::spawn(async move { steering.change(to(50, Some("*"))).await });
+    while wheel.steering.record().percent != points(50) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(wheel.steering.change(to(50, Some("*"))).await.unwrap().record.revision, 2);
+    assert_eq!(wheel.stands().0, points(10), "announced");
+    raise.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_lost_race_is_told_with_what_won_it() {
     let wheel = wheel(10, Environment::default()).await;
     let fleet = Made::new(None);

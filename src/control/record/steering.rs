@@ -160,7 +160,11 @@ impl Steering {
             let (next, raises) = self.judge(&state.record, change)?;
             if raises {
                 None
-            } else if (next.backend, next.percent) == (state.record.backend, state.record.percent) {
+            } else if (next.backend, next.percent) == (state.record.backend, state.record.percent)
+                // A raise that is under way was asked for before: this is the later word, and has to be above it. One that
+                // is announced is this record itself.
+                && (self.raising.try_lock().is_ok() || state.record.due(self.now()) != state.record.wanted())
+            {
                 Some(state.record.clone())
             } else {
                 Some(self.make(&mut state, next, "rollout.set", change.request_id.clone()))
