@@ -1,6 +1,7 @@
 //! What stands under deploy/ names only variables that are known, with values that are accepted.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tidegate::config::load;
 
@@ -59,4 +60,44 @@ fn every_variable_under_deploy_is_known_and_its_value_accepted() {
         }
     }
     assert!(seen > 20, "only {seen} variables were found");
+}
+
+/// One of the tools that `make test` installs, on files under deploy/.
+fn passes(tool: &str, arguments: &[&str]) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let program = target.join("test-python/bin").join(tool);
+    assert!(program.exists(), "{} is missing; `make test` installs it", program.display());
+    let ran = Command::new(program).args(arguments).current_dir(root).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success(), "{tool}: {out}{err}");
+}
+
+#[test]
+fn the_linters_of_each_format_find_nothing_under_deploy() {
+    passes("hadolint", &["--no-color", "deploy/Dockerfile"]);
+    // Long lines are comments and expressions.
+    passes("yamllint", &["-d", "{extends: relaxed, rules: {line-length: disable}}", "-s", "deploy"]);
+    let manifests = ["deploy/kubernetes/tidegate.yaml", "deploy/kubernetes/secret.example.yaml"];
+    passes("kubernetes-validate", &[&["--strict", "-k", "1.31"], &manifests[..]].concat());
+    passes("compose-lint", &["deploy/compose.yaml"]);
+}
+
+#[test]
+fn systemd_finds_nothing_in_the_unit() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let unit = std::fs::read_to_string(root.join("deploy/systemd/tidegate.service")).unwrap();
+    // Where the binary is here, and not where it is to be.
+    let unit = unit.replace("/usr/local/bin/tidegate", env!("CARGO_BIN_EXE_tidegate"));
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tidegate.service");
+    std::fs::write(&file, unit).unwrap();
+    match Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output() {
+        Ok(ran) => {
+            let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+            let ours: Vec<&str> = said.lines().filter(|line| line.contains("tidegate")).collect();
+            assert!(ours.is_empty(), "{ours:?}");
+        }
+        Err(_) => eprintln!("not tested: there is no systemd-analyze"),
+    }
 }
