@@ -21,15 +21,9 @@ use super::wire::Line;
 
 /// Headers that must not come in by another spelling: an application behind CGI's rules (WSGI, PHP, Rack) reads
 /// `X_Forwarded_For` as `X-Forwarded-For`. nginx drops every name with an underscore; here only these are.
-const READ_BY_CGI: [&str; 7] = [
-    "content-length",
-    "transfer-encoding",
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-real-ip",
-];
+const READ_BY_CGI: [&str; 4] = ["content-length", "transfer-encoding", "forwarded", "x-real-ip"];
+/// Nor any that begins so.
+const READ_BY_CGI_ALL: &str = "x-forwarded-";
 
 /// Why a request's head can be read in more than one way; `None` when it can't.
 pub fn doubtful(head: &RequestHead) -> Option<&'static str> {
@@ -153,7 +147,10 @@ fn drop_disguised(headers: &mut HeaderMap) {
     let disguised: Vec<HeaderName> = headers
         .keys()
         .filter(|name| name.as_str().contains('_'))
-        .filter(|name| READ_BY_CGI.contains(&name.as_str().replace('_', "-").as_str()))
+        .filter(|name| {
+            let read = name.as_str().replace('_', "-");
+            read.starts_with(READ_BY_CGI_ALL) || READ_BY_CGI.contains(&read.as_str())
+        })
         .cloned()
         .collect();
     for name in disguised {
@@ -291,6 +288,7 @@ mod tests {
         let mut request = TestRequest::default()
             .insert_header(("x_forwarded_for", "1"))
             .insert_header(("x-forwarded_proto", "1"))
+            .insert_header(("x_forwarded-port", "1"))
             .insert_header(("x_kept", "1"))
             .insert_header(("x-forwarded-for", "2"))
             .to_srv_request();

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::clock::{Micros, SECOND};
+use super::clock::{Clock, Micros, SECOND};
 use super::decision::Decision;
 use super::rollout::Arm;
 
@@ -29,9 +29,10 @@ struct Span {
 impl Exposure {
     /// Counts a decision that was made at `now`, if it says something: one that needed no asking (a denial known
     /// beforehand) does not, nor does one of both stores.
-    pub fn count(&self, decision: &Decision, now: Micros) {
+    /// The clock is read for those alone.
+    pub fn count(&self, decision: &Decision, clock: &Clock) {
         if decision.arm() == Arm::Canary && !decision.cached && !decision.mixed {
-            self.add(decision.fallback().is_none(), now);
+            self.add(decision.fallback().is_none(), clock.now());
         }
     }
 

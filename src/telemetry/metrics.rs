@@ -2,6 +2,7 @@
 //! handle that is looked up by place.
 
 mod budget_resets;
+mod histogram;
 mod limits;
 mod overrides;
 mod per_rules;
@@ -20,7 +21,6 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::by_rules::ByRules;
@@ -32,6 +32,7 @@ use crate::limiter::policy::Rules;
 use crate::limiter::rollout::{Arm, InForce};
 use crate::limiter::store::FaultKind;
 use budget_resets::BudgetResets;
+use histogram::Histogram;
 use limits::Limits;
 use overrides::Overrides;
 use per_rules::{PerRules, for_each_label, labels};
@@ -149,21 +150,21 @@ impl Metrics {
             upgraded.clone(),
         );
         let request_seconds =
-            Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS));
+            Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(&REQUEST_BUCKETS));
         registry.register(
             "http_request_duration_seconds",
             "Seconds from the head of a request to the end of its answer",
             request_seconds.clone(),
         );
         let decision_seconds =
-            Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(DECISION_BUCKETS));
+            Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(&DECISION_BUCKETS));
         registry.register(
             "decision_duration_seconds",
             "Seconds to decide, by who decided",
             decision_seconds.clone(),
         );
         let command_seconds =
-            Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(DECISION_BUCKETS));
+            Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(&DECISION_BUCKETS));
         registry.register(
             "redis_command_duration_seconds",
             "Seconds until Redis answered a command",
@@ -389,10 +390,10 @@ fn class_of(status: u16) -> usize {
 }
 
 /// Seconds, 1 ms to 10 s: an API's answers.
-const REQUEST_BUCKETS: [f64; 13] =
+static REQUEST_BUCKETS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0];
 /// Seconds, 1 µs to 1 s: a decision in memory takes less than the first, one in Redis a network's way.
-const DECISION_BUCKETS: [f64; 13] =
+static DECISION_BUCKETS: [f64; 13] =
     [1e-6, 5e-6, 2.5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.25];
 
 #[cfg(test)]

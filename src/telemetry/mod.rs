@@ -177,7 +177,7 @@ impl Observer for Telemetry {
             Event::Answered(exchange) => {
                 self.metrics.answered(exchange);
                 if let Some(decision) = exchange.decision {
-                    self.options.exposure.count(decision, self.options.clock.now());
+                    self.options.exposure.count(decision, &self.options.clock);
                 }
                 if exchange.decision.is_some_and(|decision| decision.fallback().is_some()) {
                     self.outages.count_request();

@@ -355,6 +355,42 @@ async fn an_upstream_that_answers_before_it_has_the_body_is_heard() {
 }
 
 #[tokio::test]
+async fn an_upload_that_goes_on_after_the_answer_has_begun_keeps_it_alive_for_as_long_as_it_moves() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    const PIECES: usize = 12;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    // It answers at once, and says the rest when it has heard everything.
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut heard, mut told) = (Vec::new(), false);
+        let mut buffer = [0; 1_024];
+        while !heard.ends_with(b"0\r\n\r\n") {
+            let read = stream.read(&mut buffer).await.unwrap();
+            assert!(read > 0, "it was cut off");
+            heard.extend_from_slice(&buffer[..read]);
+            if !told && heard.windows(4).any(|four| four == b"\r\n\r\n") {
+                let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nearly\r\n";
+                stream.write_all(head.as_bytes()).await.unwrap();
+                told = true;
+            }
+        }
+        stream.write_all(b"4\r\nlate\r\n0\r\n\r\n").await.unwrap();
+    });
+    let url = format!("http://{address}");
+    let tidegate = before(&url, &[("TIDEGATE__UPSTREAM__IDLE_TIMEOUT_MS", "1000")]).await;
+    let mut client = Raw::connect(tidegate.main).await;
+    client.write("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    for _ in 0..PIECES {
+        client.write("1\r\nx\r\n").await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    client.write("0\r\n\r\n").await;
+    let answer = client.answer("POST").await.1;
+    assert_eq!((answer.status(), String::from_utf8_lossy(&answer.body).as_ref()), (200, "earlylate"));
+}
+
+#[tokio::test]
 async fn sigterm_is_seen_by_a_load_balancer_before_anything_is_refused() {
     let upstream = RawUpstream::start(|request, _| match request.target().as_str() {
         "/slow" => vec![Step::Wait(3_000), send(OK)],

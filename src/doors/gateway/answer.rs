@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::http::{ConnectionType, Method, StatusCode, Version};
@@ -58,6 +59,7 @@ pub(super) async fn answer(
         answer.head_mut().set_connection_type(ConnectionType::Close);
     }
     let now = Instant::now();
+    let written = connection.moved().1;
     let source = Rc::new(RefCell::new(Source { connection: Some(connection), handed: None }));
     if client.is_http2() {
         stalled::watch(worker, &source);
@@ -69,6 +71,7 @@ pub(super) async fn answer(
         client,
         length,
         waiting: None,
+        written,
         started: now,
         glance: now + GLANCE,
         broken: false,
@@ -114,6 +117,8 @@ struct Flow {
     length: Option<u64>,
     /// Since when the upstream owes something.
     waiting: Option<Instant>,
+    /// What of the request had gone to it when that was last looked at.
+    written: u64,
     started: Instant,
     glance: Instant,
     broken: bool,
@@ -173,6 +178,14 @@ impl Flow {
             let next = if self.client.is_http2() { deadline.min(self.glance) } else { deadline };
             if !wait_until(&mut connection.timer, next, context) {
                 return false;
+            }
+            let written = connection.moved().1;
+            if written != self.written
+                && self.started.elapsed() < upstream.total_timeout.unwrap_or(Duration::MAX)
+            {
+                // An upstream that answers first and listens then owes nothing while it is still told.
+                (self.written, self.waiting) = (written, None);
+                continue;
             }
             if Instant::now() >= deadline {
                 self.worker

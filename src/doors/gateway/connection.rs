@@ -169,7 +169,7 @@ async fn connect(
             Err(error) => {
                 failure = error;
                 if addresses.len() > 1 {
-                    peer.unreachable.lock().push((*address, std::time::Instant::now()));
+                    peer.note_unreachable(*address);
                 }
                 continue;
             }

@@ -76,10 +76,15 @@ pub(super) fn request(
         headers.insert(hyper::header::HOST, host);
     }
     let named = named_in_connection(head.headers.get_all(header::CONNECTION).map(|value| value.as_bytes()));
+    let peer = head.peer_addr.map(|peer| peer.ip().to_canonical());
+    let trusted = peer.is_some_and(|peer| telling.proxies.trusts(peer));
     let mut copies = Copies::of_some(head.headers.len());
     for (name, value) in &head.headers {
         let name_of_costs = upstream.cost_header.as_deref() == Some(name.as_str());
         if stays_here(name.as_str(), &named) || REWRITTEN.contains(&name.as_str()) || name_of_costs {
+            continue;
+        }
+        if !trusted && is_said_by_proxies(name.as_str()) {
             continue;
         }
         if let (Ok(name), Ok(value)) = (
@@ -104,7 +109,7 @@ pub(super) fn request(
         headers.insert(hyper::header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(hyper::header::UPGRADE, protocols);
     }
-    leave_traces(request, telling, asked_host, headers);
+    leave_traces(request, telling, peer.map(|peer| (peer, trusted)), asked_host, headers);
     if let Some(trace) = request.extensions().get::<Trace>() {
         put(headers, HeaderName::from_static(TRACEPARENT), traceparent(trace));
         if trace.parent_id.is_none() {
@@ -156,16 +161,16 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// `X-Forwarded-*`, `Forwarded` and `Via`. What the peer says of clients before it is kept only from a trusted proxy:
-/// from anyone else it is a claim.
+/// from anyone else it is a claim. `peer`: who it is, and whether it is one.
 fn leave_traces(
     request: &HttpRequest,
     telling: &Telling<'_>,
+    peer: Option<(IpAddr, bool)>,
     asked_host: Option<&[u8]>,
     headers: &mut HeaderMap,
 ) {
     let head = request.head();
-    let peer = head.peer_addr.map(|peer| peer.ip().to_canonical());
-    let trusted = peer.is_some_and(|peer| telling.proxies.trusts(peer));
+    let (peer, trusted) = (peer.map(|(peer, _)| peer), peer.is_some_and(|(_, trusted)| trusted));
     let believed = |name: &str| {
         let lines: Vec<&[u8]> = if trusted {
             head.headers.get_all(name).map(|line| line.as_bytes()).collect()
@@ -264,6 +269,12 @@ impl Copies {
         self.0.extend_from_slice(value);
         self.0.split().freeze()
     }
+}
+
+/// What upstreams take for a proxy's word of the request as it came in: `X-Forwarded-Port`, `-Prefix`, `-User` and their
+/// like, and nginx's `X-Real-IP`. From a stranger they are its own inventions.
+fn is_said_by_proxies(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || name == "x-real-ip"
 }
 
 fn stays_here(name: &str, named: &[&[u8]]) -> bool {
@@ -388,6 +399,23 @@ mod tests {
         };
         assert_eq!(header(&forwarded(test(Version::HTTP_2), "", &[]), "cookie"), "a=1; b=2");
         assert_eq!(header(&forwarded(test(Version::HTTP_11), "", &[]), "cookie"), "a=1 | b=2");
+    }
+
+    #[test]
+    fn what_only_a_proxy_may_say_of_a_request_is_believed_of_trusted_ones_alone() {
+        let told = ["x-real-ip", "x-forwarded-port", "x-forwarded-prefix", "x-forwarded-user"];
+        let test = || {
+            let test = TestRequest::default().peer_addr("10.0.0.1:999".parse().unwrap());
+            told.iter().fold(test, |test, name| test.insert_header((*name, "1")))
+        };
+        let (stranger, proxy) = (forwarded(test(), "", &[]), forwarded(test(), "", &["10.0.0.0/8"]));
+        for name in told {
+            assert_eq!(header(&stranger, name), "", "{name}");
+            assert_eq!(header(&proxy, name), "1", "{name}");
+        }
+        // Nobody's address, as over a Unix socket, is no proxy's either.
+        let nobody = TestRequest::default().insert_header(("x-real-ip", "1"));
+        assert_eq!(header(&forwarded(nobody, "", &["0.0.0.0/0"]), "x-real-ip"), "");
     }
 
     #[test]

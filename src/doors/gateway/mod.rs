@@ -144,8 +144,8 @@ impl Gateway {
     /// A gateway to `upstream`.
     ///
     /// # Errors
-    /// When an address can't be written as a host, or the system's certificate authorities cannot be read, which an
-    /// `https` upstream needs.
+    /// When an address can't be written as a host; for an `https` upstream also when it can't be named in a certificate, or
+    /// when the system's certificate authorities cannot be read.
     pub fn new(
         upstream: Upstream,
         proxies: Arc<TrustedProxies>,
@@ -215,6 +215,10 @@ impl Worker {
 fn peer(address: &Address, https: bool) -> std::io::Result<Peer> {
     let invalid =
         |_| std::io::Error::new(std::io::ErrorKind::InvalidInput, "the host can't be written in a header");
+    let unnameable = |_| {
+        let why = "the host can't be named in a certificate, so TLS can't be spoken to it";
+        std::io::Error::new(std::io::ErrorKind::InvalidInput, why)
+    };
     let (authority, name) = match address {
         // What nginx and curl say to whoever listens on a path.
         Address::Unix(_) => ("localhost".to_owned(), None),
@@ -222,7 +226,8 @@ fn peer(address: &Address, https: bool) -> std::io::Result<Peer> {
             let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
             let own = if https { 443 } else { 80 };
             let authority = if *port == own { bracketed } else { format!("{bracketed}:{port}") };
-            let name = ServerName::try_from(host.clone()).ok().filter(|_| https);
+            // Without a name there would be no TLS, and the requests would go out for all to read.
+            let name = https.then(|| ServerName::try_from(host.clone()).map_err(unnameable)).transpose()?;
             (authority, name)
         }
     };
@@ -244,4 +249,21 @@ fn tls() -> std::io::Result<TlsConnector> {
     let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsConnector::from(Arc::new(config)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_no_certificate_can_name_is_refused_for_https_and_never_spoken_to_in_clear() {
+        let at = |host: &str| Address::Host(host.to_owned(), 8443);
+        for host in ["-a.example", "a..example", "a b"] {
+            assert!(peer(&at(host), true).is_err(), "{host}");
+        }
+        for host in ["a.example", "a_b", "192.0.2.1", "2001:db8::1"] {
+            assert!(peer(&at(host), true).unwrap().name.is_some(), "{host}");
+            assert!(peer(&at(host), false).unwrap().name.is_none(), "{host}");
+        }
+    }
 }

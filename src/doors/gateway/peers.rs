@@ -68,6 +68,13 @@ impl Peer {
             turn: AtomicUsize::new(0),
         }
     }
+
+    /// This one of its addresses can't be reached now. Kept once, however many requests find out in an outage.
+    pub(super) fn note_unreachable(&self, address: SocketAddr) {
+        let mut unreachable = self.unreachable.lock();
+        unreachable.retain(|(other, _)| *other != address);
+        unreachable.push((address, Instant::now()));
+    }
 }
 
 impl Peers {
@@ -152,6 +159,17 @@ mod tests {
         peers.worked(1);
         peers.failed(1);
         assert!(picked(3).contains(&1), "a success begins anew");
+    }
+
+    #[test]
+    fn an_address_that_many_requests_cannot_reach_is_noted_once() {
+        let peers = peers(1, 1, Duration::from_secs(60));
+        let peer = peers.get(0).unwrap();
+        for _ in 0..1000 {
+            peer.note_unreachable("192.0.2.1:80".parse().unwrap());
+            peer.note_unreachable("192.0.2.2:80".parse().unwrap());
+        }
+        assert_eq!(peer.unreachable.lock().len(), 2);
     }
 
     #[test]

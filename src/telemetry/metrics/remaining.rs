@@ -1,15 +1,15 @@
 //! `tidegate_tokens_remaining_ratio`: how much of its burst each judged bucket has left.
 
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::histogram::Histogram;
 use super::{BACKENDS, Labels};
 use crate::limiter::decision::Decision;
 use crate::limiter::policy::Rules;
 
 /// Nothing left, nearly nothing, quarters, nearly all.
-const BUCKETS: [f64; 7] = [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0];
+static BUCKETS: [f64; 7] = [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0];
 
 /// The family of all policies.
 pub(super) type Family01 = Family<Labels, Histogram, fn() -> Histogram>;
@@ -19,7 +19,7 @@ pub(super) struct Remaining(Vec<[Histogram; 2]>);
 
 /// The family, registered.
 pub(super) fn registered_in(registry: &mut Registry) -> Family01 {
-    let family = Family01::new_with_constructor(|| Histogram::new(BUCKETS));
+    let family = Family01::new_with_constructor(|| Histogram::new(&BUCKETS));
     registry.register(
         "tokens_remaining_ratio",
         "Share of its burst that a judged bucket has left after the hit, 0 to 1",
