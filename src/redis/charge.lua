@@ -29,7 +29,9 @@ local peek = ARGV[2] == '1'
 local enforce = ARGV[6]
 if not KEYS[2] and (enforce == '1' or enforce == '0') then
   local tolerance, charge = ARGV[3] + 0, ARGV[4] + 0
-  local stored = redis.call('GET', KEYS[1])
+  -- As below, not GET: a user who lacks the one command or the other is found out by the first probe, and a key of another
+  -- type is none.
+  local stored = redis.call('MGET', KEYS[1])[1]
   local own = stored and tonumber(stored) or 0
   own = own > now and own - now or 0
   local debt = ARGV[5] - underway

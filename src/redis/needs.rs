@@ -1,8 +1,7 @@
 //! What the policies in force need of a Redis: commands, memory, connections.
 //!
-//! One decision is one script call, whatever the number of its policies; the script runs TIME, GET (of several policies
-//! MGET), and a SET for each policy that it charges. `tests/cli/cost.rs` counts them on a real server, and measures the
-//! bytes below.
+//! One decision is one script call, whatever the number of its policies; the script runs TIME, MGET, and a SET for each
+//! policy that it charges. `tests/cli/cost.rs` counts them on a real server, and measures the bytes below.
 
 use std::time::Duration;
 
