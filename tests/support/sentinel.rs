@@ -196,8 +196,25 @@ impl Trio {
     /// Waits until a failover could succeed: everybody knows everybody, and the replicas have all that the master has.
     pub async fn ready(&self) {
         until("the replicas are in step", async || {
+            // Online alone says little: after a sync without a disk the master sends nothing more until the replica has told
+            // how far it is, which may take a second. What is written meanwhile a failover would lose.
             let info: String = self.servers[0].run(&["INFO", "replication"]);
-            info.matches("state=online").count() == self.servers.len() - 1
+            let number = |line: &str, name: &str| -> Option<u64> {
+                let digits = line.split_once(name)?.1.split([',', '\r']).next()?;
+                digits.parse().ok()
+            };
+            let written = info.lines().find_map(|line| number(line, "master_repl_offset:"));
+            let online = info.matches("state=online").count() == self.servers.len() - 1;
+            if online && written == Some(0) {
+                // Who has been told nothing yet is in step with nothing.
+                let _: i64 = self.servers[0].run(&["PUBLISH", "in-step", "1"]);
+                return false;
+            }
+            let is_in_step = |line: &&str| {
+                line.contains("state=online")
+                    && number(line, "offset=").is_some_and(|offset| Some(offset) >= written)
+            };
+            info.lines().filter(is_in_step).count() == self.servers.len() - 1
         })
         .await;
         until("the sentinels know each other and the replicas", async || {
