@@ -20,6 +20,8 @@ const charts = {
 
 /** Ends the listening of this sign-in. */
 let session = null;
+/** Whether the stream of events comes through. */
+let isStreaming = false;
 let heardAt = null;
 let trailOf = null;
 let cursor = null;
@@ -86,10 +88,14 @@ async function hear(signal) {
       clearTimeout(timer);
       timer = setTimeout(stop, SILENCE_MS);
       if (name === "revoked") return end(data);
-      if (name === "status") heard(JSON.parse(data), "live");
+      if (name === "status") {
+        isStreaming = true;
+        heard(JSON.parse(data));
+      }
       if (name === "leaving") return;
     }
   } finally {
+    isStreaming = false;
     clearTimeout(timer);
     signal.removeEventListener("abort", stop);
   }
@@ -100,13 +106,13 @@ async function lookOnce(signal = session?.signal) {
   if (!signal) return;
   try {
     const limit = AbortSignal.any([signal, AbortSignal.timeout(SILENCE_MS)]);
-    heard(await ask("GET", "status", { signal: limit }), "poll");
+    heard(await ask("GET", "status", { signal: limit }));
   } catch (fault) {
     if (fault instanceof Refused && fault.status === 401 && !signal.aborted) end("This token is not accepted any more.");
   }
 }
 
-function heard(status, how) {
+function heard(status) {
   const now = Date.now();
   if (heardAt !== null && now - heardAt > 2 * SILENCE_MS) Object.values(charts).forEach((chart) => chart.gap(now));
   heardAt = now;
@@ -119,8 +125,8 @@ function heard(status, how) {
   if (wasSigningIn) by("headline").focus();
   draw(now);
   learn(status);
-  const mode = by("stream").dataset.state === "live" && how === "poll" ? "live" : how;
-  state(mode, mode === "live" ? "Live" : "Asking every two seconds: the stream of events does not come through");
+  if (isStreaming) state("live", "Live");
+  else state("poll", "Asking every two seconds: the stream of events does not come through");
   document.body.classList.remove("stale");
   const revision = `${status.started_at} ${status.etag}`;
   if (trailOf !== revision) {

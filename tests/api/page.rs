@@ -5,6 +5,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use tokio::sync::mpsc;
 
+use crate::support::installed::tool;
 use crate::support::outage::CONNECTED;
 use crate::support::process::{ADMIN_TOKEN, Tidegate};
 use crate::support::redis_server::RedisServer;
@@ -29,10 +30,7 @@ impl Operator {
     fn starts(scenario: &str, page: &str, admin: &str) -> Self {
         use std::io::BufRead as _;
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
-        let python = target.join("test-python/bin/python");
-        assert!(python.exists(), "{} is missing; `make test` installs it", python.display());
-        let mut child = Command::new(python)
+        let mut child = Command::new(tool("python"))
             .arg(root.join("tests/fixtures/browser/page.py"))
             .args([scenario, page, admin])
             .env("READ_TOKEN", "read-token-of-24-characters")
@@ -160,6 +158,7 @@ async fn a_page_that_is_cut_off_says_so_and_since_when_and_comes_back_by_itself(
                 relay.refuse();
                 relay.cut();
             }
+            "break" => relay.cut(),
             "freeze" => relay.black_hole(),
             "mend" => {
                 relay.thaw();
