@@ -1,7 +1,7 @@
 //! The shipped example (deploy/fastapi) before a real FastAPI application under uvicorn, as docs/fastapi.md has it.
 
 use std::net::TcpStream as Probe;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::installed::tool;
 use crate::support::process::Tidegate;
 use crate::support::redis_server::free_port;
 
@@ -22,10 +23,8 @@ struct Uvicorn {
 impl Uvicorn {
     fn start() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let uvicorn = installed(root).join("bin/uvicorn");
-        assert!(uvicorn.exists(), "{} is missing; `make test` installs it", uvicorn.display());
         let port = free_port();
-        let child = Command::new(uvicorn)
+        let child = Command::new(tool("uvicorn"))
             .args(["app:app", "--host", "127.0.0.1", "--port", &port.to_string()])
             .args(["--proxy-headers", "--forwarded-allow-ips", "127.0.0.1", "--no-access-log"])
             .arg("--app-dir")
@@ -49,13 +48,6 @@ impl Drop for Uvicorn {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Where scripts/install-test-deps puts it.
-fn installed(root: &Path) -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| root.join("target"), PathBuf::from)
-        .join("test-python")
 }
 
 /// The shipped files, with the application's port.

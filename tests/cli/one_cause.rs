@@ -88,7 +88,8 @@ async fn row(kind: FaultKind) -> Row {
             Broken::at(format!("redis://{}", that_says(said).await), "auth", ())
         }
         FaultKind::Cluster => {
-            let redis = RedisServer::start_with(&["--cluster-enabled", "yes"]);
+            let bus = free_port().to_string();
+            let redis = RedisServer::start_with(&["--cluster-enabled", "yes", "--cluster-port", &bus]);
             Broken::at(redis.url(), "cluster", redis)
         }
         FaultKind::Lost => {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use tidegate::config::load;
 
-use super::Setup;
+use super::{Setup, installed};
 
 /// Files and the variables in them that are somebody else's: the container's, Grafana's, nixpkgs'.
 const OTHERS: &[&str] = &["GF_", "PATH", "TIDEGATE_COMMIT", "CARGO_"];
@@ -64,11 +64,8 @@ fn every_variable_under_deploy_is_known_and_its_value_accepted() {
 
 /// One of the tools that `make test` installs, on files under deploy/.
 fn passes(tool: &str, arguments: &[&str]) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let program = target.join("test-python/bin").join(tool);
-    assert!(program.exists(), "{} is missing; `make test` installs it", program.display());
-    let ran = Command::new(program).args(arguments).current_dir(root).output().unwrap();
+    let root = env!("CARGO_MANIFEST_DIR");
+    let ran = Command::new(installed::tool(tool)).args(arguments).current_dir(root).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
     assert!(ran.status.success(), "{tool}: {out}{err}");
 }

@@ -144,12 +144,15 @@ fn every_link_leads_somewhere() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// All of it in one.
+/// Every source below it in one.
 fn sources(directory: &Path) -> String {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    entries
-        .map(|path| if path.is_dir() { sources(&path) } else { fs::read_to_string(path).unwrap() })
-        .collect()
+    let text = |path: PathBuf| match path.extension() {
+        Some(kind) if kind == "rs" => fs::read_to_string(path).unwrap(),
+        _ if path.is_dir() => sources(&path),
+        _ => String::new(),
+    };
+    entries.map(text).collect()
 }
 
 /// As it is made of a heading where such files are shown.
@@ -160,7 +163,7 @@ fn anchor_of(line: &str) -> Option<String> {
 }
 
 #[test]
-fn every_file_setting_metric_alert_and_target_that_is_named_is_there() {
+fn every_file_setting_metric_alert_target_and_test_that_is_named_is_there() {
     let mut faults = Vec::new();
     let keys: BTreeSet<&str> = KEYS.iter().map(|known| known.key).collect();
     let sections: BTreeSet<&str> = keys.iter().filter_map(|key| key.split('.').next()).collect();
@@ -171,6 +174,7 @@ fn every_file_setting_metric_alert_and_target_that_is_named_is_there() {
     let alerts: BTreeSet<&str> =
         alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     let makefile = read("Makefile");
+    let tests = [sources(&root().join("tests")), sources(&root().join("src"))].concat();
     // What answers and the trail name looks like a setting.
     let (described, sources) = (read("static/openapi.json"), sources(&root().join("src")));
     let is_of_the_api = |key: &str| {
@@ -200,6 +204,12 @@ fn every_file_setting_metric_alert_and_target_that_is_named_is_there() {
             if is_ours.iter().any(|start| path.starts_with(start)) && is_plain && !root().join(path).exists()
             {
                 faults.push(format!("{name}: no file {path}"));
+            }
+            // Sentences of tests; nothing else that is named has so many words.
+            let is_test = word.matches('_').count() >= 5
+                && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+            if is_test && !word.starts_with("tidegate_") && !tests.contains(&format!("fn {word}(")) {
+                faults.push(format!("{name}: no test {word}"));
             }
             let key = word.split([' ', '=']).next().unwrap();
             let is_key = key.split_once('.').is_some_and(|(section, rest)| {

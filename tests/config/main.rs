@@ -10,6 +10,9 @@ mod bad;
 mod deploy;
 mod documents;
 mod files;
+#[allow(unreachable_pub, reason = "shared by path, not exported")]
+#[path = "../support/installed.rs"]
+mod installed;
 mod layers;
 mod policies;
 mod warnings;

@@ -10,6 +10,7 @@
 
 pub mod certificates;
 pub mod frames;
+pub mod installed;
 pub mod outage;
 pub mod process;
 pub mod raw;

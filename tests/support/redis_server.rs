@@ -2,8 +2,10 @@
 
 use std::any::Any;
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -98,7 +100,7 @@ impl RedisServer {
     }
 
     fn start_as(arguments: &[&str], password: Option<&str>, certificates: Option<Arc<Certificates>>) -> Self {
-        // Another test may take the port between our look and the server's: then the next one.
+        // A port beside ours may be taken by a program that is no test: then the next one.
         for _ in 0..20 {
             let port = free_port();
             let directory = tempfile::tempdir().unwrap();
@@ -229,8 +231,21 @@ pub fn ask<T: redis::FromRedisValue>(connection: &mut redis::Connection, words: 
     redis::cmd(words[0]).arg(&words[1..]).query(connection).unwrap()
 }
 
+/// A port on which nobody listens, and which is nobody else's until this process ends: it lies below those that the
+/// system gives to connections, and the tests that run beside see that it is claimed.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static CLAIMS: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+    for _ in 0..1_000 {
+        let port = rand::random_range(15_000..30_000);
+        // A name that ends with the process, and leaves nothing in a directory.
+        let name = SocketAddr::from_abstract_name(format!("tidegate-test-port-{port}")).unwrap();
+        let Ok(claim) = UnixListener::bind_addr(&name) else { continue };
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            CLAIMS.lock().unwrap().push(claim);
+            return port;
+        }
+    }
+    panic!("no port between 15000 and 30000 is free")
 }
 
 /// Sends a signal to a process that a test started.
