@@ -83,6 +83,14 @@ async fn with_redis_dead_a_rollback_reaches_the_peers_over_http_and_one_that_is_
     .await;
     let sources: Vec<Value> = members(&fourth).await.iter().map(|member| member["source"].clone()).collect();
     assert_eq!(sources, ["self", "peer", "peer", "peer"]);
+    // One dies this very moment: whoever asks does not wait for it either.
+    drop(fleet.remove(1));
+    let asked = Instant::now();
+    let back = fleet[0].admin("POST", "/admin/rollout/rollback").send().await.unwrap();
+    let back: Value = back.json().await.unwrap();
+    assert_eq!(back["applied"], "3/4", "{back}");
+    // Less than the 800 ms that it waits for those who may still answer.
+    assert!(asked.elapsed() < Duration::from_millis(600), "{:?}: {back}", asked.elapsed());
 }
 
 /// A request as an instance signs it.

@@ -136,12 +136,12 @@ async fn peers_hear_of_a_change_without_redis_and_one_that_was_away_is_told_all(
         .map(|number| (format!("k-{number}"), of(&format!("key-{number}"), json!("exempt"))))
         .collect();
     let (id, last) = bodies.pop().unwrap();
-    for (id, body) in bodies {
-        let answer = fleet[0].admin("PUT", &format!("/admin/overrides/{id}")).json(&body);
-        // Who is away is waited for: that is for the last one to show.
-        tokio::spawn(answer.send());
+    let all = bodies
+        .into_iter()
+        .map(|(id, body)| fleet[0].admin("PUT", &format!("/admin/overrides/{id}")).json(&body).send());
+    for answer in futures_util::future::join_all(all).await {
+        assert_eq!(answer.unwrap().status(), 201);
     }
-    until("all are there", async || ask(&fleet[0], "GET", "/admin/overrides").await.1["total"] == 149).await;
     let (_, _, made) = put(&fleet[0], &id, last, None).await;
     assert_eq!(made["applied"], "2/3", "{made}");
     for _ in 0..3 {

@@ -89,7 +89,7 @@ pub struct Fleet {
     /// Whether it hears what is told through Redis.
     listens: AtomicBool,
     /// Who waits for the others, by what they were told.
-    waiting: Mutex<HashMap<u64, mpsc::UnboundedSender<String>>>,
+    waiting: Mutex<HashMap<u64, mpsc::UnboundedSender<tell::Answered>>>,
 }
 
 impl Fleet {

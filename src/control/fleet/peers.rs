@@ -21,6 +21,8 @@ use crate::config::UpstreamUrl;
 
 /// The longest that a peer has for its answer, the connection included.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Who answered within this time is waited for, even if it failed to answer something else since.
+const LATELY: Duration = Duration::from_secs(2);
 /// The longest answer that is read, in bytes.
 const LONGEST_ANSWER: usize = 256 * 1024;
 /// Where the answer's signature stands.
@@ -219,6 +221,16 @@ impl State {
     /// Whether it answered when it was asked last.
     pub(super) fn is_there(&self) -> bool {
         self.heard.is_some() && self.trouble.is_none()
+    }
+
+    /// Whether it is worth waiting for: one late answer among many is no absence yet.
+    pub(super) fn is_expected(&self) -> bool {
+        self.is_there() || self.heard.is_some_and(|heard| heard.elapsed() < LATELY)
+    }
+
+    /// What whoever is there is known by; the address, if nobody ever answered.
+    pub(super) fn id_or(&self, peer: &Peer) -> String {
+        self.id.as_ref().unwrap_or(&peer.address).clone()
     }
 }
 

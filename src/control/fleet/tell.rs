@@ -49,6 +49,9 @@ pub(super) enum What {
     Done { row: Box<Row> },
 }
 
+/// The id of one that has done what it was told, or of one that could not be told over HTTP.
+pub(super) type Answered = Result<String, String>;
+
 /// How many of the fleet have done it, this instance included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
@@ -92,13 +95,15 @@ impl Fleet {
             },
         };
         let through_redis = self.limiter.store().is_some() && fault.is_none();
-        let (there, all) = self.expected(through_redis);
+        let (mut there, all) = self.expected(through_redis);
         let (here, mut own, mut acked) = (id_text(self.id), 0, BTreeSet::new());
         // Its own message comes back to it, if it listens: then that is the one of those who listen that is itself.
         while !(there.is_subset(&acked) && acked.len() + own >= listening) {
             match timeout_at(deadline, answers.recv()).await {
-                Ok(Some(from)) if from == here => own = 1,
-                Ok(Some(from)) => _ = acked.insert(from),
+                Ok(Some(Ok(from))) if from == here => own = 1,
+                Ok(Some(Ok(from))) => _ = acked.insert(from),
+                // Whoever cannot be reached may still hear of it through Redis.
+                Ok(Some(Err(out_of_reach))) => _ = !through_redis && there.remove(&out_of_reach),
                 _ => break,
             }
         }
@@ -122,8 +127,8 @@ impl Fleet {
         for peer in self.peers.iter().flat_map(super::Peers::others) {
             let state = peer.state();
             let counts = state.is_there() || !through_redis;
-            let id = state.id.clone().unwrap_or_else(|| peer.address.clone());
-            if state.is_there() {
+            let id = state.id_or(peer);
+            if state.is_expected() {
                 there.insert(id.clone());
             }
             if counts {
@@ -146,16 +151,16 @@ impl Fleet {
         self.registry.name_of(id).or_else(by_peer).unwrap_or_else(|| id.to_owned())
     }
 
-    /// Tells each peer beside the others; who has done it says so through `done`.
-    fn tell_peers(self: &Arc<Self>, message: &Message, done: &mpsc::UnboundedSender<String>) {
+    /// Tells each peer beside the others; who has done it says so through `done`, and so does who cannot be told.
+    fn tell_peers(self: &Arc<Self>, message: &Message, done: &mpsc::UnboundedSender<Answered>) {
         for peer in self.peers.iter().flat_map(super::Peers::others) {
             let (this, peer, message, done) =
                 (Arc::clone(self), Arc::clone(peer), message.clone(), done.clone());
+            let id = peer.state().id_or(&peer);
             tokio::spawn(async move {
-                if let Some(id) = this.tell_peer(&peer, &message).await {
-                    // Whoever waited may no longer do so.
-                    let _ = done.send(id);
-                }
+                let told = this.tell_peer(&peer, &message).await;
+                // Whoever waited may no longer do so.
+                let _ = done.send(told.ok_or(id));
             });
         }
     }
@@ -230,7 +235,7 @@ impl Fleet {
     fn answered(&self, telling: u64, from: u64) {
         if let Some(waiting) = self.waiting.lock().get(&telling) {
             // Whoever waited no longer does: then there is nobody to tell.
-            let _ = waiting.send(id_text(from));
+            let _ = waiting.send(Ok(id_text(from)));
         }
     }
 }
