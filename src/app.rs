@@ -312,10 +312,15 @@ impl Application {
         }
         let handles: Vec<ServerHandle> = servers.iter().map(Server::handle).collect();
         let told = Arc::clone(telemetry);
+        let store = limiter.store().cloned();
         let (leaving, lame_duck, grace) = (self.leaving, self.lame_duck, self.grace);
         tokio::spawn(async move {
             let Ok(mut signal) = signalled().await else { return };
             leaving.begin();
+            // The last words of this process go over the connection when the workers have ended.
+            if let Some(store) = store {
+                store.called_from(None);
+            }
             if !lame_duck.is_zero() {
                 told.say(&format!(
                     "{signal}: not ready any more, and serving on for {} s",

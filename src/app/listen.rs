@@ -12,6 +12,7 @@ use actix_service::{ServiceFactoryExt as _, apply};
 use actix_web::dev::{Server, ServiceResponse};
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, web};
+use tokio::runtime::Handle;
 use tracing_actix_web::TracingLogger;
 
 use super::front::Front;
@@ -107,12 +108,17 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
     };
     let gateway = parts.gateway.clone();
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = if settings.server.workers > 0 { settings.server.workers } else { cores() };
+    let calls_of_one_worker = parts.limiter.store().filter(|_| workers == 1).cloned();
+    if let Some(store) = &calls_of_one_worker {
+        store.called_from_one_thread();
+    }
     let front = Front {
         tcp: main,
         unix,
         certificates: parts.certificates.clone(),
         patience: settled::patience(settings),
-        workers: if settings.server.workers > 0 { settings.server.workers } else { cores() },
+        workers,
         connections: settings.server.limits.connections,
         grace_s: settings.server.grace.as_secs(),
         leaving: parts.leaving.clone(),
@@ -120,6 +126,10 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
         half_closed: false,
     };
     let mut servers = vec![front.serve(move || {
+        // On the worker's own thread.
+        if let Some(store) = &calls_of_one_worker {
+            store.called_from(Some(Handle::current()));
+        }
         let gateway = gateway.as_ref().map(Gateway::of_worker);
         (app(gateway.as_ref()), app(gateway.as_ref()))
     })?];

@@ -119,9 +119,20 @@ fn write_address(bytes: &mut SmallVec<[u8; 96]>, address: IpAddr, Ipv6Prefix(bit
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SubjectHash(pub [u8; 16]);
 
+impl SubjectHash {
+    /// Its hexadecimal digits, which every call of Redis writes: without the machinery of formatting.
+    pub fn digits(self) -> [char; 32] {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        std::array::from_fn(|at| {
+            let byte = self.0[at / 2];
+            char::from(DIGITS[usize::from(if at % 2 == 0 { byte >> 4 } else { byte & 15 })])
+        })
+    }
+}
+
 impl fmt::Display for SubjectHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+        self.digits().iter().try_for_each(|digit| f.write_char(*digit))
     }
 }
 

@@ -19,6 +19,24 @@ const WINDOW: u8 = 2;
 /// The flag of a change after the fact, which is not judged.
 const AFTER: u8 = 4;
 
+/// A call of the script: `how` is EVALSHA and `script` its hash, or EVAL and its text.
+pub fn call(
+    how: &str,
+    script: &str,
+    namespace: &str,
+    charges: &[SharedCharge<'_>],
+    peek: bool,
+    sent_at: Micros,
+) -> Cmd {
+    // Room for the usual call, so that nothing is moved while it is written: four numbers of at most sixteen digits and a
+    // key for each charge.
+    let size = script.len() + 40 + charges.len() * (120 + namespace.len());
+    let mut command = Cmd::with_capacity(5 + 8 * charges.len(), size);
+    command.arg(how).arg(script);
+    arguments(&mut command, namespace, charges, peek, sent_at);
+    command
+}
+
 /// Completes an EVALSHA or EVAL `command`, which already names the script, with keys and arguments.
 pub fn arguments(
     command: &mut Cmd,
@@ -51,7 +69,13 @@ pub fn arguments(
 /// `<namespace>:<policy>:{<subject hash>}`. The braces hold the subject alone: all policies of a subject share a
 /// slot, different subjects spread.
 pub(super) fn key(namespace: &str, policy: &str, subject: SubjectHash) -> String {
-    format!("{namespace}:{policy}:{{{subject}}}")
+    let mut key = String::with_capacity(namespace.len() + policy.len() + 36);
+    for part in [namespace, ":", policy, ":{"] {
+        key.push_str(part);
+    }
+    key.extend(subject.digits());
+    key.push('}');
+    key
 }
 
 /// What the script said, by its own clock.

@@ -12,6 +12,7 @@ use redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError, RedisResult,
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
@@ -133,9 +134,27 @@ impl Drop for Connection {
     }
 }
 
-/// A fresh connection that the server has let in, by the protocol that every server speaks.
-pub(super) async fn connect(target: &Target, login: &Login) -> Result<Connection, Fault> {
-    let mut connection = open(target, login).await?;
+/// A fresh connection that the server has let in, by the protocol that every server speaks. It lives on the thread of
+/// `home`, if that is given.
+pub(super) async fn connect(
+    target: &Target,
+    login: &Login,
+    home: Option<&Handle>,
+) -> Result<Connection, Fault> {
+    let mut connection = match home {
+        None => open(target, login).await?,
+        Some(home) => {
+            let (there, as_there) = (target.clone(), login.clone());
+            // Ended with whoever waits for it.
+            let mut opening = JoinSet::new();
+            opening.spawn_on(async move { open(&there, &as_there).await }, home);
+            match opening.join_next().await {
+                Some(Ok(opened)) => opened?,
+                // That thread has ended.
+                _ => open(target, login).await?,
+            }
+        }
+    };
     authenticate(&mut connection.calls, login).await.map_err(|fault| connection.why(fault))?;
     if target.db() != 0 {
         let answer = cmd("SELECT").arg(target.db()).exec_async(&mut connection.calls).await;

@@ -13,6 +13,14 @@ const INSIDE: u64 = 2;
 const KEPT: Duration = Duration::from_secs(6 * 3_600);
 
 impl RedisStore {
+    /// Waits while the connection to where instances are listed is just being replaced. Of no use where Redis is away: then it
+    /// returns at once.
+    pub async fn replaced(&self) {
+        if let Ok(link) = self.0.link_of(&self.key_of("instances")) {
+            link.replaced().await;
+        }
+    }
+
     /// Says that `id` is there with this row, and for how long it counts when nothing more is heard; without a row, that
     /// it leaves. Returns the rows of all that count. A row is one line; an id has no space.
     ///

@@ -16,6 +16,7 @@ use super::charge::{self, Answer, SCRIPT};
 use super::cluster::{Found, Refusal};
 use super::connect::Connection;
 use super::fault;
+use super::home::Home;
 use super::lag::Lag;
 use super::login::{BadLogin, Login, LoginFiles, Logins};
 use super::offset::ClockOffset;
@@ -66,6 +67,8 @@ pub(super) struct Common {
     pub(super) secret: Mutex<Option<String>>,
     pub(super) clock: Clock,
     pub(super) rollout: Arc<Rollout>,
+    /// Where connections live.
+    pub(super) home: Home,
     /// EVALSHA's first argument.
     script: redis::Script,
 }
@@ -78,6 +81,7 @@ impl Common {
             secret: Mutex::default(),
             clock,
             rollout,
+            home: Home::default(),
             script: redis::Script::new(SCRIPT),
         })
     }
@@ -90,6 +94,8 @@ pub(super) struct Link {
     pub(super) part: Part,
     /// The login that it has heard of: see [`Logins::changed`].
     pub(super) heard_login: AtomicU64,
+    /// The home that it has heard of: see [`Home::moved`].
+    pub(super) heard_home: AtomicU64,
     /// What the connection in use was made with, and what was said of others.
     pub(super) login: Mutex<LoginState>,
     /// The connection in use; the supervisor alone puts it there and takes it away. Whether it is asked is the
@@ -186,6 +192,7 @@ impl Link {
             common,
             part,
             heard_login: AtomicU64::new(0),
+            heard_home: AtomicU64::new(0),
             login: Mutex::default(),
             connection: ArcSwapOption::empty(),
             without_hello: AtomicBool::new(false),
@@ -263,16 +270,13 @@ impl Link {
         (now, asking): (Micros, bool),
     ) -> Result<Answer, Refusal> {
         let sent_at = self.offset.server_time(now);
+        let (namespace, script) = (&*self.options.namespace, self.common.script.get_hash());
         self.spend(self.common.spent.call(now));
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(self.common.script.get_hash());
-        charge::arguments(&mut command, &self.options.namespace, charges, peek, sent_at);
+        let command = charge::call("EVALSHA", script, namespace, charges, peek, sent_at);
         let value = match answered(&mut connection, &command, asking).await {
             Err(error) if charge::is_unknown_script(&error) => {
                 self.spend(self.common.spent.call(now));
-                let mut command = redis::cmd("EVAL");
-                command.arg(SCRIPT);
-                charge::arguments(&mut command, &self.options.namespace, charges, peek, sent_at);
+                let command = charge::call("EVAL", SCRIPT, namespace, charges, peek, sent_at);
                 answered(&mut connection, &command, asking).await
             }
             outcome => outcome,

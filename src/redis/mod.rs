@@ -9,6 +9,7 @@ pub mod cure;
 mod fault;
 mod fleet;
 mod fresh;
+mod home;
 mod instances;
 mod lag;
 mod link;

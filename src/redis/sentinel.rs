@@ -144,11 +144,13 @@ impl Link {
     /// A connection that is let in: to the server of the URL, or to the master that its sentinels name now.
     pub(super) async fn reach(&self, login: &Login) -> Result<Connection, Fault> {
         let target = &self.options.target;
+        self.heard_home.store(self.common.home.heard(), Ordering::Relaxed);
+        let home = self.common.home.at();
         match target.master_name() {
-            None => connect::connect(target, login).await,
+            None => connect::connect(target, login, home.as_ref()).await,
             Some(_) => {
                 let newest = self.following.newest();
-                find::master(target, login, newest, self.options.connect_timeout).await
+                find::master(target, (login, home.as_ref()), newest, self.options.connect_timeout).await
             }
         }
     }
@@ -168,7 +170,7 @@ async fn ask(
     patience: Duration,
 ) -> Result<(Connection, Option<Address>), Fault> {
     let asked = async {
-        let connection = connect::connect(sentinel, login).await?;
+        let connection = connect::connect(sentinel, login, None).await?;
         let mut question = cmd("SENTINEL");
         question.arg("get-master-addr-by-name").arg(name);
         let answer: Result<Option<Address>, _> = question.query_async(&mut connection.calls()).await;

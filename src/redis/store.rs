@@ -69,6 +69,17 @@ impl RedisStore {
         self.0.common.spent.spending(self.0.common.clock.now())
     }
 
+    /// All calls are going to come from one thread, of which [`RedisStore::called_from`] is told.
+    pub fn called_from_one_thread(&self) {
+        self.0.common.home.will_be_told();
+    }
+
+    /// Calls come from the thread of this runtime: the connection moves there, since a call from another thread wakes two
+    /// threads. `None`: they come from anywhere, or that thread is about to end.
+    pub fn called_from(&self, runtime: Option<tokio::runtime::Handle>) {
+        self.0.common.home.is(runtime);
+    }
+
     /// Connects, and connects again whenever the connection is lost. Runs until it is dropped.
     pub async fn keep_connected(self) {
         self.0.keep().await;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::backoff::Backoff;
 use super::connect::Connection;
 use super::fresh::in_time;
 use super::link::{LASTING, Link, Part};
 use super::supervisor::closed;
+use crate::limiter::breaker::State;
 use crate::limiter::event::{Event, Replaced};
 use crate::limiter::store::{Fault, FaultKind};
 
@@ -23,12 +24,17 @@ const UNSAID: Duration = Duration::from_secs(2);
 /// A login that Redis does not let in is tried again at most so late.
 const LOGIN_AGAIN: Duration = Duration::from_secs(300);
 
+/// How often it is looked whether a connection is there.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
+
 /// Why to act.
 enum Occasion {
     /// The other side has closed the connection, or it broke.
     Over,
     /// Calls over it time out too often.
     Suspect,
+    /// Calls come from another thread.
+    Moved,
     /// Somebody has taken another login, or it is time to try it again.
     Login,
     /// The sentinels name another master.
@@ -54,6 +60,7 @@ impl Link {
                 () = connection.over() => Occasion::Over,
                 () = self.following.switched() => Occasion::Switched,
                 () = self.suspected.notified() => Occasion::Suspect,
+                () = self.common.home.moved(&self.heard_home) => Occasion::Moved,
                 () = self.common.logins.changed(&self.heard_login) => Occasion::Login,
                 () = at(login_again) => Occasion::Login,
                 () = at(look) => Occasion::Look,
@@ -119,6 +126,12 @@ impl Link {
                         return self.trip(fault).await;
                     }
                 }
+                // Where that fails the one in use is as good, only dearer.
+                Occasion::Moved => {
+                    if let Ok(fresh) = self.fresh(secret, self.options.connect_timeout).await {
+                        self.put_in_place(fresh).await;
+                    }
+                }
                 Occasion::Login => login_again = self.log_in_anew(secret, &mut logins).await,
             }
         }
@@ -136,6 +149,14 @@ impl Link {
             {
                 return;
             }
+        }
+    }
+
+    /// Waits while Redis is in use and the connection is over: the background is making another.
+    pub(super) async fn replaced(&self) {
+        while self.breaker.state() == State::Closed && !self.is_connected() {
+            self.missed.notify_one();
+            sleep(BETWEEN_LOOKS).await;
         }
     }
 
@@ -173,15 +194,19 @@ impl Link {
         }
     }
 
+    async fn replace(&self, fresh: Connection, why: Replaced) {
+        self.put_in_place(fresh).await;
+        self.observer.observe(&Event::StoreReplaced(why));
+    }
+
     /// Calls go over the fresh connection; those under way end over the old one. Never returns when the breaker opened
     /// first: then the supervisor is told so elsewhere.
-    async fn replace(&self, fresh: Connection, why: Replaced) {
+    async fn put_in_place(&self, fresh: Connection) {
         // The breaker second: a call must not be counted for the fresh connection that went over the old.
         self.put_to_use(&Arc::new(fresh));
         if !self.breaker.renewed() {
             pending::<()>().await;
         }
-        self.observer.observe(&Event::StoreReplaced(why));
     }
 }
 

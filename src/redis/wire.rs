@@ -211,9 +211,8 @@ impl Wire {
         let started = Instant::now();
         let mut taught = false;
         let value = loop {
-            let mut command = redis::cmd(if taught { "EVAL" } else { "EVALSHA" });
-            command.arg(if taught { SCRIPT } else { &hash });
-            charge::arguments(&mut command, namespace, &probe, false, now);
+            let (how, script) = if taught { ("EVAL", SCRIPT) } else { ("EVALSHA", &*hash) };
+            let command = charge::call(how, script, namespace, &probe, false, now);
             match self.send(&command).await {
                 Err(Refused::Said(error)) if charge::is_unknown_script(&error) && !taught => taught = true,
                 outcome => break outcome.map_err(|error| error.into_fault())?,

@@ -70,6 +70,44 @@ async fn connections_that_are_closed_for_idleness_are_no_outage_and_replaced_bef
     assert_eq!(metric(&tidegate, "tidegate_breaker_state").await, 0.0);
 }
 
+/// How often the thread of the background has waited for something since the process began.
+fn waits_of_the_background(tidegate: &Tidegate) -> u64 {
+    let pid = tidegate.pid();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/status")).unwrap();
+    let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    waits.unwrap().trim().parse().unwrap()
+}
+
+#[tokio::test]
+async fn with_one_worker_a_decision_by_redis_wakes_no_other_thread_and_the_goodbye_still_goes_out() {
+    let redis = RedisServer::start();
+    let url = redis.url();
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("APP_ENV", "production"),
+        ("REDIS_TIMEOUT_MS", "2000"),
+        ("TIDEGATE__SERVER__WORKERS", "1"),
+    ];
+    let mut tidegate = Tidegate::start(Some(ONE_KEY), &variables).await;
+    tidegate.connected().await;
+    let instances =
+        || redis.run::<Option<String>>(&["GET", "tidegate:instances"]).unwrap_or_default().lines().count();
+    until("it is known to the fleet", async || instances() == 1).await;
+    let before = waits_of_the_background(&tidegate);
+    for request in 0..1_000 {
+        let answer = check(&tidegate, &format!("key-{request}")).await;
+        assert_eq!((&answer["backend"], &answer["fallback"]), (&json!("redis"), &json!(false)), "{request}");
+    }
+    let waits = waits_of_the_background(&tidegate) - before;
+    assert!(waits < 200, "{waits} for 1 000 decisions");
+    // The worker's thread ends first, and the connection with it.
+    tidegate.terminate();
+    assert!(tidegate.wait(Duration::from_secs(10)).unwrap().success());
+    assert_eq!(instances(), 0, "it has said that it leaves");
+    tidegate.says(CONNECTED, 1).await;
+    tidegate.says(DEGRADED, 0).await;
+}
+
 #[tokio::test]
 async fn a_connection_that_is_lost_under_load_costs_the_calls_under_way_and_no_outage() {
     let redis = RedisServer::start();

@@ -170,6 +170,8 @@ impl Fleet {
             let id = id_text(self.id);
             let bye = Message { from: self.id, telling: 0, what: What::Bye };
             let gone = async {
+                // The thread that it lived on may have ended just now.
+                store.replaced().await;
                 let _ = store.beat(&id, None, Duration::ZERO).await;
                 let _ = self.publish(store, &bye).await;
             };

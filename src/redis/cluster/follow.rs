@@ -81,6 +81,7 @@ impl Servers {
     /// Connects, finds out what to, and stays connected.
     pub(in crate::redis) async fn keep(&self) {
         let Part::First(found) = &self.first.part else { return };
+        self.common.home.known().await;
         let shards = tokio::select! {
             biased;
             shards = found.cluster() => shards,
@@ -214,7 +215,7 @@ impl Servers {
             let target = &targets[(turn + at) % targets.len()];
             let asked = async {
                 let (login, _) = self.common.logins.newest().await;
-                let connection = connect::connect(target, &login).await?;
+                let connection = connect::connect(target, &login, None).await?;
                 map::of(&mut connection.calls(), target.host().unwrap_or_default()).await
             };
             match timeout(PATIENCE_TO_CONNECT, asked).await {

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use redis::{Cmd, Value, cmd};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -21,7 +22,7 @@ const GRACE: Duration = Duration::from_millis(500);
 /// its word is enough. Else it takes more than half of the sentinels, or that the others stay silent.
 pub(super) async fn master(
     target: &Target,
-    login: &Login,
+    (login, home): (&Login, Option<&Handle>),
     newest: Option<Address>,
     connect_timeout: Duration,
 ) -> Result<Connection, Fault> {
@@ -30,6 +31,7 @@ pub(super) async fn master(
     let mut search = Search {
         target: target.clone(),
         login: login.clone(),
+        home: home.cloned(),
         // Before everybody else gives up: so the cause can be told.
         patience: connect_timeout.mul_f64(0.85),
         asked: sentinels.len(),
@@ -73,6 +75,8 @@ pub(super) async fn master(
 struct Search {
     target: Target,
     login: Login,
+    /// Where the connection to the master is to live.
+    home: Option<Handle>,
     patience: Duration,
     asked: usize,
     /// Those that answered, with what.
@@ -115,10 +119,11 @@ impl Search {
     fn candidate(&mut self, address: Address) -> &mut Candidate {
         let known = self.candidates.iter().position(|one| one.address == address);
         let place = known.unwrap_or_else(|| {
-            let (server, login, patience) =
-                (self.target.at(&address.0, address.1), self.login.clone(), self.patience);
-            let named = address.clone();
-            self.under_way.spawn(async move { News::Tried(named, tried(&server, &login, patience).await) });
+            let (server, login) = (self.target.at(&address.0, address.1), self.login.clone());
+            let (named, home, patience) = (address.clone(), self.home.clone(), self.patience);
+            self.under_way.spawn(async move {
+                News::Tried(named, tried(&server, (&login, home.as_ref()), patience).await)
+            });
             self.candidates.push(Candidate { address, votes: 0, settled: false, tried: None });
             self.candidates.len() - 1
         });
@@ -204,9 +209,13 @@ impl Candidate {
     }
 }
 
-async fn tried(server: &Target, login: &Login, patience: Duration) -> Result<Connection, Fault> {
+async fn tried(
+    server: &Target,
+    (login, home): (&Login, Option<&Handle>),
+    patience: Duration,
+) -> Result<Connection, Fault> {
     let trying = async {
-        let connection = connect::connect(server, login).await?;
+        let connection = connect::connect(server, login, home).await?;
         is_master(&connection).await.map_err(|fault| connection.why(fault))?;
         Ok(connection)
     };
