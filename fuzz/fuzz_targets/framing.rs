@@ -19,7 +19,7 @@ const NAMES: [&str; 8] = [
     "x_forwarded_for",
 ];
 
-/// A method, a target, then headers: the first byte of a line says which name, the rest is the value.
+// A method, a target, then headers: the first byte of a line says which name, the rest is the value.
 fuzz_target!(|data: &[u8]| {
     let mut lines = data.split(|&byte| byte == b'\n');
     let first = lines.next().unwrap_or_default();
