@@ -50,15 +50,24 @@ pub(super) struct Following {
     /// A sentinel is there that was not: who waits may have something to ask.
     heard: Notify,
     deaf: Mutex<Deaf>,
-    /// The master that was last in use.
+    /// The master that was last in use,
     served: Mutex<Option<Target>>,
+    /// and the one that last decided for all of its keys.
+    decided: Mutex<Option<Target>>,
 }
 
 impl Default for Following {
     fn default() -> Self {
         let (news, _) = watch::channel(0);
-        let (told, deaf, served) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { news, tried: AtomicU64::new(0), told, heard: Notify::new(), deaf, served }
+        Self {
+            news,
+            tried: AtomicU64::new(0),
+            told: Mutex::default(),
+            heard: Notify::new(),
+            deaf: Mutex::default(),
+            served: Mutex::default(),
+            decided: Mutex::default(),
+        }
     }
 }
 
@@ -76,6 +85,20 @@ impl Following {
         let _ = news.wait_for(|news| *news != tried.load(Ordering::Relaxed)).await;
     }
 
+    /// Waits until something was told by which another server than this one may be the master. A sentinel that leads a
+    /// failover names the new one before it tells of it: that word comes when the connection is there already.
+    pub(super) async fn left(&self, server: &Target) {
+        loop {
+            self.switched().await;
+            // Before what it was: whatever comes after that is news again.
+            let known = *self.news.borrow();
+            if !self.newest().is_some_and(|newest| is_at(server, &newest)) {
+                return;
+            }
+            self.tried.store(known, Ordering::Relaxed);
+        }
+    }
+
     /// Waits until there is a reason to try again at once.
     pub(super) async fn worth_a_try(&self) {
         tokio::select! {
@@ -89,10 +112,21 @@ impl Following {
         *self.served.lock() = Some(server.clone());
     }
 
-    /// How much of this warm-up the server needs that is about to be put to use: one that took over is warm.
+    /// This server decides for all of its keys from now on.
+    pub(super) fn deciding(&self, server: &Target) {
+        *self.decided.lock() = Some(server.clone());
+    }
+
+    /// How much of this warm-up the server needs that is about to be put to use: one that took over is warm, even when it
+    /// is lost once more before it decides for all.
     pub(super) fn warm_up(&self, server: &Target, most: Duration) -> Duration {
-        let took_over = self.served.lock().as_ref().is_some_and(|before| before != server);
+        let took_over = self.decided.lock().as_ref().is_some_and(|before| before != server);
         if took_over { most.min(WARM_UP) } else { most }
+    }
+
+    /// Whether this master decides already: then word of it is no news to people.
+    fn decides(&self, master: &Address) -> bool {
+        self.decided.lock().as_ref().is_some_and(|decided| is_at(decided, master))
     }
 
     /// A sentinel tells of a failover. False when that was known.
@@ -129,9 +163,8 @@ impl Following {
         self.news.send_modify(|news| *news += 1);
     }
 
-    fn is_served(&self, (host, port): &Address) -> bool {
-        let served = self.served.lock();
-        served.as_ref().is_some_and(|served| served.host() == Some(host) && served.port() == Some(*port))
+    fn is_served(&self, master: &Address) -> bool {
+        self.served.lock().as_ref().is_some_and(|served| is_at(served, master))
     }
 
     fn newest(&self) -> Option<Address> {
@@ -154,6 +187,11 @@ impl Link {
             }
         }
     }
+}
+
+/// Whether this is the server at that address.
+fn is_at(server: &Target, (host, port): &Address) -> bool {
+    server.host() == Some(host) && server.port() == Some(*port)
 }
 
 /// What a sentinel is asked, and how long it may take: it answers from memory, within a round trip.
@@ -212,4 +250,53 @@ async fn is_master(connection: &Connection) -> Result<(), Fault> {
 /// A place for people.
 fn at(target: &Target) -> String {
     address(target.host().unwrap_or_default(), target.port().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    fn address_of(host: &str) -> Address {
+        (host.to_owned(), 6379)
+    }
+
+    fn server(host: &str) -> Target {
+        Target::parse(&format!("redis://{host}:6379")).unwrap()
+    }
+
+    /// The sentinel that leads a failover names the new master before it tells of it.
+    #[tokio::test]
+    async fn the_word_of_a_failover_to_the_master_that_was_found_already_is_no_reason_to_leave_it() {
+        let following = Following::default();
+        following.trying();
+        assert!(following.told(address_of("new")));
+        assert_eq!(following.left(&server("new")).now_or_never(), None);
+        assert_eq!(following.switched().now_or_never(), None, "and it is known");
+        assert_eq!(following.left(&server("old")).now_or_never(), None, "to whoever began after it");
+        assert!(following.told(address_of("newer")));
+        assert_eq!(following.left(&server("new")).now_or_never(), Some(()));
+    }
+
+    #[tokio::test]
+    async fn a_sentinel_that_contradicts_is_a_reason_to_look() {
+        let following = Following::default();
+        following.trying();
+        following.look_again();
+        assert_eq!(following.left(&server("new")).now_or_never(), Some(()));
+    }
+
+    #[test]
+    fn a_master_that_took_over_is_warm_even_when_it_is_lost_before_it_decides_for_all() {
+        const MOST: Duration = Duration::from_secs(5);
+        let following = Following::default();
+        assert_eq!(following.warm_up(&server("old"), MOST), MOST);
+        following.deciding(&server("old"));
+        assert_eq!(following.warm_up(&server("old"), MOST), MOST, "it was away itself");
+        following.serving(&server("new"));
+        assert_eq!(following.warm_up(&server("new"), MOST), WARM_UP);
+        following.deciding(&server("new"));
+        assert_eq!(following.warm_up(&server("new"), MOST), MOST);
+    }
 }

@@ -144,7 +144,7 @@ impl Link {
                 tokio::select! {
                     fault = self.opened() => fault,
                     () = connection.over() => self.trip(closed()).await,
-                    () = self.following.switched() => self.trip(closed()).await,
+                    () = self.following.left(connection.target()) => self.trip(closed()).await,
                 }
             };
             if let Ok(fault) = timeout(warm_up, relapse).await {
@@ -155,6 +155,7 @@ impl Link {
             }
         }
         self.came_to(State::Closed);
+        self.following.deciding(connection.target());
         self.observer.observe(&Event::StoreConnected);
         // What this function holds would keep it open when another takes its place.
         drop(connection);

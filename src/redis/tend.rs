@@ -58,7 +58,7 @@ impl Link {
             let look = self.options.secret_interval.map(|interval| looked + interval);
             let occasion = tokio::select! {
                 () = connection.over() => Occasion::Over,
-                () = self.following.switched() => Occasion::Switched,
+                () = self.following.left(connection.target()) => Occasion::Switched,
                 () = self.suspected.notified() => Occasion::Suspect,
                 () = self.common.home.moved(&self.heard_home) => Occasion::Moved,
                 () = self.common.logins.changed(&self.heard_login) => Occasion::Login,
@@ -203,6 +203,7 @@ impl Link {
     /// first: then the supervisor is told so elsewhere.
     async fn put_in_place(&self, fresh: Connection) {
         // The breaker second: a call must not be counted for the fresh connection that went over the old.
+        self.following.deciding(fresh.target());
         self.put_to_use(&Arc::new(fresh));
         if !self.breaker.renewed() {
             pending::<()>().await;

@@ -88,7 +88,7 @@ impl Link {
     fn told(&self, message: &str) {
         let name = self.options.target.master_name().unwrap_or_default();
         if let Some(master) = switched(message, name) {
-            let (words, known) = (address(&master.0, master.1), self.following.is_served(&master));
+            let (words, known) = (address(&master.0, master.1), self.following.decides(&master));
             if self.following.told(master) && !known {
                 self.observer.observe(&Event::StoreSwitched { to: &words });
             }
