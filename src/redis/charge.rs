@@ -18,6 +18,8 @@ pub const SCRIPT: &str = concat!(include_str!("now.lua"), include_str!("charge.l
 const WINDOW: u8 = 2;
 /// The flag of a change after the fact, which is not judged.
 const AFTER: u8 = 4;
+/// The flag of a charge that is judged and not written.
+const PEEK: u8 = 8;
 
 /// A call of the script: `how` is EVALSHA and `script` its hash, or EVAL and its text.
 pub fn call(
@@ -31,7 +33,7 @@ pub fn call(
     // Room for the usual call, so that nothing is moved while it is written: four numbers of at most sixteen digits and a
     // key for each charge.
     let size = script.len() + 40 + charges.len() * (120 + namespace.len());
-    let mut command = Cmd::with_capacity(5 + 8 * charges.len(), size);
+    let mut command = Cmd::with_capacity(4 + 8 * charges.len(), size);
     command.arg(how).arg(script);
     arguments(&mut command, namespace, charges, peek, sent_at);
     command
@@ -49,7 +51,7 @@ pub fn arguments(
     for charge in charges {
         command.arg(key(namespace, charge.policy, charge.subject));
     }
-    command.arg(sent_at).arg(u8::from(peek));
+    command.arg(sent_at);
     for charge in charges {
         command
             .arg(charge.quota.tolerance())
@@ -58,7 +60,8 @@ pub fn arguments(
             .arg(
                 u8::from(charge.enforce)
                     + if charge.span.is_some() { WINDOW } else { 0 }
-                    + if charge.change.is_some() { AFTER } else { 0 },
+                    + if charge.change.is_some() { AFTER } else { 0 }
+                    + if peek { PEEK } else { 0 },
             );
         if let Some(span) = &charge.span {
             command.arg(span.start).arg(span.end).arg(span.next);
