@@ -48,7 +48,7 @@ bench: ## Measure decisions, memory, Redis and whole servers, each beside someth
 	done
 
 soak: ## Run the tests that are too long for every day (those under a module `soak`)
-	TIDEGATE_SOAK=1 cargo nextest run --locked --release -E 'test(/(^|::)soak::/)'
+	TIDEGATE_SOAK=1 cargo nextest run --locked --cargo-profile soak -E 'test(/(^|::)soak::/)'
 
 FUZZ_SECONDS ?= 60
 fuzz: ## Feed the parsers with what nobody would write, FUZZ_SECONDS (60) for each target; a finding stays in fuzz/artifacts

@@ -204,7 +204,7 @@ fn own_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
     }
     app.app_data(web::Data::from(Arc::clone(&parts.limiter)))
         .app_data(web::Data::new(parts.callers.clone()))
-        .service(routes::CHECK.under(prefix).post(check::check::<RedisStore>));
+        .service(routes::CHECK.under(prefix).route(check::route::<RedisStore>()));
 }
 
 fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_pages: bool) {

@@ -24,7 +24,8 @@ pub struct TrustedProxies {
     header: ClientIpHeader,
 }
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// What proxies name the client in who know no better.
+pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 impl TrustedProxies {
     /// These networks, which hand on the client in `header`.

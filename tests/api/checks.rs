@@ -1,5 +1,8 @@
 //! The decision API.
 
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use crate::support::process::Tidegate;
@@ -135,6 +138,33 @@ async fn bad_input_is_a_4xx_that_says_what_is_accepted() {
         5,
         "none of it was charged"
     );
+}
+
+#[tokio::test]
+async fn a_question_in_many_pieces_is_the_same_question_and_its_length_is_bounded_as_well() {
+    let tidegate = Tidegate::start(Some(POLICIES), &[]).await;
+    let ask = async |body: &str, pieces_of: usize| {
+        // Each alone on the wire: the server can't take several for one.
+        let pieces: Vec<Vec<u8>> = body.as_bytes().chunks(pieces_of).map(<[u8]>::to_vec).collect();
+        let pieces = futures_util::stream::iter(pieces).then(async |piece| {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            std::io::Result::Ok(piece)
+        });
+        let body = reqwest::Body::wrap_stream(pieces);
+        tidegate.http.post(tidegate.url("/v1/check")).body(body).send().await.unwrap()
+    };
+    let question = r#"{"key": "in pieces", "cost": 1}"#;
+    let whole: Value = ask(question, question.len()).await.json().await.unwrap();
+    assert_eq!(whole["remaining"], 4);
+    for (pieces_of, left) in [(1, 3), (7, 2)] {
+        let answer: Value = ask(question, pieces_of).await.json().await.unwrap();
+        assert_eq!((&answer["policy"], &answer["remaining"]), (&whole["policy"], &json!(left)));
+    }
+    let padded = |length: usize| format!("{{\"key\": \"k\"{}}}", " ".repeat(length - 12));
+    for pieces_of in [4_096, 65_536] {
+        assert_eq!(ask(&padded(65_536), pieces_of).await.status(), 200);
+        assert_eq!(ask(&padded(65_537), pieces_of).await.status(), 413);
+    }
 }
 
 #[tokio::test]
