@@ -1,9 +1,10 @@
 //! Whether `tidegate load-test` says what oha says of the same server at the same rate: rate, statuses and latencies.
 //!
 //! Both send one request a millisecond, evenly spaced, to one front, and take turns round by round; a difference is the
-//! median of the rounds' own differences. The page comes from an upstream that takes 2 to 12 ms for it, as APIs do: then
+//! median of the rounds' own differences. The page comes from an upstream that takes 4 to 20 ms for it, as APIs do: then
 //! both must say the same. A page that the front answers by itself, in a tenth of a millisecond, is told beside it: there
-//! the client's own part, how its timers fire and its threads wake, is as long as what it measures. oha is given `-q RATE --latency-correction`, so that it waits for nobody either.
+//! the client's own part, how its timers fire and its threads wake, is as long as what it measures. oha is given
+//! `-q RATE --latency-correction`, so that it waits for nobody either.
 //! It is found on the path, or by the variable `OHA`; nothing is measured without (`cargo install oha`).
 
 #![allow(
@@ -219,7 +220,9 @@ impl Drop for Front {
     }
 }
 
-/// An upstream in this process that takes 2 to 12 ms for a page, each as often as the others.
+/// An upstream in this process that takes 4 to 20 ms for a page, most of the time little and now and then long, as APIs do.
+/// Timers count in milliseconds: each percentile that is compared lies well within those that take the same, or a hair's
+/// breadth would move it by a millisecond.
 fn slow_upstream() -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -234,10 +237,15 @@ fn slow_upstream() -> SocketAddr {
                 stream.set_nodelay(true).unwrap();
                 let asked = Arc::clone(&asked);
                 let page = service_fn(move |_: Request<Incoming>| {
-                    // An odd factor permutes: all delays come equally often, and not in a row.
-                    let micros = 2_000 + asked.fetch_add(1, Ordering::Relaxed) * 7_919 % 10_000;
+                    // An odd factor permutes: each comes as often as it should, and not in a row.
+                    let millis = match asked.fetch_add(1, Ordering::Relaxed) * 37 % 100 {
+                        0..40 => 4,
+                        40..80 => 8,
+                        80..97 => 12,
+                        _ => 20,
+                    };
                     async move {
-                        tokio::time::sleep(Duration::from_micros(micros)).await;
+                        tokio::time::sleep(Duration::from_millis(millis)).await;
                         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello, world\n"))))
                     }
                 });

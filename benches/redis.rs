@@ -28,8 +28,10 @@ use tidegate::limiter::memory::Memory;
 use tidegate::limiter::policy::{Policy, Rules};
 use tidegate::limiter::rollout::{InForce, Percent, Rollout};
 use tidegate::limiter::route::Route;
-use tidegate::limiter::subject::{Part, Subject};
+use tidegate::limiter::store::SharedCharge;
+use tidegate::limiter::subject::{Part, Subject, SubjectHash};
 use tidegate::limiter::{Hit, Limiter};
+use tidegate::redis::charge;
 use tidegate::redis::target::Target;
 use tidegate::redis::{Options, RedisStore};
 
@@ -151,32 +153,41 @@ impl Server {
             }
             std::thread::sleep(Duration::from_millis(20));
         };
-        let load =
-            redis::cmd("SCRIPT").arg("LOAD").arg(tidegate::redis::charge::SCRIPT).query(&mut connection);
+        let load = redis::cmd("SCRIPT").arg("LOAD").arg(charge::SCRIPT).query(&mut connection);
         Self { child, port, script: load.unwrap() }
     }
 
     /// The same call as ours, by a client that does nothing else.
     fn benchmark(&self, calls: usize, pipelined: usize) {
-        let (tolerance, cost) = (quota().tolerance().to_string(), quota().charge(1).to_string());
-        let key = "tidegate:default:{00000000000000000000__rand_int__}";
+        let subject = SubjectHash([0; 16]);
+        let charge = SharedCharge {
+            policy: "default",
+            subject,
+            quota: quota(),
+            span: None,
+            cost: 1,
+            enforce: true,
+            note: 0,
+            change: None,
+        };
+        let sent_at = Clock::system().now();
+        let call = charge::call("EVALSHA", &self.script, "tidegate", &[charge], false, sent_at);
+        let words = call.args_iter().map(|word| match word {
+            redis::Arg::Simple(word) => String::from_utf8(word.to_vec()).unwrap(),
+            _ => unreachable!("a call has words only"),
+        });
+        // As long as the key of a subject, and one of as many.
+        let digits: String = subject.digits().into_iter().collect();
+        let words = words.map(|word| word.replace(&digits, "00000000000000000000__rand_int__"));
         let output = Command::new("redis-benchmark")
             .args(["-p", &self.port.to_string(), "-c", "1", "-P", &pipelined.to_string()])
-            .args([
-                "-n",
-                &calls.to_string(),
-                "-r",
-                &KEYS.to_string(),
-                "-q",
-                "EVALSHA",
-                &self.script,
-                "1",
-                key,
-            ])
-            .args(["0", "0", &tolerance, &cost, "0", "1"])
+            .args(["-n", &calls.to_string(), "-r", &KEYS.to_string(), "-q"])
+            .args(words)
             .output()
             .expect("redis-benchmark is not installed; it comes with redis-server");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(!said.contains("rror"), "{said}");
     }
 
     /// Calls a second, and the server's CPU microseconds a call.
