@@ -9,8 +9,9 @@ help: ## List the targets
 run: ## Build and serve on http://127.0.0.1:8080 (HOST, PORT and all other settings of the environment apply)
 	HOST="$${HOST:-127.0.0.1}" cargo run --release --locked -- serve
 
-# Most tests wait for a clock or for another process: half as many again as there are cores keep the cores busy.
-TEST_THREADS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
+# Most tests wait for a clock or for another process: two and a half for each core keep it busy. Those that keep it busy by
+# themselves count twice (.config/nextest.toml).
+TEST_THREADS ?= $(shell echo $$(( ($$(nproc) * 5 + 1) / 2 )))
 
 test: test-deps rules ## Install what the tests need when it is missing, then run them all
 	cargo test --locked --doc
