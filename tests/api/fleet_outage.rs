@@ -1,4 +1,5 @@
-//! Four instances that lose their Redis: together they keep about one limit, and who keeps to half of it notices nothing.
+//! Four instances: with their Redis they admit what one would, to the unit. When they lose it they keep about one limit
+//! together, and who keeps to half of it notices nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -142,6 +143,61 @@ async fn keeps_about_one_limit(balancing: Balancing) {
     eprintln!(
         "{balancing:?}: shares {shares:?}; greedy clients got (while away, after): {report:.2?} of the limit"
     );
+}
+
+/// All at once, through all four, and what is asked of Redis is one call a decision.
+#[tokio::test]
+async fn four_instances_on_one_redis_admit_exactly_the_burst_by_one_call_a_decision() {
+    const TASKS: usize = 64;
+    const REQUESTS: usize = 40;
+    const KEYS: usize = 3;
+    // Nothing drains while the test lasts.
+    let policies = POLICIES.replace("10/second", "40/day");
+    let redis = RedisServer::start();
+    let url = redis.url();
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        // Whoever is late on a busy machine is waited for.
+        ("REDIS_TIMEOUT_MS", "5000"),
+        ("TIDEGATE_SECRET", "0123456789abcdef"),
+        ("TIDEGATE__LOGGING__REQUESTS", "false"),
+    ];
+    let mut fleet = Vec::new();
+    for _ in 0..INSTANCES {
+        fleet.push(Tidegate::start(Some(&policies), &variables).await);
+    }
+    let fleet = Arc::new(fleet);
+    for tidegate in fleet.iter() {
+        tidegate.connected().await;
+    }
+    let _: String = redis.run(&["CONFIG", "RESETSTAT"]);
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|task| {
+            let fleet = Arc::clone(&fleet);
+            tokio::spawn(async move {
+                let mut answers = Vec::new();
+                for request in 0..REQUESTS {
+                    let key = (task + request) % KEYS;
+                    let answer = fleet[task % INSTANCES].check(json!({"key": format!("key-{key}")})).await;
+                    answers.push((key, answer));
+                }
+                answers
+            })
+        })
+        .collect();
+    let (mut admitted, mut asked) = ([0; KEYS], 0);
+    for task in tasks {
+        for (key, answer) in task.await.unwrap() {
+            assert_eq!((&answer["backend"], &answer["fallback"]), (&json!("redis"), &json!(false)));
+            admitted[key] += usize::from(answer["allowed"] == true);
+            // What is known to be denied is not asked for.
+            asked += usize::from(answer["cached"] != true);
+        }
+    }
+    assert_eq!(admitted, [40; KEYS]);
+    let stats: String = redis.run(&["INFO", "commandstats"]);
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")).unwrap();
+    assert_eq!(calls.split(',').next().unwrap(), asked.to_string());
 }
 
 #[tokio::test]
