@@ -203,11 +203,12 @@ impl Link {
     /// first: then the supervisor is told so elsewhere.
     async fn put_in_place(&self, fresh: Connection) {
         // The breaker second: a call must not be counted for the fresh connection that went over the old.
-        self.following.deciding(fresh.target());
-        self.put_to_use(&Arc::new(fresh));
+        let fresh = Arc::new(fresh);
+        self.put_to_use(&fresh);
         if !self.breaker.renewed() {
             pending::<()>().await;
         }
+        self.following.deciding(fresh.target());
     }
 }
 

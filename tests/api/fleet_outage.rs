@@ -68,6 +68,21 @@ fn client(
     })
 }
 
+/// The instances, all of them in touch with their Redis.
+async fn fleet_on(redis: &RedisServer, policies: &str, more: &[(&str, &str)]) -> Arc<Vec<Tidegate>> {
+    let url = redis.url();
+    let mut variables = vec![("REDIS_URL", url.as_str()), ("TIDEGATE__LOGGING__REQUESTS", "false")];
+    variables.extend_from_slice(more);
+    let mut fleet = Vec::new();
+    for _ in 0..INSTANCES {
+        fleet.push(Tidegate::start(Some(policies), &variables).await);
+    }
+    for tidegate in &fleet {
+        tidegate.connected().await;
+    }
+    Arc::new(fleet)
+}
+
 /// How many of a client's requests were admitted from one instant to another.
 fn admitted(answers: &[(Instant, bool, bool)], from: Instant, to: Instant) -> f64 {
     answers.iter().filter(|(at, allowed, _)| *allowed && (from..to).contains(at)).count() as f64
@@ -76,22 +91,12 @@ fn admitted(answers: &[(Instant, bool, bool)], from: Instant, to: Instant) -> f6
 async fn keeps_about_one_limit(balancing: Balancing) {
     let (teaching, away, back) = (5, 8, 8);
     let mut redis = RedisServer::start();
-    let url = redis.url();
     let variables = [
-        ("REDIS_URL", url.as_str()),
         ("REDIS_TIMEOUT_MS", "1000"),
         ("TIDEGATE__REDIS__RECONNECT_INTERVAL_S", "1"),
         ("TIDEGATE__REDIS__WARM_UP_S", "1"),
-        ("TIDEGATE__LOGGING__REQUESTS", "false"),
     ];
-    let mut fleet = Vec::new();
-    for _ in 0..INSTANCES {
-        fleet.push(Tidegate::start(Some(POLICIES), &variables).await);
-    }
-    let fleet = Arc::new(fleet);
-    for tidegate in fleet.iter() {
-        tidegate.connected().await;
-    }
+    let fleet = fleet_on(&redis, POLICIES, &variables).await;
     let lasts = Duration::from_secs(teaching + away + back);
     // Four that want three times the limit, and eight that want half of it.
     let clients: Vec<Client> = (0..12)
@@ -154,22 +159,9 @@ async fn four_instances_on_one_redis_admit_exactly_the_burst_by_one_call_a_decis
     // Nothing drains while the test lasts.
     let policies = POLICIES.replace("10/second", "40/day");
     let redis = RedisServer::start();
-    let url = redis.url();
-    let variables = [
-        ("REDIS_URL", url.as_str()),
-        // Whoever is late on a busy machine is waited for.
-        ("REDIS_TIMEOUT_MS", "5000"),
-        ("TIDEGATE_SECRET", "0123456789abcdef"),
-        ("TIDEGATE__LOGGING__REQUESTS", "false"),
-    ];
-    let mut fleet = Vec::new();
-    for _ in 0..INSTANCES {
-        fleet.push(Tidegate::start(Some(&policies), &variables).await);
-    }
-    let fleet = Arc::new(fleet);
-    for tidegate in fleet.iter() {
-        tidegate.connected().await;
-    }
+    // Whoever is late on a busy machine is waited for.
+    let variables = [("REDIS_TIMEOUT_MS", "5000"), ("TIDEGATE_SECRET", "0123456789abcdef")];
+    let fleet = fleet_on(&redis, &policies, &variables).await;
     let _: String = redis.run(&["CONFIG", "RESETSTAT"]);
     let tasks: Vec<_> = (0..TASKS)
         .map(|task| {
