@@ -159,13 +159,7 @@ trait Reached {
     }
 
     fn calls(&self, command: &str) -> u64 {
-        let calls = |server: &RedisServer| {
-            let stats: String = server.run(&["INFO", "commandstats"]);
-            let name = format!("cmdstat_{command}:calls=");
-            let calls = stats.lines().find_map(|line| line.strip_prefix(&name));
-            calls.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
-        };
-        self.servers().iter().map(calls).sum()
+        self.servers().iter().map(|server| server.calls(command)).sum()
     }
 
     fn buckets(&self) -> Vec<String> {

@@ -8,12 +8,6 @@ use serde_json::json;
 use crate::support::process::Tidegate;
 use crate::support::redis_server::RedisServer;
 
-fn calls(redis: &RedisServer) -> usize {
-    let stats: String = redis.run(&["INFO", "commandstats"]);
-    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
-    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
-}
-
 fn policies(limit: &str, burst: u32) -> String {
     format!(
         "[[rule]]\nname = \"default\"\n[[rule.policy]]\nname = \"p\"\nby = \"header:x-api-key\"\nlimit = \"{limit}\"\n\
@@ -27,7 +21,7 @@ async fn an_abuser_at_200_a_second_against_60_a_minute_for_30_seconds_costs_fewe
     let variables = [("REDIS_URL", &*redis.url()), ("REDIS_TIMEOUT_MS", "2000")];
     let tidegate = Tidegate::start(Some(&policies("60/minute", 60)), &variables).await;
     tidegate.connected().await;
-    let before = calls(&redis);
+    let before = redis.calls("evalsha");
     let (started, mut asked, mut admitted) = (Instant::now(), 0_u32, 0);
     while started.elapsed() < Duration::from_secs(30) {
         let answer = tidegate.check(json!({"key": "abuser"})).await;
@@ -36,7 +30,7 @@ async fn an_abuser_at_200_a_second_against_60_a_minute_for_30_seconds_costs_fewe
         asked += 1;
         tokio::time::sleep_until((started + Duration::from_millis(5) * asked).into()).await;
     }
-    let calls = calls(&redis) - before;
+    let calls = redis.calls("evalsha") - before;
     eprintln!("{asked} requests, {admitted} admitted, {calls} calls");
     assert!(asked > 2_000, "{asked} requests are no attack");
     assert!((88..=91).contains(&admitted), "{admitted} admitted of 60 and one a second");

@@ -25,13 +25,6 @@ name = "default"
 /// Nobody says that it is there.
 const NO_BEAT: (&str, &str) = ("TIDEGATE__FLEET__HEARTBEAT_S", "0");
 
-fn stat(redis: &RedisServer, command: &str) -> u64 {
-    let stats: String = redis.run(&["INFO", "commandstats"]);
-    let name = format!("cmdstat_{command}:calls=");
-    let calls = stats.lines().find_map(|line| line.strip_prefix(&name));
-    calls.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
-}
-
 fn figure(redis: &RedisServer, section: &str, name: &str) -> f64 {
     let info: String = redis.run(&["INFO", section]);
     let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -72,7 +65,7 @@ async fn a_decision_costs_the_commands_the_bytes_and_the_memory_that_the_cost_co
     let wire = figure(&redis, "stats", "total_net_input_bytes") - sent
         + figure(&redis, "stats", "total_net_output_bytes")
         - told;
-    let counted = ["evalsha", "eval", "time", "mget", "set"].map(|command| stat(&redis, command));
+    let counted = ["evalsha", "eval", "time", "mget", "set"].map(|command| redis.calls(command));
     assert_eq!(counted, [DECISIONS, 0, DECISIONS, DECISIONS, 2 * DECISIONS]);
     let said = needs(TWO_POLICIES, &["--rpm", "100"]).await;
     assert_eq!(said["calls_a_decision"], 1);
@@ -219,7 +212,7 @@ async fn a_denied_request_that_this_process_knows_of_costs_no_command() {
     for _ in 0..50 {
         tidegate.check(json!({"key": "an attacker"})).await;
     }
-    assert_eq!(stat(&redis, "evalsha"), 1);
+    assert_eq!(redis.calls("evalsha"), 1);
 }
 
 #[tokio::test]

@@ -177,6 +177,14 @@ impl RedisServer {
         ask(&mut self.connection(), words)
     }
 
+    /// How often it has run this command, in lower case, those inside scripts included.
+    pub fn calls(&self, command: &str) -> u64 {
+        let stats: String = self.run(&["INFO", "commandstats"]);
+        let name = format!("cmdstat_{command}:calls=");
+        let calls = stats.lines().find_map(|line| line.strip_prefix(&name));
+        calls.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+    }
+
     /// The keys of buckets: not the secret's, the probe's or the fleet's.
     pub fn buckets(&self) -> Vec<String> {
         let keys: Vec<String> = self.run(&["KEYS", "*"]);
