@@ -17,18 +17,33 @@ fn read(path: &str) -> String {
 
 /// Name and text of each.
 fn documents() -> Vec<(String, String)> {
-    let mut names = vec!["README.md".to_owned()];
-    for directory in ["docs", "docs/providers"] {
-        for entry in fs::read_dir(root().join(directory)).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            if name.ends_with(".md") {
-                names.push(format!("{directory}/{name}"));
+    let mut names: Vec<String> =
+        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(str::to_owned).into();
+    let mut directories = vec!["docs".to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(root().join(&directory)).unwrap() {
+            let entry = entry.unwrap();
+            let name = format!("{directory}/{}", entry.file_name().to_str().unwrap());
+            match entry.file_type().unwrap().is_dir() {
+                true => directories.push(name),
+                false if name.ends_with(".md") => names.push(name),
+                false => {}
             }
         }
     }
     assert!(names.len() > 20);
     names.sort();
     names.into_iter().map(|name| (name.clone(), read(&name))).collect()
+}
+
+/// Every page under docs/ can be reached from the index: what no link leads to is read by no one.
+#[test]
+fn every_page_is_in_the_documentation_index() {
+    let index = read("docs/README.md");
+    let pages = documents().into_iter().filter_map(|(name, _)| Some(name.strip_prefix("docs/")?.to_owned()));
+    let missing: Vec<String> =
+        pages.filter(|page| page != "README.md" && !index.contains(&format!("]({page}"))).collect();
+    assert!(missing.is_empty(), "docs/README.md has no link to {}", missing.join(", "));
 }
 
 /// The lines of fenced blocks that are for a shell, those that go on behind a backslash in one.
