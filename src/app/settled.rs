@@ -24,7 +24,7 @@ use crate::control::token_file::AdminTokens;
 use crate::control::tokens::Tokens;
 use crate::doors::client_ip::{ClientIpHeader, TrustedProxies};
 use crate::doors::costs::Costs;
-use crate::doors::gateway::{Address, Health, HostPolicy, Limits, Upgrades, Upstream};
+use crate::doors::gateway::{Address, Bounds, Health, HostPolicy, Limits, Upgrades, Upstream};
 use crate::doors::headers::{Sets, XRateLimit};
 use crate::doors::jwt::Verifier;
 use crate::doors::trace::Tracing;
@@ -216,6 +216,12 @@ pub(super) fn upstream(settings: &Settings, upstream: &config::Upstream) -> Resu
         total_timeout: Some(upstream.total_timeout).filter(|total| !total.is_zero()),
         idle_connections: upstream.idle_connections,
         keep_alive: upstream.keep_alive,
+        max_age: Some(upstream.max_age).filter(|age| !age.is_zero()),
+        bounds: Bounds {
+            connections: upstream.max_connections,
+            queue: upstream.max_queue,
+            queue_timeout: upstream.queue_timeout,
+        },
         limits: Limits {
             target: limits.target,
             headers: limits.headers,

@@ -30,6 +30,14 @@ pub struct Upstream {
     pub idle_connections: usize,
     /// How long it keeps them.
     pub keep_alive: Duration,
+    /// The age at which a connection is replaced; zero: never.
+    pub max_age: Duration,
+    /// Connections that carry a request at once, over all workers.
+    pub max_connections: usize,
+    /// Requests that may wait for one.
+    pub max_queue: usize,
+    /// The longest that they wait.
+    pub queue_timeout: Duration,
     /// Protocols that a connection may be upgraded to, in lower case; `*`: any but `h2c`.
     pub upgrades: Vec<String>,
     /// Upgraded connections at once.

@@ -153,8 +153,9 @@ pub struct StatusView<'a> {
     requests: RequestsView,
     /// Share of the canary's decisions of the last minute that Redis made; `null`: there were none.
     exposure: Option<f64>,
-    /// Who asks, and what for.
-    caller: CallerView,
+    /// Who asks, and what for; left out of a snapshot that several share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    caller: Option<CallerView>,
     /// Figures of `/metrics`, with policies added up.
     figures: Figures,
 }
@@ -198,8 +199,8 @@ pub struct Around<'a> {
     pub fleet: FleetView,
     /// The policies in force.
     pub policies: PoliciesStatus,
-    /// Who asks.
-    pub caller: CallerView,
+    /// Who asks; `None`: several do.
+    pub caller: Option<CallerView>,
 }
 
 /// The disk in the admin API's words.

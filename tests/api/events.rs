@@ -116,3 +116,35 @@ async fn so_many_listen_and_no_more_until_one_has_left() {
     until("there is room again", async || Stream::open(&tidegate, ADMIN_TOKEN).await.answer.status() == 200)
         .await;
 }
+
+#[tokio::test]
+async fn eight_listeners_share_one_snapshot_a_second() {
+    let tidegate = Tidegate::start(None, &[]).await;
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        streams.push(Stream::open(&tidegate, ADMIN_TOKEN).await);
+    }
+    // Traffic moves the figures: two statuses that were gathered apart differ.
+    let load = async {
+        loop {
+            tidegate.get("/").await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let began = std::time::Instant::now();
+    let collect = futures_util::future::join_all(streams.iter_mut().map(async |stream| {
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            seen.push(stream.next().await.unwrap().1);
+        }
+        seen
+    }));
+    let seen = tokio::select! {
+        seen = collect => seen,
+        () = load => unreachable!(),
+    };
+    let seconds = began.elapsed().as_secs() as usize + 2;
+    let distinct: std::collections::HashSet<String> = seen.into_iter().flatten().collect();
+    assert!(distinct.len() <= seconds, "{} snapshots of 32 events in {seconds} s", distinct.len());
+    assert!(distinct.len() >= 2, "the figures move");
+}

@@ -59,4 +59,5 @@ mod streams;
 mod tls;
 mod transport;
 mod upgrades;
+mod upstream_bounds;
 mod windows;

@@ -18,6 +18,7 @@ pub(super) fn upstream(taken: &mut Taken) -> Option<Upstream> {
     let total_timeout = milliseconds(taken, "upstream.total_timeout_ms", 0..=86_400_000);
     let connect_timeout = milliseconds(taken, "upstream.connect_timeout_ms", 1..=60_000);
     let fail_timeout = milliseconds(taken, "upstream.fail_timeout_ms", 1..=3_600_000);
+    let queue_timeout = milliseconds(taken, "upstream.queue_timeout_ms", 0..=60_000);
     let preserve_host = boolean(taken, "upstream.preserve_host");
     let name = taken.optional("upstream.host", parse::host_header);
     let upstream = Upstream {
@@ -42,6 +43,10 @@ pub(super) fn upstream(taken: &mut Taken) -> Option<Upstream> {
         idle_connections: taken.get("upstream.idle_connections", 0, |text| parse::whole(text, 0..=100_000)),
         keep_alive: taken
             .get("upstream.keep_alive_s", Duration::ZERO, |text| parse::seconds(text, 1..=86_400)),
+        max_age: taken.get("upstream.max_age_s", Duration::ZERO, |text| parse::seconds(text, 0..=86_400)),
+        max_connections: taken.get("upstream.max_connections", 1, |text| parse::whole(text, 1..=1_000_000)),
+        max_queue: taken.get("upstream.max_queue", 0, |text| parse::whole(text, 0..=1_000_000)),
+        queue_timeout,
         upgrades: upgrades(taken),
         max_upgrades: taken.get("upstream.max_upgrades", 0, |text| parse::whole(text, 0..=10_000_000)),
         upgrade_idle: taken

@@ -20,6 +20,7 @@ use super::body::{Client, State};
 use super::connection::{Connection, Unanswered};
 use super::forwarding::{self, Telling};
 use super::limits;
+use super::peers::Peer;
 use crate::doors::problem::{Cause, Problem};
 use crate::doors::wire::{Line, wait_until};
 use crate::limiter::event::Event;
@@ -52,13 +53,14 @@ impl Worker {
         let upstream = &shared.upstream;
         let (mut tried, mut fresh) = (Vec::new(), false);
         let mut failure = Problem::new(Cause::UpstreamUnreachable, "The upstream can't be reached.");
+        let mut permit = Some(shared.capacity.acquire().await.ok_or_else(|| self.overloaded())?);
         while let Some(index) = shared.peers.pick(&tried) {
             let Some(peer) = shared.peers.get(index) else { break };
             let telling =
                 Telling { upstream, proxies: &shared.proxies, line, authority: &peer.authority, upgrade };
             // Before a connection is taken: what can't be written needs none.
             let mut outgoing = forwarding::request(request, &telling, client.body())?;
-            let goes_on = hold_for_continue(request, client, &mut outgoing);
+            let hold = Hold::of(request, client, &mut outgoing, peer);
             let idle = if fresh { None } else { self.pool.take(index).await };
             let mut connection = match idle {
                 Some(connection) => connection,
@@ -75,7 +77,8 @@ impl Worker {
                     }
                 }
             };
-            let patience = Patience::of(self, client, goes_on);
+            connection.permit = permit.take();
+            let patience = Patience::of(self, client, hold);
             match connection.send(outgoing, patience.ask()).await {
                 Ok(Ok(response)) => {
                     shared.peers.worked(index);
@@ -86,6 +89,7 @@ impl Worker {
                     if let Some(problem) = clients_fault(client, upstream.limits.body) {
                         return Err(problem);
                     }
+                    permit = connection.permit.take();
                     let nothing_sent = unanswered.unsent.is_some() && !client.was_asked();
                     if connection.reused && (nothing_sent || is_stale(&unanswered, request, client)) {
                         fresh = true;
@@ -100,6 +104,17 @@ impl Worker {
             }
         }
         Err(failure)
+    }
+
+    /// `upstream.max_connections` are in use and no more requests may wait for one.
+    fn overloaded(&self) -> Problem {
+        self.shared
+            .observer
+            .observe(&Event::UpstreamFailed { detail: "all upstream.max_connections are in use" });
+        Problem::new(
+            Cause::Overloaded,
+            "Too many requests are under way to the upstream. Try again in a moment.",
+        )
     }
 
     fn out_of_reach(&self, index: usize, error: &std::io::Error) -> Problem {
@@ -133,32 +148,60 @@ impl Worker {
     }
 }
 
-/// Keeps the body back where the client waits for a word, until the upstream says it. Returns where that is noted.
-fn hold_for_continue<B>(
-    request: &HttpRequest,
-    client: &Client,
-    outgoing: &mut hyper::Request<B>,
-) -> Option<Arc<AtomicBool>> {
-    let expects = request.headers().get(header::EXPECT)?;
-    if !client.has_body || !expects.as_bytes().eq_ignore_ascii_case(b"100-continue") {
-        return None;
-    }
-    client.hold();
-    let goes_on = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&goes_on);
-    hyper::ext::on_informational(outgoing, move |response| {
-        if response.status() == hyper::StatusCode::CONTINUE {
-            told.store(true, Ordering::Relaxed);
+/// A body that waits until the upstream wants it, as the client asked by `Expect: 100-continue`.
+struct Hold<'a> {
+    peer: &'a Peer,
+    /// The upstream said "100 Continue".
+    wanted: Arc<AtomicBool>,
+}
+
+impl<'a> Hold<'a> {
+    /// Holds the body back, unless the client has sent it already or this upstream ignored the expectation before: nothing
+    /// would be gained but a second of silence.
+    fn of<B>(
+        request: &HttpRequest,
+        client: &Client,
+        outgoing: &mut hyper::Request<B>,
+        peer: &'a Peer,
+    ) -> Option<Self> {
+        let expects = request.headers().get(header::EXPECT)?;
+        if !client.has_body || !expects.as_bytes().eq_ignore_ascii_case(b"100-continue") {
+            return None;
         }
-    });
-    Some(goes_on)
+        let wanted = Arc::new(AtomicBool::new(false));
+        let said = Arc::clone(&wanted);
+        let ignores = peer.ignores_expect.load(Ordering::Relaxed);
+        hyper::ext::on_informational(outgoing, move |response| {
+            if response.status() == hyper::StatusCode::CONTINUE {
+                said.store(true, Ordering::Relaxed);
+            }
+        });
+        if !ignores {
+            client.hold();
+        }
+        Some(Self { peer, wanted })
+    }
+
+    /// Whether the upstream wants the body now, or the client has begun to send it unasked.
+    fn is_over(&self, client: &Client, context: &mut Context<'_>) -> bool {
+        if self.wanted.load(Ordering::Relaxed) {
+            self.peer.ignores_expect.store(false, Ordering::Relaxed);
+            return true;
+        }
+        self.peer.ignores_expect.load(Ordering::Relaxed) || client.has_arrived(context)
+    }
+
+    /// The upstream said nothing for as long as bodies are held.
+    fn expired(&self) {
+        self.peer.ignores_expect.store(true, Ordering::Relaxed);
+    }
 }
 
 /// How long to wait for the head of an answer, and for whom.
 struct Patience<'a> {
     worker: &'a Worker,
     client: &'a Client,
-    goes_on: Option<Arc<AtomicBool>>,
+    hold: Option<Hold<'a>>,
     moved: (u64, u64),
     since: Instant,
     started: Instant,
@@ -166,9 +209,9 @@ struct Patience<'a> {
 }
 
 impl<'a> Patience<'a> {
-    fn of(worker: &'a Worker, client: &'a Client, goes_on: Option<Arc<AtomicBool>>) -> Self {
+    fn of(worker: &'a Worker, client: &'a Client, hold: Option<Hold<'a>>) -> Self {
         let now = Instant::now();
-        Self { worker, client, goes_on, moved: (0, 0), since: now, started: now, glance: now + GLANCE }
+        Self { worker, client, hold, moved: (0, 0), since: now, started: now, glance: now + GLANCE }
     }
 
     fn ask(mut self) -> impl FnMut(&mut Connection, &mut Context<'_>) -> Poll<Ended> {
@@ -181,8 +224,8 @@ impl<'a> Patience<'a> {
         if moved != self.moved {
             (self.moved, self.since) = (moved, Instant::now());
         }
-        if self.goes_on.as_ref().is_some_and(|goes_on| goes_on.load(Ordering::Relaxed)) {
-            self.goes_on = None;
+        if self.hold.as_ref().is_some_and(|hold| hold.is_over(self.client, context)) {
+            self.hold = None;
             self.client.go_on();
         }
         loop {
@@ -193,7 +236,7 @@ impl<'a> Patience<'a> {
             if let Some(total) = upstream.total_timeout {
                 deadline = deadline.min(self.started + total);
             }
-            let held = self.goes_on.is_some().then_some(self.started + LONGEST_HOLD);
+            let held = self.hold.is_some().then_some(self.started + LONGEST_HOLD);
             let glance = self.client.is_http2().then_some(self.glance);
             let next = [held, glance].into_iter().flatten().fold(deadline, Instant::min);
             if !wait_until(&mut connection.timer, next, context) {
@@ -204,7 +247,9 @@ impl<'a> Patience<'a> {
                 return Poll::Ready(ended);
             }
             if held.is_some_and(|held| now >= held) {
-                self.goes_on = None;
+                if let Some(hold) = self.hold.take() {
+                    hold.expired();
+                }
                 self.client.go_on();
             }
             if glance.is_some_and(|glance| now >= glance) {

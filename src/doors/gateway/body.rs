@@ -6,17 +6,21 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use actix_web::HttpRequest;
 use actix_web::dev::Payload;
 use actix_web::http::Version;
 use actix_web::web::Bytes;
+use actix_web::{HttpMessage as _, HttpRequest};
 use futures_util::Stream;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
+use crate::doors::wire::expect::EarlyBody;
+
 /// What the client sends, seen from both ends: by the connection that sends it on, and by whoever waits for the answer.
 pub(super) struct Client {
     payload: RefCell<Payload>,
+    /// Of a request that expects "100 Continue": whether its body has begun to arrive.
+    early: Option<EarlyBody>,
     /// What was read to find out whether there is a body at all.
     first: RefCell<Option<Bytes>>,
     /// `None`: nobody announced it.
@@ -76,6 +80,7 @@ impl Client {
         }
         Rc::new(Self {
             payload: RefCell::new(payload),
+            early: request.extensions().get::<EarlyBody>().cloned(),
             first: RefCell::new(first),
             length: length.filter(|_| has_body),
             has_body,
@@ -107,6 +112,11 @@ impl Client {
     /// Keeps the body back until [`go_on`](Self::go_on).
     pub(super) fn hold(&self) {
         self.held.set(true);
+    }
+
+    /// Whether the client sent some of the body although it may wait for a word. Wakes the task once it does.
+    pub(super) fn has_arrived(&self, context: &mut Context<'_>) -> bool {
+        self.early.as_ref().is_some_and(|early| early.poll_arrived(context).is_ready())
     }
 
     /// The upstream wants the body.

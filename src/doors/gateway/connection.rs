@@ -20,6 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::body::OutBody;
+use super::capacity::Permit;
 use super::peers::{Address, Health, Peer};
 
 /// What a response's head may take, in bytes. nginx: `proxy_buffer_size`, 4 or 8 KiB.
@@ -36,6 +37,10 @@ pub(super) struct Connection {
     pub(super) peer: usize,
     /// Whether it has carried a request before.
     pub(super) reused: bool,
+    /// When it was opened.
+    pub(super) opened: Instant,
+    /// Counts it among those that carry a request; `None` while it is idle.
+    pub(super) permit: Option<Permit>,
     /// When it became idle.
     pub(super) since: Instant,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
@@ -81,6 +86,8 @@ impl Connection {
             done: false,
             peer: index,
             reused: false,
+            opened: Instant::now(),
+            permit: None,
             since: Instant::now(),
             timer: None,
         })

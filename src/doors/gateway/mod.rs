@@ -7,6 +7,7 @@
 mod answer;
 mod ask;
 mod body;
+mod capacity;
 mod connection;
 mod forwarding;
 mod limits;
@@ -32,6 +33,8 @@ use super::problem::{Cause, Problem};
 use super::wire::Line;
 use crate::limiter::event::{Event, Observer};
 use body::Client;
+pub use capacity::Bounds;
+use capacity::Capacity;
 pub use limits::Limits;
 pub use peers::{Address, Health};
 use peers::{Peer, Peers};
@@ -80,6 +83,11 @@ pub struct Upstream {
     pub idle_connections: usize,
     /// How long it keeps them.
     pub keep_alive: Duration,
+    /// The age at which a connection is replaced after its current request, so that a name is resolved again under steady
+    /// traffic; `None`: never.
+    pub max_age: Option<Duration>,
+    /// How many connections carry requests at once, and how many requests wait for one.
+    pub bounds: Bounds,
     /// What is accepted of clients.
     pub limits: Limits,
     /// Which upgrades pass, and how many.
@@ -103,6 +111,8 @@ impl Default for Upstream {
             total_timeout: None,
             idle_connections: 64,
             keep_alive: Duration::from_secs(60),
+            max_age: Some(Duration::from_secs(60)),
+            bounds: Bounds::default(),
             limits: Limits::default(),
             upgrades: Upgrades::default(),
         }
@@ -128,6 +138,7 @@ struct Shared {
     proxies: Arc<TrustedProxies>,
     observer: Arc<dyn Observer>,
     tunnels: AtomicUsize,
+    capacity: Capacity,
 }
 
 /// The gateway of one worker: its connections are its own, so that none crosses threads.
@@ -155,13 +166,18 @@ impl Gateway {
         let peers = upstream.addresses.iter().map(|address| peer(address, upstream.https));
         let peers = Peers::new(peers.collect::<std::io::Result<_>>()?, upstream.health);
         let tunnels = AtomicUsize::new(0);
-        Ok(Self(Arc::new(Shared { upstream, peers, tls, proxies, observer, tunnels })))
+        let capacity = Capacity::new(upstream.bounds);
+        Ok(Self(Arc::new(Shared { upstream, peers, tls, proxies, observer, tunnels, capacity })))
     }
 
     /// The same gateway with connections of its own.
     pub fn of_worker(&self) -> WorkerGateway {
         let upstream = &self.0.upstream;
-        let pool = Pool::new(self.0.peers.len(), upstream.idle_connections, upstream.keep_alive);
+        let pool = Pool::new(
+            self.0.peers.len(),
+            upstream.idle_connections,
+            pool::Lifetime { idle: upstream.keep_alive, age: upstream.max_age },
+        );
         WorkerGateway(Rc::new(Worker { shared: Arc::clone(&self.0), pool, stalled: Stalled::default() }))
     }
 }

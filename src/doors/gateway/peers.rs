@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use hyper::header::HeaderValue;
@@ -53,6 +53,8 @@ pub(super) struct Peer {
     pub(super) unreachable: Mutex<Vec<(SocketAddr, Instant)>>,
     /// Where among them the next connection goes.
     pub(super) turn: AtomicUsize,
+    /// It let an `Expect: 100-continue` pass without a word: the next body is not held back for it.
+    pub(super) ignores_expect: AtomicBool,
 }
 
 impl Peer {
@@ -66,6 +68,7 @@ impl Peer {
             down_until: AtomicU64::new(0),
             unreachable: Mutex::default(),
             turn: AtomicUsize::new(0),
+            ignores_expect: AtomicBool::new(false),
         }
     }
 

@@ -17,22 +17,37 @@ pub(super) struct Pool {
     idle: RefCell<Vec<Vec<Connection>>>,
     /// For each peer at most.
     most: usize,
-    /// How long one may be idle.
-    longest: Duration,
+    lifetime: Lifetime,
     swept: Cell<bool>,
 }
 
+/// How long a connection is used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lifetime {
+    /// How long it may be idle.
+    pub(super) idle: Duration,
+    /// How old it may become; `None`: any age. A busy connection is never idle, so without an age it would keep the address
+    /// that its name had once.
+    pub(super) age: Option<Duration>,
+}
+
+impl Lifetime {
+    fn allows(self, connection: &Connection) -> bool {
+        connection.since.elapsed() < self.idle && self.age.is_none_or(|age| connection.opened.elapsed() < age)
+    }
+}
+
 impl Pool {
-    pub(super) fn new(peers: usize, most: usize, longest: Duration) -> Rc<Self> {
+    pub(super) fn new(peers: usize, most: usize, lifetime: Lifetime) -> Rc<Self> {
         let idle = RefCell::new((0..peers).map(|_| Vec::new()).collect());
-        Rc::new(Self { idle, most, longest, swept: Cell::new(false) })
+        Rc::new(Self { idle, most, lifetime, swept: Cell::new(false) })
     }
 
     /// An idle connection to a peer that is still good, as far as one can know.
     pub(super) async fn take(&self, peer: usize) -> Option<Connection> {
         loop {
             let mut connection = self.idle.borrow_mut().get_mut(peer)?.pop()?;
-            if connection.since.elapsed() < self.longest
+            if self.lifetime.allows(&connection)
                 && poll_fn(|context| Poll::Ready(connection.is_free(context))).await
             {
                 connection.reused = true;
@@ -44,6 +59,10 @@ impl Pool {
     /// Keeps a connection that is free for the next request.
     pub(super) fn put(self: &Rc<Self>, mut connection: Connection) {
         connection.since = Instant::now();
+        connection.permit = None;
+        if !self.lifetime.allows(&connection) {
+            return;
+        }
         if let Some(idle) =
             self.idle.borrow_mut().get_mut(connection.peer).filter(|idle| idle.len() < self.most)
         {
@@ -61,7 +80,7 @@ impl Pool {
             let mut context = Context::from_waker(Waker::noop());
             let mut left = 0;
             for idle in self.idle.borrow_mut().iter_mut() {
-                idle.retain_mut(|one| one.since.elapsed() < self.longest && one.is_free(&mut context));
+                idle.retain_mut(|one| self.lifetime.allows(one) && one.is_free(&mut context));
                 left += idle.len();
             }
             if left == 0 {

@@ -4,7 +4,7 @@
 //! request where the server expects no more than a word on whether to go on: an answer that needs no body goes out without
 //! it, and the first look at the body is that word. The answer then follows from where the server wants it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -67,7 +67,9 @@ where
 
     fn call(&self, mut request: Request) -> Self::Future {
         let wanted = Rc::new(Cell::new(false));
-        let body = WantedBody { body: request.take_payload(), wanted: Rc::clone(&wanted) };
+        let source = Rc::new(RefCell::new(Source { body: request.take_payload(), first: None }));
+        request.extensions_mut().insert(EarlyBody(Rc::clone(&source)));
+        let body = WantedBody { source, wanted: Rc::clone(&wanted) };
         *request.payload() = Payload::Stream { payload: Box::pin(body) };
         let answer = self.0.call(request);
         let mut answer: Answer = Box::pin(async {
@@ -93,8 +95,30 @@ where
 
 /// A body that tells when somebody first looks at it.
 struct WantedBody {
-    body: Payload,
+    source: Rc<RefCell<Source>>,
     wanted: Rc<Cell<bool>>,
+}
+
+/// The body as it comes from the connection.
+struct Source {
+    body: Payload,
+    /// What was read to find out whether anything has arrived.
+    first: Option<Option<Result<Bytes, PayloadError>>>,
+}
+
+/// Reports whether the body of a request that expects "100 Continue" has begun to arrive, without asking the client for it.
+#[derive(Clone)]
+pub struct EarlyBody(Rc<RefCell<Source>>);
+
+impl EarlyBody {
+    /// Ready once the client has sent some of the body, or its end.
+    pub fn poll_arrived(&self, context: &mut Context<'_>) -> Poll<()> {
+        let source = &mut *self.0.borrow_mut();
+        if source.first.is_none() {
+            source.first = Some(ready!(Pin::new(&mut source.body).poll_next(context)));
+        }
+        Poll::Ready(())
+    }
 }
 
 impl Stream for WantedBody {
@@ -103,7 +127,11 @@ impl Stream for WantedBody {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         this.wanted.set(true);
-        Pin::new(&mut this.body).poll_next(context)
+        let source = &mut *this.source.borrow_mut();
+        match source.first.take() {
+            Some(first) => Poll::Ready(first),
+            None => Pin::new(&mut source.body).poll_next(context),
+        }
     }
 }
 
