@@ -31,7 +31,7 @@ use tidegate::limiter::route::Route;
 use tidegate::limiter::settle::Outcome;
 use tidegate::limiter::store::{Charged, Fault, SharedCharge, Store};
 use tidegate::limiter::subject::{Facts, FleetKeys, Part, Subject, SubjectHash};
-use tidegate::limiter::{Hit, Limiter};
+use tidegate::limiter::{DecisionFuture, Hit, Limiter};
 
 #[global_allocator]
 static COUNTING: dhat::Alloc = dhat::Alloc;
@@ -117,6 +117,8 @@ impl Store for AtOnce {
     fn behind(&self, _: impl Future<Output = Outcome> + Send + 'static) -> bool {
         true
     }
+
+    fn complete(&self, _: DecisionFuture) {}
 
     async fn forget(&self, _: &[&str], _: SubjectHash) -> Result<(), Fault> {
         Ok(())

@@ -4,9 +4,9 @@
 //! one that hands on headers of its clients would let them name their own.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use actix_web::http::header::{HeaderMap, HeaderName};
+use tokio::sync::Semaphore;
 
 use crate::limiter::Limiter;
 use crate::limiter::decision::Decision;
@@ -24,13 +24,13 @@ const LONGEST_QUOTE: usize = 40;
 pub struct Costs {
     header: HeaderName,
     observer: Arc<dyn Observer>,
-    under_way: Arc<AtomicUsize>,
+    under_way: Arc<Semaphore>,
 }
 
 impl Costs {
     /// Told in this header of an answer, as whole units; `observer` hears what becomes of them.
     pub fn told_in(header: HeaderName, observer: Arc<dyn Observer>) -> Self {
-        Self { header, observer, under_way: Arc::default() }
+        Self { header, observer, under_way: Arc::new(Semaphore::new(MOST_UNDER_WAY)) }
     }
 
     /// Takes the header off an answer and settles what it says. Returns the decision to tell the client of, when it is
@@ -43,15 +43,15 @@ impl Costs {
         headers: &mut HeaderMap,
     ) -> Option<Decision> {
         let cost = self.take(headers)?;
-        let place = Place::of(&self.under_way);
-        let settlement = limiter.settle(tab, decision, cost, place.is_free())?;
+        let permit = Arc::clone(&self.under_way).try_acquire_owned().ok();
+        let settlement = limiter.settle(tab, decision, cost, permit.is_some())?;
         let observer = Arc::clone(&self.observer);
         match settlement.outcome {
             Settling::Done(outcome) => observer.observe(&Event::CostSettled(outcome)),
             Settling::Asking(asking) => {
                 actix_web::rt::spawn(async move {
                     let outcome = asking.await;
-                    drop(place);
+                    drop(permit);
                     observer.observe(&Event::CostSettled(outcome));
                 });
             }
@@ -84,28 +84,6 @@ fn units(value: &[u8]) -> Option<u32> {
     number.filter(|_| !digits.is_empty())
 }
 
-/// One place among those that may be under way.
-struct Place {
-    taken: Arc<AtomicUsize>,
-    number: usize,
-}
-
-impl Place {
-    fn of(taken: &Arc<AtomicUsize>) -> Self {
-        Self { number: taken.fetch_add(1, Ordering::Relaxed), taken: Arc::clone(taken) }
-    }
-
-    fn is_free(&self) -> bool {
-        self.number < MOST_UNDER_WAY
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.taken.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,14 +109,5 @@ mod tests {
         ] {
             assert_eq!(units(text.as_bytes()), wanted, "{text:?}");
         }
-    }
-
-    #[test]
-    fn only_so_many_are_under_way_at_once() {
-        let taken = Arc::default();
-        let places: Vec<Place> = (0..MOST_UNDER_WAY + 5).map(|_| Place::of(&taken)).collect();
-        assert_eq!(places.iter().filter(|place| place.is_free()).count(), MOST_UNDER_WAY);
-        drop(places);
-        assert!(Place::of(&taken).is_free());
     }
 }

@@ -6,11 +6,11 @@ use smallvec::SmallVec;
 
 use super::bill::{Bill, Charges, Item, denied};
 use super::charge::Charge;
-use super::check::Check;
+use super::check::{Background, Check, PendingDecision};
 use super::clock::Micros;
 use super::decision::{Backend, Decision, Ruling, State};
 use super::passage::Passage;
-use super::places::{self, Answered, Part, Payment};
+use super::places::{self, Answered, ChargedHere, Part, Payment};
 use super::policy::{Mode, OnRedisError, PolicyId, Rules};
 use super::rollout::Arm;
 use super::share::Share;
@@ -27,7 +27,9 @@ impl<S: Store> Limiter<S> {
             if let Some(decision) = self.known_denial(&rules, &bill, cost, hit) {
                 return Check::Decided(Some(decision));
             }
-            return Check::Asking(Box::pin(Arc::clone(self).decide_with_redis(rules, bill, cost, hit)));
+            let background = (!hit.writes_nothing()).then(|| Arc::clone(self) as Arc<dyn Background>);
+            let steps = Box::pin(Arc::clone(self).decide_with_redis(rules, bill, cost, hit));
+            return Check::Asking(PendingDecision::new(steps, background));
         }
         let (peek, now) = (hit.writes_nothing(), self.clock.now());
         // Nearly every request owes one bucket: then nothing is gathered.
@@ -130,6 +132,7 @@ impl<S: Store> Limiter<S> {
             self.penalise(&bill, &decision, peek, charged_at);
             return decision.overridden(bill.overridden);
         }
+        let held_here = ChargedHere::of(&self.memory, &self.clock, (&here, &here_readings), charged_at, peek);
         let parts = self.parts(&bill, payment);
         let asked = |part| self.charge_there(&rules, part, peek);
         let answers = match parts.as_slice() {
@@ -137,12 +140,11 @@ impl<S: Store> Limiter<S> {
             several => places::all(several.iter().map(asked)).await,
         };
         // What was charged in one place although another denies or refuses. Of one place the store itself charges all or
-        // nothing, and memory had room.
+        // nothing; memory is refunded by `held_here`.
         let take_back = || {
             if peek {
                 return;
             }
-            self.memory.refund(&here, &here_readings, charged_at, self.clock.now());
             let charged = parts.iter().zip(&answers).filter(|_| parts.len() > 1);
             let charged = charged.filter_map(|(part, answer)| Some((part, answer.as_ref().ok()?)));
             charged.for_each(|(part, answered)| self.take_back(part, answered, payment));
@@ -167,8 +169,9 @@ impl<S: Store> Limiter<S> {
             }
         }
         let decision = Decision::of(Arc::clone(&rules), bill.revision, verdicts);
-        if !decision.allowed() {
-            take_back();
+        match decision.allowed() {
+            true => held_here.keep(),
+            false => take_back(),
         }
         self.penalise(&bill, &decision, peek, charged_at);
         decision.overridden(bill.overridden.clone())
@@ -229,8 +232,8 @@ impl<S: Store> Limiter<S> {
             let policy = rules.policy(item.policy);
             policy.on_redis_error == OnRedisError::Deny && policy.mode == Mode::Enforce
         };
-        // Given up by being dropped: nothing is charged.
         if let Some(item) = part.items.iter().find(refuses) {
+            passage.give_up();
             return Err((item.policy, fault));
         }
         let share = self.share();

@@ -43,6 +43,9 @@ impl RollbackCause {
 pub enum Event<'a> {
     /// A request was answered, or given up by its client.
     Answered(&'a Exchange<'a>),
+    /// The client of a decision disconnected while the store was asked, and the decision was made without it. `None`: it was
+    /// dropped unmade, because too many such were under way.
+    DecidedWithoutClient(Option<&'a Decision>),
     /// A call to the store was answered.
     StoreAnswered {
         /// How long it took.

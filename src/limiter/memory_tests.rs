@@ -361,13 +361,39 @@ fn whoever_is_denied_by_the_share_alone_is_told_when_to_come_back() {
 }
 
 #[test]
-fn a_dropped_passage_gives_back_what_it_held() {
+fn a_dropped_passage_keeps_its_charge_as_debt_and_one_given_up_does_not() {
     let memory = Memory::new(1_000);
-    let all = [charge(1, 2, 2)];
-    let passage = memory.depart(&all, false, NOW);
-    assert!(!memory.charge(&all, false, NOW)[0].allowed);
+    let (first, second) = ([charge(1, 2, 2)], [charge(2, 2, 2)]);
+    let passages = [&first, &second].map(|all| memory.depart(all, false, NOW));
+    assert!(!memory.charge(&first, false, NOW)[0].allowed && !memory.charge(&second, false, NOW)[0].allowed);
+    let [given_up, dropped] = passages;
+    given_up.give_up();
+    drop(dropped);
+    assert!(memory.charge(&first, false, NOW)[0].allowed);
+    assert!(!memory.charge(&second, false, NOW)[0].allowed, "Redis may have charged it");
+    assert!(memory.charge(&second, false, NOW + 2 * SECOND)[0].allowed);
+    assert_eq!(memory.shard(0).voyages.len(), 0);
+    // A key that was reset meanwhile owes nothing, and neither does one whose answers say more.
+    let passage = memory.depart(&first, false, NOW + 2 * SECOND);
+    memory.forgive(first[0].key);
     drop(passage);
-    assert!(memory.charge(&all, false, NOW)[0].allowed);
+    assert!(memory.charge(&first, true, NOW + 2 * SECOND)[0].allowed);
+}
+
+#[test]
+fn dropped_passages_at_once_keep_the_debt_of_each_and_no_answer_twice() {
+    let memory = Memory::new(1_000);
+    let one = [charge(1, 10, 1)];
+    let mut calls: Vec<_> = (0..4).map(|_| memory.depart(&one, false, NOW)).collect();
+    // The third is answered: Redis had charged the first two before it.
+    let third = calls.remove(2);
+    let told = told(quota(10).reading(3 * SECOND, 1, true));
+    assert!(third.answered(told, NOW)[0].allowed);
+    let left = || memory.charge(&one, true, NOW)[0].remaining;
+    drop(calls.remove(0));
+    drop(calls.remove(0));
+    drop(calls.remove(0));
+    assert_eq!(left(), 6, "four units in all");
 }
 
 #[test]

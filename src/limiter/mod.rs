@@ -41,7 +41,7 @@ use smallvec::SmallVec;
 
 use access::Access;
 use bill::{Bill, Item};
-pub use check::Check;
+pub use check::{Check, DecisionFuture, PendingDecision};
 use clock::Clock;
 use decision::{Decision, Ruling};
 use memory::Memory;

@@ -12,12 +12,15 @@ use super::memory::{Locked, Memory, Shard};
 use super::store::{Charged, Readings};
 use super::subject::Key;
 
-/// One call to Redis under way. Dropped without an answer (a client that left), it frees what it held.
+/// One call to Redis under way. Dropped before its outcome is known, it keeps its charge as local debt: Redis may have made
+/// it. So an attack that hangs up is denied by what is known here, and what Redis reports later is not mistaken for the
+/// traffic of other instances.
 #[must_use = "a passage holds budget until it ends"]
 pub struct Passage<'a> {
     memory: &'a Memory,
     charges: &'a [Charge],
     tickets: SmallVec<[Ticket; 2]>,
+    left_at: Micros,
     peek: bool,
     over: bool,
 }
@@ -36,6 +39,8 @@ struct Ticket {
     era: u32,
     /// What was known when it left: when the bucket would be full again.
     known: Micros,
+    /// The same with this charge, and with those that were in flight before it.
+    charged_by: Micros,
 }
 
 /// The calls to Redis that are under way for one key, and what was charged here meanwhile.
@@ -146,6 +151,9 @@ impl Memory {
             let dirty = voyage.charged > voyage.confirmed;
             let note = told.saturating_sub(voyage.returning) + if dirty { voyage.in_flight } else { 0 };
             let (charged, era) = (voyage.charged, voyage.era);
+            // Calls of a key are answered in the order in which they left, as a rule: so this is what Redis holds at most
+            // once it has charged this one, and no answer that came before is added to it twice.
+            let debt = (told + voyage.in_flight + amount).min(charge.quota.tolerance());
             voyage.calls += 1;
             voyage.left += 1;
             voyage.in_flight += amount;
@@ -157,9 +165,10 @@ impl Memory {
                 charged,
                 era,
                 known: full_at,
+                charged_by: from + debt,
             });
         }
-        Passage { memory: self, charges, tickets, peek, over: false }
+        Passage { memory: self, charges, tickets, left_at: now, peek, over: false }
     }
 }
 
@@ -224,6 +233,15 @@ impl Passage<'_> {
         readings
     }
 
+    /// Redis did not answer, and the request is refused for that: nothing is charged here.
+    pub fn give_up(mut self) {
+        self.over = true;
+        for (charge, ticket) in self.charges.iter().zip(&self.tickets) {
+            let mut shard = self.memory.shard(self.memory.shard_of(charge.key));
+            shard.arrive(charge.key, *ticket, false);
+        }
+    }
+
     /// Redis did not answer: the same charges are decided here, in one step with giving up the call.
     ///
     /// `charges` are those that it left with, at the share and under the conditions that hold here.
@@ -253,7 +271,12 @@ impl Drop for Passage<'_> {
         }
         for (charge, ticket) in self.charges.iter().zip(&self.tickets) {
             let mut shard = self.memory.shard(self.memory.shard_of(charge.key));
+            let reset = shard.voyage_mut(charge.key).is_some_and(|voyage| voyage.era != ticket.era);
             shard.arrive(charge.key, *ticket, false);
+            let known = shard.entry(charge.key).map_or(0, |entry| entry.full_at);
+            if ticket.amount > 0 && ticket.charged_by > known && !reset {
+                self.memory.set(&mut shard, charge.key, ticket.charged_by, self.left_at);
+            }
         }
     }
 }

@@ -10,7 +10,9 @@ use smallvec::SmallVec;
 
 use super::Limiter;
 use super::bill::{Bill, Charges, Item, denied};
-use super::clock::Micros;
+use super::charge::Charge;
+use super::clock::{Clock, Micros};
+use super::memory::Memory;
 use super::policy::Rules;
 use super::rollout::Arm;
 use super::store::{FaultKind, Readings, Store};
@@ -36,6 +38,43 @@ pub(super) struct Payment<'r> {
     pub(super) rules: &'r Arc<Rules>,
     pub(super) cost: u32,
     pub(super) charged_at: Micros,
+}
+
+/// What memory charged for a request that the shared store has yet to admit. Refunded when it is dropped without
+/// [`ChargedHere::keep`]: a place denied or refused, or the decision ends without an outcome.
+pub(super) struct ChargedHere<'a> {
+    memory: &'a Memory,
+    clock: &'a Clock,
+    charges: &'a [Charge],
+    readings: &'a Readings,
+    at: Micros,
+    refunds: bool,
+}
+
+impl<'a> ChargedHere<'a> {
+    /// The `charges` that memory answered with `readings` at this instant. A peek charged nothing.
+    pub(super) fn of(
+        memory: &'a Memory,
+        clock: &'a Clock,
+        (charges, readings): (&'a [Charge], &'a Readings),
+        at: Micros,
+        peek: bool,
+    ) -> Self {
+        Self { memory, clock, charges, readings, at, refunds: !peek }
+    }
+
+    /// The request is admitted: the charges stay.
+    pub(super) fn keep(mut self) {
+        self.refunds = false;
+    }
+}
+
+impl Drop for ChargedHere<'_> {
+    fn drop(&mut self) {
+        if self.refunds && !self.charges.is_empty() {
+            self.memory.refund(self.charges, self.readings, self.at, self.clock.now());
+        }
+    }
 }
 
 impl<S: Store> Limiter<S> {

@@ -28,9 +28,9 @@ use super::gcra::{Quota, Reading};
 use super::places;
 use super::policy::{Policy, PolicyId, Rules};
 use super::share::Share;
-use super::store::{Charged, SharedCharge, Store};
+use super::store::{SharedCharge, Store};
 use super::subject::{Key, SubjectHash};
-use here::{Change, Due};
+use here::{Change, Due, SettlingCall};
 pub(super) use open::OpenTabs;
 
 /// What a request was charged: which buckets, how much, and when. Empty until [`Limiter::check_on`] fills it, open
@@ -254,14 +254,11 @@ impl<S: Store> Limiter<S> {
         dues.iter_mut().for_each(|due| due.age(now));
         let charges: Charges = dues.iter().map(|due| due.charge).collect();
         let back = dues.iter().all(|due| matches!(due.change, Change::Less(..)));
-        // What comes back is no charge: its passage only holds the voyage together.
         let passage = self.memory.depart(&charges, back, now);
-        if back {
-            self.memory.send_back(&dues);
-        }
+        let call = SettlingCall::of(&self.memory, &self.clock, passage, &dues, back);
         let shared: Option<SmallVec<[SharedCharge<'_>; 2]>> = dues
             .iter()
-            .zip(passage.notes())
+            .zip(call.notes())
             .map(|(due, (note, span))| {
                 let (note, change) = match due.change {
                     Change::More(amount) => (note, amount as i64),
@@ -284,24 +281,7 @@ impl<S: Store> Limiter<S> {
             (Some(store), Some(shared)) => store.charge(shared, false, now).await.ok(),
             _ => None,
         };
-        let complete =
-            |charged: &Charged| charged.readings.len() == dues.len() && charged.from.len() == dues.len();
-        let charged = charged.filter(complete);
-        let now = self.clock.now();
-        if back {
-            self.memory.sent_back(&passage, &dues, charged.as_ref(), now);
-        }
-        match charged {
-            Some(charged) => {
-                passage.answered(charged, now);
-                Outcome::Redis
-            }
-            None => {
-                drop(passage);
-                dues.into_iter().for_each(|due| self.memory.take(due, now));
-                Outcome::Noted
-            }
-        }
+        call.end(charged)
     }
 }
 

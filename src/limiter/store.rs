@@ -6,6 +6,7 @@ use std::future::Future;
 use smallvec::SmallVec;
 
 use super::calendar::Span;
+use super::check::DecisionFuture;
 use super::clock::Micros;
 use super::gcra::{Quota, Reading};
 use super::settle::Outcome;
@@ -88,6 +89,10 @@ pub trait Store: Send + Sync + 'static {
     /// Gives back in the background what was charged for a request that another place denied. False when too many such are
     /// under way: then it is not done.
     fn behind(&self, refund: impl Future<Output = Outcome> + Send + 'static) -> bool;
+
+    /// Completes in the background a decision whose client disconnected. When too many such are under way, or no runtime is
+    /// there to run it, `decision` is dropped: that refunds memory and keeps the store's part as local debt.
+    fn complete(&self, decision: DecisionFuture);
 }
 
 /// The store of a process that has none.
@@ -116,6 +121,10 @@ impl Store for NoStore {
     }
 
     fn behind(&self, _: impl Future<Output = Outcome> + Send + 'static) -> bool {
+        match *self {}
+    }
+
+    fn complete(&self, _: DecisionFuture) {
         match *self {}
     }
 }

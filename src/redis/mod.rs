@@ -1,5 +1,6 @@
 //! Shares. The only room that speaks Redis: one script call decides for all policies of a subject.
 
+mod background;
 mod backoff;
 pub mod charge;
 pub mod cluster;

@@ -2,7 +2,6 @@
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use redis::Value;
@@ -14,6 +13,7 @@ use super::link::{Link, LinkState, Options};
 use super::login::{BadLogin, Logins};
 use super::spent::Spending;
 use super::target::Target;
+use crate::limiter::DecisionFuture;
 use crate::limiter::breaker::State;
 use crate::limiter::clock::{Clock, Micros};
 use crate::limiter::event::{Event, Observer};
@@ -21,9 +21,6 @@ use crate::limiter::rollout::Rollout;
 use crate::limiter::settle::Outcome;
 use crate::limiter::store::{Charged, Fault, SharedCharge, Store};
 use crate::limiter::subject::SubjectHash;
-
-/// So many refunds may be under way at once. What is to be given back beyond them is noted in this process alone.
-const MOST_REFUNDS: usize = 1_024;
 
 /// The shared store in Redis. Cheap to clone: all clones are one.
 #[derive(Clone)]
@@ -211,18 +208,26 @@ impl Store for RedisStore {
     }
 
     fn behind(&self, refund: impl Future<Output = Outcome> + Send + 'static) -> bool {
-        let place = RefundPlace::of(&self.0.refunds);
-        if !place.is_free() {
-            self.0.observer.observe(&Event::ChargeReturned(Outcome::Noted));
-            return false;
-        }
         let observer = Arc::clone(&self.0.observer);
-        tokio::spawn(async move {
-            let _place = place;
+        let spawned = self.0.background.refunds.spawn(async move {
             let outcome = refund.await;
             observer.observe(&Event::ChargeReturned(outcome));
         });
-        true
+        if !spawned {
+            self.0.observer.observe(&Event::ChargeReturned(Outcome::Noted));
+        }
+        spawned
+    }
+
+    fn complete(&self, decision: DecisionFuture) {
+        let observer = Arc::clone(&self.0.observer);
+        let spawned = self.0.background.decisions.spawn(async move {
+            let decision = decision.await;
+            observer.observe(&Event::DecidedWithoutClient(Some(&decision)));
+        });
+        if !spawned {
+            self.0.observer.observe(&Event::DecidedWithoutClient(None));
+        }
     }
 }
 
@@ -234,41 +239,5 @@ impl RedisStore {
             None => Some(say(&self.0.first)),
             Some(map) => map.node_at(slot::of_subject(subject)).map(|node| say(&node.link)),
         }
-    }
-}
-
-/// One of the refunds under way.
-struct RefundPlace {
-    taken: Arc<AtomicUsize>,
-    number: usize,
-}
-
-impl RefundPlace {
-    fn of(taken: &Arc<AtomicUsize>) -> Self {
-        Self { number: taken.fetch_add(1, Ordering::Relaxed), taken: Arc::clone(taken) }
-    }
-
-    fn is_free(&self) -> bool {
-        self.number < MOST_REFUNDS
-    }
-}
-
-impl Drop for RefundPlace {
-    fn drop(&mut self) {
-        self.taken.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_so_many_refunds_are_under_way_at_once() {
-        let taken = Arc::default();
-        let places: Vec<RefundPlace> = (0..MOST_REFUNDS + 5).map(|_| RefundPlace::of(&taken)).collect();
-        assert_eq!(places.iter().filter(|place| place.is_free()).count(), MOST_REFUNDS);
-        drop(places);
-        assert!(RefundPlace::of(&taken).is_free());
     }
 }

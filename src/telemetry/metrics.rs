@@ -2,6 +2,7 @@
 //! handle that is looked up by place.
 
 mod budget_resets;
+mod classes;
 mod histogram;
 mod limits;
 mod overrides;
@@ -11,6 +12,7 @@ mod redis_link;
 mod remaining;
 mod settlements;
 mod text;
+mod without_client;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -32,7 +34,8 @@ use crate::limiter::policy::Rules;
 use crate::limiter::rollout::{Arm, InForce};
 use crate::limiter::store::FaultKind;
 use budget_resets::BudgetResets;
-use histogram::Histogram;
+use classes::{CLASSES, class_of};
+use histogram::{DECISION_BUCKETS, Histogram, REQUEST_BUCKETS};
 use limits::Limits;
 use overrides::Overrides;
 use per_rules::{PerRules, for_each_label, labels};
@@ -40,6 +43,7 @@ use policy_decisions::PolicyDecisions;
 use redis_link::RedisLink;
 use remaining::{Family01, Remaining};
 use settlements::Settlements;
+use without_client::WithoutClient;
 
 pub(super) type Labels = Vec<(&'static str, String)>;
 
@@ -47,8 +51,6 @@ const BACKENDS: [Backend; 2] = [Backend::Memory, Backend::Redis];
 const STATES: [State; 3] = [State::Allow, State::Throttle, State::Block];
 const ARMS: [Arm; 2] = [Arm::Canary, Arm::Control];
 const ORIGINS: [Origin; 3] = [Origin::Limiter, Origin::Gateway, Origin::Upstream];
-/// 401 and 403 stand apart: a rise of either on one arm is a sign of its own.
-const CLASSES: [&str; 7] = ["1xx", "2xx", "3xx", "4xx", "5xx", "401", "403"];
 
 /// Every metric and the registry that prints them.
 pub(super) struct Metrics {
@@ -78,6 +80,7 @@ pub(super) struct Metrics {
     overrides: Overrides,
     reloads: Reloads,
     pub(super) settlements: Settlements,
+    without_client: WithoutClient,
     /// Connections that have changed to another protocol.
     pub(super) upgraded: Gauge,
 }
@@ -248,6 +251,7 @@ impl Metrics {
             overrides,
             reloads: Reloads::registered_in(&mut registry),
             settlements: Settlements::registered_in(&mut registry),
+            without_client: WithoutClient::registered_in(&mut registry),
             upgraded,
             registry,
         }
@@ -262,6 +266,18 @@ impl Metrics {
         let Some(decision) = exchange.decision else { return };
         let backend = decision.backend();
         self.decision_seconds[backend as usize].observe(exchange.deciding_took.as_secs_f64());
+        self.decided(decision);
+    }
+
+    /// Counts a decision whose client disconnected meanwhile; `None`: one that was dropped unmade.
+    pub(super) fn decided_without_client(&self, decision: Option<&Decision>) {
+        self.without_client.count(decision);
+        decision.inspect(|decision| self.decided(decision));
+    }
+
+    /// Counts a decision by its outcome.
+    fn decided(&self, decision: &Decision) {
+        let (backend, arm) = (decision.backend(), decision.arm());
         if let Some(kind) = decision.fallback() {
             self.fallbacks[place(kind)].inc();
         }
@@ -376,25 +392,6 @@ fn per_kind(
 fn place(kind: FaultKind) -> usize {
     kind as usize
 }
-
-fn class_of(status: u16) -> usize {
-    match status {
-        401 => 5,
-        403 => 6,
-        ..200 => 0,
-        200..300 => 1,
-        300..400 => 2,
-        400..500 => 3,
-        500.. => 4,
-    }
-}
-
-/// Seconds, 1 ms to 10 s: an API's answers.
-static REQUEST_BUCKETS: [f64; 13] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0];
-/// Seconds, 1 µs to 1 s: a decision in memory takes less than the first, one in Redis a network's way.
-static DECISION_BUCKETS: [f64; 13] =
-    [1e-6, 5e-6, 2.5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.25];
 
 #[cfg(test)]
 mod tests {

@@ -27,6 +27,7 @@ pub use spans::{Export, Spans};
 use crate::limiter::Held;
 use crate::limiter::breaker;
 use crate::limiter::clock::Clock;
+use crate::limiter::decision::Decision;
 use crate::limiter::event::{Event, Observer};
 use crate::limiter::exposure::Exposure;
 use crate::limiter::policy::Rules;
@@ -137,6 +138,14 @@ impl Telemetry {
         }
     }
 
+    /// Counts the backend of a decision, with or without a client: clients that leave while Redis hangs must not hide that.
+    fn decided(&self, decision: &Decision) {
+        self.options.exposure.count(decision, &self.options.clock);
+        if decision.fallback().is_some() {
+            self.outages.count_request();
+        }
+    }
+
     /// Redis is in use by all of its keys: said at the start, and after an outage that was said.
     fn connected(&self) {
         let back = self.outages.back(Instant::now());
@@ -176,12 +185,7 @@ impl Observer for Telemetry {
         match event {
             Event::Answered(exchange) => {
                 self.metrics.answered(exchange);
-                if let Some(decision) = exchange.decision {
-                    self.options.exposure.count(decision, &self.options.clock);
-                }
-                if exchange.decision.is_some_and(|decision| decision.fallback().is_some()) {
-                    self.outages.count_request();
-                }
+                exchange.decision.inspect(|decision| self.decided(decision));
                 #[cfg(feature = "otel")]
                 if let Some(spans) = &self.options.spans {
                     spans.tell(exchange);
@@ -189,6 +193,10 @@ impl Observer for Telemetry {
                 if let Some(lines) = &self.options.request_lines {
                     lines.write(exchange, &self.output);
                 }
+            }
+            Event::DecidedWithoutClient(decision) => {
+                self.metrics.decided_without_client(*decision);
+                decision.inspect(|decision| self.decided(decision));
             }
             Event::StoreAnswered { took } => self.metrics.store_answered(*took),
             Event::StoreFailed(kind) => self.metrics.store_failed(*kind),

@@ -27,6 +27,7 @@ mod fleet_outage;
 mod fleet_peers;
 mod fleet_record;
 mod gateway;
+mod hangups;
 mod headers;
 mod hostile;
 mod invariant;

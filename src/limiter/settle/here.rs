@@ -1,11 +1,13 @@
 //! The difference that a bucket is due, and what becomes of it in this process: in its count, or in the note and the
 //! voyage of a key that the shared store decides.
 
+use crate::limiter::calendar::Span;
 use crate::limiter::charge::Charge;
-use crate::limiter::clock::Micros;
+use crate::limiter::clock::{Clock, Micros};
 use crate::limiter::memory::Memory;
 use crate::limiter::passage::Passage;
 use crate::limiter::policy::PolicyId;
+use crate::limiter::settle::Outcome;
 use crate::limiter::store::{Charged, Readings};
 use crate::limiter::subject::SubjectHash;
 
@@ -33,6 +35,71 @@ impl Due {
             *amount = amount.saturating_sub(now.saturating_sub(*then));
             *then = now;
         }
+    }
+}
+
+/// A call that settles `dues` in one place of the shared store. Dropped before its outcome is known, because the runtime
+/// ends, it settles them in this process, as after a failed call.
+pub(super) struct SettlingCall<'a> {
+    memory: &'a Memory,
+    clock: &'a Clock,
+    /// `None` once it has ended.
+    passage: Option<Passage<'a>>,
+    dues: &'a [Due],
+    /// Whether all of it is given back.
+    back: bool,
+}
+
+impl<'a> SettlingCall<'a> {
+    pub(super) fn of(
+        memory: &'a Memory,
+        clock: &'a Clock,
+        passage: Passage<'a>,
+        dues: &'a [Due],
+        back: bool,
+    ) -> Self {
+        // What comes back is no charge: its passage only holds the voyage together.
+        if back {
+            memory.send_back(dues);
+        }
+        Self { memory, clock, passage: Some(passage), dues, back }
+    }
+
+    /// The debt to send with each charge, and the calendar window that it belongs to.
+    pub(super) fn notes(&self) -> impl Iterator<Item = (Micros, Option<Span>)> {
+        self.passage.iter().flat_map(Passage::notes)
+    }
+
+    /// The store answered; `None`: it did not.
+    pub(super) fn end(mut self, charged: Option<Charged>) -> Outcome {
+        self.settle(charged)
+    }
+
+    fn settle(&mut self, charged: Option<Charged>) -> Outcome {
+        let Some(passage) = self.passage.take() else { return Outcome::Noted };
+        let due = self.dues.len();
+        let charged = charged.filter(|charged| charged.readings.len() == due && charged.from.len() == due);
+        let now = self.clock.now();
+        if self.back {
+            self.memory.sent_back(&passage, self.dues, charged.as_ref(), now);
+        }
+        match charged {
+            Some(charged) => {
+                passage.answered(charged, now);
+                Outcome::Redis
+            }
+            None => {
+                passage.give_up();
+                self.dues.iter().for_each(|&due| self.memory.take(due, now));
+                Outcome::Noted
+            }
+        }
+    }
+}
+
+impl Drop for SettlingCall<'_> {
+    fn drop(&mut self) {
+        self.settle(None);
     }
 }
 

@@ -16,8 +16,8 @@ use crate::limiter::gcra::Quota;
 use crate::limiter::memory::Memory;
 use crate::limiter::policy::Mode;
 use crate::limiter::route::Route;
-use crate::limiter::store::NoStore;
 use crate::limiter::store::Readings;
+use crate::limiter::store::{Charged, NoStore};
 use crate::limiter::subject::{Facts, Part, ProcessKey, Subject};
 
 /// 2026-11-22T12:00:00Z

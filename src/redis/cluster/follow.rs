@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -18,6 +18,7 @@ use crate::limiter::clock::Clock;
 use crate::limiter::event::{Event, Observer};
 use crate::limiter::rollout::Rollout;
 use crate::limiter::store::Fault;
+use crate::redis::background::Background;
 use crate::redis::link::{Common, Link, Options, Part};
 use crate::redis::login::BadLogin;
 use crate::redis::{connect, probe, secret};
@@ -45,8 +46,7 @@ pub(in crate::redis) struct Servers {
     pub(in crate::redis) first: Arc<Link>,
     pub(in crate::redis) standing: Arc<Standing>,
     pub(in crate::redis) observer: Arc<dyn Observer>,
-    /// How many refunds are under way.
-    pub(in crate::redis) refunds: Arc<AtomicUsize>,
+    pub(in crate::redis) background: Background,
     /// Nodes outside of the map that we were sent to, and when.
     visited: Mutex<HashMap<Box<str>, (Place, Instant)>>,
 }
@@ -73,7 +73,7 @@ impl Servers {
             first: Arc::new(first),
             standing: Arc::new(Standing::new(Arc::clone(&observer))),
             observer,
-            refunds: Arc::default(),
+            background: Background::default(),
             visited: Mutex::default(),
         })
     }

@@ -69,6 +69,13 @@ impl EncodeMetric for Histogram {
     }
 }
 
+/// Seconds, 1 ms to 10 s: an API's answers.
+pub(super) static REQUEST_BUCKETS: [f64; 13] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0];
+/// Seconds, 1 µs to 1 s: a decision in memory takes less than the first, one in Redis a network's way.
+pub(super) static DECISION_BUCKETS: [f64; 13] =
+    [1e-6, 5e-6, 2.5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.25];
+
 #[cfg(test)]
 mod tests {
     use super::*;
