@@ -9,6 +9,8 @@
 
 #[path = "store/cluster.rs"]
 mod cluster;
+#[path = "store/hangups.rs"]
+mod hangups;
 mod support;
 
 use std::num::NonZeroU32;

@@ -20,7 +20,7 @@ use crate::limiter::penalty::Penalty;
 use crate::limiter::policy::{Policy, Rules};
 use crate::limiter::rollout::{InForce, Percent, Rollout};
 use crate::limiter::route::Route;
-use crate::limiter::settle::Outcome;
+use crate::limiter::settle::{Outcome, Settling, Tab};
 use crate::limiter::store::{Charged, Fault, FaultKind, SharedCharge};
 use crate::limiter::subject::{Facts, FleetKeys, Part, Subject, SubjectHash};
 
@@ -267,4 +267,23 @@ fn hundred_thousand_hangups_leave_no_call_and_no_future() {
     let in_flight = (0..memory.shards()).map(|at| memory.shard(at).voyages.len()).sum::<usize>();
     assert_eq!((in_flight, Arc::strong_count(&stage.0)), (0, 1));
     assert_eq!(stage.left(&Client(200_000)), [10, 300 - admitted]);
+}
+
+#[test]
+fn dropped_cost_adjustment_is_kept_in_memory() {
+    for (actual, left) in [(5, 5), (0, 10)] {
+        let stage = Stage::new(most(), 0);
+        stage.does(Does::Admits, Does::Admits);
+        let mut tab = Tab::default();
+        let check = poll(pin!(stage.0.check_on(&ME, Hit::ONE, Some(&mut tab))));
+        let Poll::Ready(decision) = check else { panic!("it is answered") };
+        let settlement = stage.0.settle(&tab, &decision, actual, true).unwrap();
+        let Settling::Asking(mut asking) = settlement.outcome else { panic!("the store is asked") };
+        stage.does(Does::Hangs, Does::Hangs);
+        assert!(poll(asking.as_mut()).is_pending());
+        drop(asking);
+        assert_eq!(stage.left(&ME)[0], left, "cost {actual}");
+        let memory = stage.0.memory();
+        assert!((0..memory.shards()).all(|at| memory.shard(at).voyages.is_empty()));
+    }
 }

@@ -381,6 +381,20 @@ fn a_dropped_passage_keeps_its_charge_as_debt_and_one_given_up_does_not() {
 }
 
 #[test]
+fn dropped_passage_teaches_nothing_of_other_instances() {
+    let memory = Memory::new(1_000);
+    let one = [charge(1, 1_000, 1)];
+    for round in 1..=100 {
+        drop(memory.depart(&one, false, NOW));
+        // Redis had charged it as well.
+        let answered = told(quota(1_000).reading(2 * round * SECOND, 1, true));
+        memory.depart(&one, false, NOW).answered(answered, NOW);
+    }
+    let share = memory.share().map(Share::as_f64);
+    assert!(share.is_none_or(|share| share > 0.95), "{share:?}");
+}
+
+#[test]
 fn dropped_passages_at_once_keep_the_debt_of_each_and_no_answer_twice() {
     let memory = Memory::new(1_000);
     let one = [charge(1, 10, 1)];

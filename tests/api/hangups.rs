@@ -369,3 +369,17 @@ async fn hangups_leave_no_call_connection_or_charge_behind() {
     // The others were answered before their clients left.
     assert!(made > 1_500 && dropped == 0, "{made} made without a client, {dropped} dropped");
 }
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_decisions_without_client() {
+    let redis = RedisServer::start();
+    let relay = Relay::to(redis.port).await;
+    let timeout = [("REDIS_TIMEOUT_MS", "10000")];
+    let mut front = Front::start(ONE_CLIENT, vec![relay], &timeout).await;
+    front.relays[0].delay(Duration::from_secs(600));
+    front.hang_up("client", 50).await;
+    until("every client has left", async || front.tidegate.lines_with(r#""status":499"#) == 50).await;
+    front.tidegate.terminate();
+    let status = front.tidegate.wait(Duration::from_secs(6)).expect("it ends before REDIS_TIMEOUT_MS");
+    assert!(status.success(), "{status}");
+}
