@@ -251,10 +251,40 @@ fn options(server: &RedisServer, port: u16) -> Options {
         warm_up: Duration::from_secs(1),
         max_in_flight: 20_000,
         namespace: "tidegate".into(),
-        secret_interval: Some(Duration::from_millis(200)),
+        // As in production: only what a test calls looks after the secret while it runs.
+        secret_interval: Some(Duration::from_secs(600)),
         cluster: None,
         map_interval: Some(Duration::from_secs(60)),
     }
+}
+
+/// A balancer that restarts cuts all connections of a fleet at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fleet_that_loses_redis_together_reconnects_spread_out() {
+    const MEMBERS: u32 = 12;
+    let server = RedisServer::start();
+    let relay = Relay::to(server.port).await;
+    let mut fleet = Vec::new();
+    for _ in 0..MEMBERS {
+        let rules = one_policy(quota(10, 3600, 10));
+        let limiter = limiter_by(&server, relay.address.port(), rules, Duration::from_secs(5)).await;
+        limiter.store().unwrap().is_shared_by(MEMBERS);
+        fleet.push(limiter);
+    }
+    // One that ends sooner would be an outage.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = relay.accepted_at().len();
+    relay.cut();
+    support::until("all of them are back", async || {
+        relay.accepted_at().len() >= before + MEMBERS as usize
+            && fleet.iter().all(|limiter| limiter.store().unwrap().is_in_use())
+    })
+    .await;
+    let back = relay.accepted_at();
+    let spread = back[before + MEMBERS as usize - 1].duration_since(back[before]);
+    eprintln!("{MEMBERS} instances reconnect within {spread:.1?}");
+    // Over 240 ms at random: less than 75 ms is a chance of one in 30 000.
+    assert!(spread >= Duration::from_millis(75), "{MEMBERS} instances reconnect within {spread:?}");
 }
 
 /// What a server says to whom it turns away comes before our first command or after it, as chance has it.
@@ -517,17 +547,31 @@ async fn a_request_with_subjects_in_both_stores_charges_both_or_neither(server: 
     assert_eq!(all.reading.remaining, 98, "what Redis denied was given back to memory");
 }
 
-/// A cache evicts first what nobody reads; then the next instance to start would make another secret.
+/// A cache evicts first what nobody reads; then the next instance to start would make another secret. Each heartbeat looks.
 async fn the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts(server: &mut Redis) {
     let limiter = limiter(server, one_policy(quota(10, 3600, 10)), Duration::from_secs(5)).await;
+    let store = limiter.store().unwrap();
     let keeper = server.server_of("tidegate:secret");
     let secret: String = keeper.run(&["GET", "tidegate:secret"]);
     let _: String = keeper.run(&["FLUSHALL"]);
-    support::until("the secret is there again", async || {
-        keeper.run::<Option<String>>(&["GET", "tidegate:secret"]).as_ref() == Some(&secret)
-    })
-    .await;
-    assert!(limiter.store().unwrap().is_in_use());
+    assert!(!store.guard_secret().await.unwrap(), "it is the same as before");
+    assert_eq!(keeper.run::<Option<String>>(&["GET", "tidegate:secret"]).as_ref(), Some(&secret));
+    // Another instance came first.
+    let other = "0123456789abcdef".repeat(4);
+    let _: () = keeper.run(&["SET", "tidegate:secret", &other]);
+    assert!(store.guard_secret().await.unwrap());
+    assert_eq!(keeper.run::<String>(&["GET", "tidegate:secret"]), other);
+    // What is no secret is never taken for one, and gives way to the one in use.
+    for damage in ["", "short", &"x".repeat(64)] {
+        let _: () = keeper.run(&["SET", "tidegate:secret", damage]);
+        assert!(!store.guard_secret().await.unwrap(), "{damage:?}");
+        assert_eq!(keeper.run::<String>(&["GET", "tidegate:secret"]), other);
+    }
+    let _: u32 = keeper.run(&["DEL", "tidegate:secret"]);
+    let _: u32 = keeper.run(&["LPUSH", "tidegate:secret", "x"]);
+    assert!(!store.guard_secret().await.unwrap());
+    assert_eq!(keeper.run::<String>(&["GET", "tidegate:secret"]), other);
+    assert!(store.is_in_use());
 }
 
 async fn an_instance_without_requests_finds_out_by_itself_that_redis_is_away_and_that_it_is_back(

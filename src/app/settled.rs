@@ -1,5 +1,6 @@
 //! From settings to the parts that they describe.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -365,7 +366,10 @@ pub(super) fn store(
         cluster: redis.cluster,
         map_interval: Some(Duration::from_secs(60)),
     };
-    RedisStore::new(options, clock, Arc::clone(rollout), Arc::clone(observer))
-        .map(|store| Some(store.with_plan(redis.commands_per_day, redis.billed_per_call)))
-        .map_err(StartError::Redis)
+    let store = RedisStore::new(options, clock, Arc::clone(rollout), Arc::clone(observer))
+        .map_err(StartError::Redis)?
+        .with_plan(redis.commands_per_day, redis.billed_per_call);
+    // Until heartbeats say how many there are.
+    store.is_shared_by(redis.fleet_size.map_or(1, NonZeroU32::get));
+    Ok(Some(store))
 }

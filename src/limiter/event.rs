@@ -123,6 +123,8 @@ pub enum Event<'a> {
     },
     /// Something about the store that is worth a word.
     StoreRemark(&'a str),
+    /// Something about the store that an operator should know of, and may have to act on.
+    StoreWarning(&'a str),
     /// What a request had been charged in one place was given back, because another denied it.
     ChargeReturned(Outcome),
     /// Most of what the provider allows a day is spent.

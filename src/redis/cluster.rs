@@ -3,6 +3,7 @@
 //! The client library's own cluster client stalls for good when a master dies under load. So this is a small map over the
 //! links that a single server has as well: each master has its own connection, breaker, supervisor and probes.
 
+mod epoch;
 mod find;
 mod follow;
 pub(super) mod map;
@@ -28,10 +29,15 @@ pub(super) enum Refusal {
     Ask(Box<str>),
     /// The keys of one call are just being moved.
     NotNow(Fault),
+    /// The keys of one call lie in several slots, of a cluster that one address hides. Nothing was charged.
+    CrossSlot(Fault),
 }
 
 impl Refusal {
     pub(super) fn of(error: &RedisError) -> Self {
+        if let Some(refusal) = Self::of_several_slots(error) {
+            return refusal;
+        }
         let address = || error.redirect_node().map(|(address, _)| Box::from(address));
         let kind = error.kind();
         match kind {
@@ -43,10 +49,15 @@ impl Refusal {
         .unwrap_or_else(|| Self::Fault(fault::classify(error)))
     }
 
+    /// [`Refusal::CrossSlot`], where the error says that.
+    pub(super) fn of_several_slots(error: &RedisError) -> Option<Self> {
+        fault::is_cross_slot(error).then(|| Self::CrossSlot(fault::classify(error)))
+    }
+
     /// The same to somebody who asks nobody else.
     pub(super) fn into_fault(self) -> Fault {
         match self {
-            Self::Fault(fault) | Self::NotNow(fault) => fault,
+            Self::Fault(fault) | Self::NotNow(fault) | Self::CrossSlot(fault) => fault,
             Self::Moved(_) | Self::Ask(_) => Fault::new(FaultKind::Cluster, "the slot is just being moved"),
         }
     }

@@ -3,6 +3,7 @@
 mod heard;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ const UNACKNOWLEDGED_FOR: Duration = Duration::from_secs(20);
 /// A connection that the server has let in. Calls share it; it is closed when the last of them drops it.
 pub(super) struct Connection {
     target: Target,
+    /// The address at its other end, where the host has several.
+    one_of_several: Option<SocketAddr>,
     calls: MultiplexedConnection,
     protocol: Protocol,
     since: Instant,
@@ -50,6 +53,11 @@ impl Connection {
     /// The server at its other end; behind sentinels the one that they named.
     pub(super) fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// The address at its other end, where the host has others as well.
+    pub(super) fn one_of_several(&self) -> Option<SocketAddr> {
+        self.one_of_several
     }
 
     /// By which to call.
@@ -141,17 +149,30 @@ pub(super) async fn connect(
     login: &Login,
     home: Option<&Handle>,
 ) -> Result<Connection, Fault> {
+    connect_but(target, login, home, &[]).await
+}
+
+/// As [`connect`], but to none of these addresses.
+///
+/// # Errors
+/// [`FaultKind::ReadOnly`] where the host has no other.
+pub(super) async fn connect_but(
+    target: &Target,
+    login: &Login,
+    home: Option<&Handle>,
+    replicas: &[SocketAddr],
+) -> Result<Connection, Fault> {
     let mut connection = match home {
-        None => open(target, login).await?,
+        None => open(target, login, replicas).await?,
         Some(home) => {
-            let (there, as_there) = (target.clone(), login.clone());
+            let (there, as_there, replicas_there) = (target.clone(), login.clone(), replicas.to_vec());
             // Ended with whoever waits for it.
             let mut opening = JoinSet::new();
-            opening.spawn_on(async move { open(&there, &as_there).await }, home);
+            opening.spawn_on(async move { open(&there, &as_there, &replicas_there).await }, home);
             match opening.join_next().await {
                 Some(Ok(opened)) => opened?,
                 // That thread has ended.
-                _ => open(target, login).await?,
+                _ => open(target, login, replicas).await?,
             }
         }
     };
@@ -164,7 +185,7 @@ pub(super) async fn connect(
 }
 
 /// A connection that listens and takes no other command: the library logs in on it.
-pub(super) async fn listen(target: &Target, login: &Login) -> Result<PubSub, Fault> {
+pub(super) async fn listen(target: &Target, login: &Login, replicas: &[SocketAddr]) -> Result<PubSub, Fault> {
     let mut settings = RedisConnectionInfo::default().set_skip_set_lib_name();
     if let Some(username) = login.username() {
         settings = settings.set_username(username);
@@ -172,47 +193,84 @@ pub(super) async fn listen(target: &Target, login: &Login) -> Result<PubSub, Fau
     if let Some(password) = login.password() {
         settings = settings.set_password(password);
     }
-    let stream = stream(target, login).await?;
+    let (stream, _) = stream(target, login, replicas).await?;
     PubSub::new(&settings, stream).await.map_err(|error| fault::classify(&error))
 }
 
-async fn open(target: &Target, login: &Login) -> Result<Connection, Fault> {
-    begin(target.clone(), stream(target, login).await?).await
+async fn open(target: &Target, login: &Login, replicas: &[SocketAddr]) -> Result<Connection, Fault> {
+    let (stream, one_of_several) = stream(target, login, replicas).await?;
+    let mut connection = begin(target.clone(), stream).await?;
+    connection.one_of_several = one_of_several;
+    Ok(connection)
+}
+
+/// A connection in the clear to one of these addresses, not let in yet.
+#[cfg(test)]
+pub(super) async fn to_one_of(
+    target: &Target,
+    addresses: Vec<SocketAddr>,
+    replicas: &[SocketAddr],
+) -> Result<Connection, Fault> {
+    let (stream, one_of_several) = dial(addresses, replicas).await?;
+    let mut connection = begin(target.clone(), stream).await?;
+    connection.one_of_several = one_of_several;
+    Ok(connection)
 }
 
 /// Whatever Redis is spoken to over.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-async fn stream(target: &Target, login: &Login) -> Result<Box<dyn Stream>, Fault> {
+async fn stream(
+    target: &Target,
+    login: &Login,
+    replicas: &[SocketAddr],
+) -> Result<(Box<dyn Stream>, Option<SocketAddr>), Fault> {
     if let Some(path) = target.socket_path() {
-        return Ok(Box::new(UnixStream::connect(path).await.map_err(of_io)?));
+        return Ok((Box::new(UnixStream::connect(path).await.map_err(of_io)?), None));
     }
     let host = target.host().unwrap_or_default();
-    let stream = dial(host, target.port().unwrap_or_default()).await?;
+    let addresses = lookup_host((host, target.port().unwrap_or_default())).await;
+    let addresses = addresses.map_err(|error| Fault::new(FaultKind::Dns, error.to_string()))?;
+    let (stream, one_of_several) = dial(addresses.collect(), replicas).await?;
     match login.tls.as_ref().filter(|_| target.tls()) {
-        None => Ok(Box::new(stream)),
+        None => Ok((Box::new(stream), one_of_several)),
         Some(config) => {
             // Also what is sent as SNI, unless it is an address.
             let name = ServerName::try_from(host.to_owned())
                 .map_err(|_| Fault::new(FaultKind::Tls, "the host is no name that a certificate can hold"))?;
             let connector = TlsConnector::from(std::sync::Arc::clone(config));
-            Ok(Box::new(connector.connect(name, stream).await.map_err(of_io)?))
+            Ok((Box::new(connector.connect(name, stream).await.map_err(of_io)?), one_of_several))
         }
     }
 }
 
-/// To whichever of the host's addresses answers first.
-async fn dial(host: &str, port: u16) -> Result<TcpStream, Fault> {
-    let addresses = lookup_host((host, port)).await;
-    let addresses = addresses.map_err(|error| Fault::new(FaultKind::Dns, error.to_string()))?;
-    let mut attempts: JoinSet<io::Result<TcpStream>> = addresses.map(TcpStream::connect).collect();
-    let mut failure = Fault::new(FaultKind::Dns, "the host has no address");
+/// To the first of the host's addresses that answers and is none of the `replicas`; and to which, if there are several.
+async fn dial(
+    mut addresses: Vec<SocketAddr>,
+    replicas: &[SocketAddr],
+) -> Result<(TcpStream, Option<SocketAddr>), Fault> {
+    addresses.sort_unstable();
+    addresses.dedup();
+    let all = addresses.len();
+    addresses.retain(|address| !replicas.contains(address));
+    let mut failure = match all {
+        0 => Fault::new(FaultKind::Dns, "the host has no address"),
+        _ => {
+            let words =
+                format!("each of the {all} addresses of the host is a replica's: use the primary's name");
+            Fault::new(FaultKind::ReadOnly, words)
+        }
+    };
+    let attempts = addresses
+        .into_iter()
+        .map(async |address| TcpStream::connect(address).await.map(|stream| (stream, address)));
+    let mut attempts: JoinSet<io::Result<(TcpStream, SocketAddr)>> = attempts.collect();
     while let Some(attempt) = attempts.join_next().await {
         match attempt.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Ok(stream) => {
+            Ok((stream, address)) => {
                 settle(&stream).map_err(of_io)?;
-                return Ok(stream);
+                return Ok((stream, (all > 1).then_some(address)));
             }
             Err(error) => failure = of_io(error),
         }
@@ -250,6 +308,7 @@ where
     let (used, lost) = (AtomicBool::new(false), AtomicU32::new(0));
     Ok(Connection {
         target,
+        one_of_several: None,
         calls,
         protocol: Protocol::Resp2,
         since: Instant::now(),

@@ -29,7 +29,7 @@ pub fn cure(fault: &Fault, namespace: &str) -> String {
             "ACL SETUSER … ~{namespace}:* &{namespace}:* {LEAST_PERMISSIONS}, and +del +publish +subscribe to forgive keys and to tell the fleet at once"
         ),
         FaultKind::ReadOnly => "this is a replica: point REDIS_URL at the primary's endpoint".into(),
-        FaultKind::Oom => "Redis is full and refuses writes: give it memory, or let it evict (maxmemory-policy volatile-ttl)".into(),
+        FaultKind::Oom => "Redis is full and refuses writes: give it memory, or let it evict (maxmemory-policy volatile-lru)".into(),
         FaultKind::Loading => "Redis loads its data, or is busy in a script: wait; SCRIPT KILL ends a script that never ends".into(),
         FaultKind::MaxClients => "Redis has no room for another connection: raise maxclients, take a plan with more, or find who does not close theirs".into(),
         FaultKind::Quota => "the provider's quota is used up: take another plan, or lower the percentage; `tidegate cost` tells what is needed".into(),

@@ -32,8 +32,22 @@ pub(super) fn classify(error: &RedisError) -> Fault {
     Fault::new(kind, words)
 }
 
+/// Whether a call was refused because its keys lie in several slots. A node says `CROSSSLOT`; a proxy may say so within
+/// another error, or let a node's script find it out.
+pub(super) fn is_cross_slot(error: &RedisError) -> bool {
+    const WORDS: [&str; 4] = [
+        "CROSSSLOT",
+        "hash to the same slot",
+        "hash in the same slot",
+        "access a non local key in a cluster",
+    ];
+    error.kind() == ErrorKind::Server(ServerErrorKind::CrossSlot)
+        || error.detail().is_some_and(|detail| WORDS.iter().any(|words| detail.contains(words)))
+}
+
 fn kind(error: &RedisError) -> FaultKind {
     match error.kind() {
+        _ if is_cross_slot(error) => FaultKind::Cluster,
         ErrorKind::AuthenticationFailed => FaultKind::Auth,
         ErrorKind::Server(ServerErrorKind::NoPerm) => FaultKind::Permission,
         ErrorKind::Server(ServerErrorKind::ReadOnly) => FaultKind::ReadOnly,
@@ -115,6 +129,24 @@ fn innermost(error: &RedisError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_in_several_slots_are_recognized_in_any_wording() {
+        for line in [
+            "CROSSSLOT Keys in request don't hash to the same slot",
+            "CROSSSLOT Keys in request don't hash to the same slot (context='within script', command='mget')",
+            "ERR CROSSSLOT Keys in request don't hash to the same slot",
+            "ERR Error running script: @user_script:1: CROSSSLOT Keys in request don't hash to the same slot",
+            "ERR Script attempted to access keys that do not hash to the same slot",
+            "ERR Script attempted to access a non local key in a cluster node",
+            "ERR eval command keys must hash in the same slot",
+        ] {
+            let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
+            let error = value.extract_error().unwrap_err();
+            assert!(is_cross_slot(&error), "{line}");
+            assert_eq!(classify(&error).kind, FaultKind::Cluster, "{line}");
+        }
+    }
 
     fn said(line: &str) -> Fault {
         let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();

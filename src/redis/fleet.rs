@@ -98,7 +98,8 @@ impl RedisStore {
         // To where the decisions go: sentinels may name another server than a moment ago.
         let beside = link.connection.load().as_ref().map(|connection| connection.target().clone());
         let Some(target) = beside else { return Err(Fault::open()) };
-        let mut channel = connect::listen(&target, &login).await?;
+        let replicas = link.replicas.lock().clone();
+        let mut channel = connect::listen(&target, &login, &replicas).await?;
         channel.subscribe(self.channel()).await.map_err(|error| fault::classify(&error))?;
         Ok(channel.into_on_message())
     }

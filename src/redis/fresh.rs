@@ -10,6 +10,7 @@ use super::cluster::Refusal;
 use super::connect::Connection;
 use super::link::{Link, Part};
 use super::login::Login;
+use super::secret::{Found, Shared};
 use super::target::Protocol;
 use super::{probe, secret};
 use crate::limiter::event::{Event, Observer};
@@ -19,16 +20,12 @@ impl Link {
     /// A connection that was just made and has proven itself by what a decision needs: the secret, the real script. With
     /// the login that the files hold now; where Redis does not let that in, with the last that it did: while a password
     /// is changed in two places one of them is first.
-    pub(super) async fn fresh(
-        &self,
-        secret: &mut Option<String>,
-        within: Duration,
-    ) -> Result<Connection, Fault> {
+    pub(super) async fn fresh(&self, within: Duration) -> Result<Connection, Fault> {
         let made = async {
             loop {
                 self.following.trying();
                 tokio::select! {
-                    made = in_time(within, self.with_either_login(secret)) => break made,
+                    made = in_time(within, self.with_either_login()) => break made,
                     // The master is another: whoever waits for the old one waits in vain.
                     () = self.following.switched() => {}
                 }
@@ -37,16 +34,16 @@ impl Link {
         self.connecting(made).await
     }
 
-    async fn with_either_login(&self, secret: &mut Option<String>) -> Result<Connection, Fault> {
+    async fn with_either_login(&self) -> Result<Connection, Fault> {
         let newest = self.newest_login().await;
-        let fault = match self.make(&newest, secret).await {
+        let fault = match self.make(&newest).await {
             Ok(connection) => return Ok(connection),
             Err(fault) => fault,
         };
         let proven = self.login.lock().proven.clone();
         let proven = proven.filter(|proven| is_about_login(fault.kind) && !proven.is_same(&newest));
         let Some(proven) = proven else { return Err(fault) };
-        match self.make(&proven, secret).await {
+        match self.make(&proven).await {
             Ok(connection) => {
                 self.complain(&newest, &fault);
                 Ok(connection)
@@ -56,12 +53,8 @@ impl Link {
     }
 
     /// A connection with just this login.
-    pub(super) async fn fresh_with(
-        &self,
-        login: &Arc<Login>,
-        secret: &mut Option<String>,
-    ) -> Result<Connection, Fault> {
-        let made = self.make(login, secret);
+    pub(super) async fn fresh_with(&self, login: &Arc<Login>) -> Result<Connection, Fault> {
+        let made = self.make(login);
         self.connecting(in_time(self.options.connect_timeout, made)).await
     }
 
@@ -70,12 +63,12 @@ impl Link {
         making.await
     }
 
-    async fn make(&self, login: &Arc<Login>, secret: &mut Option<String>) -> Result<Connection, Fault> {
-        let connection = match self.make_with_hello(login, secret).await {
+    async fn make(&self, login: &Arc<Login>) -> Result<Connection, Fault> {
+        let connection = match self.make_with_hello(login).await {
             // Some proxies hang up on a command that they do not know, or lose count of the answers.
             Err(fault) if self.may_go_without_hello(fault.kind) => {
                 let connection = self.reach(login).await?;
-                self.settle(&connection, secret).await.map_err(|fault| connection.why(fault))?;
+                self.settle(&connection).await.map_err(|fault| connection.why(fault))?;
                 self.without_hello.store(true, Ordering::Relaxed);
                 connection
             }
@@ -87,15 +80,15 @@ impl Link {
         Ok(connection)
     }
 
-    async fn make_with_hello(&self, login: &Login, secret: &mut Option<String>) -> Result<Connection, Fault> {
+    async fn make_with_hello(&self, login: &Login) -> Result<Connection, Fault> {
         let target = &self.options.target;
         let mut connection = self.reach(login).await?;
         if target.protocol() == Protocol::Resp2 || self.without_hello.load(Ordering::Relaxed) {
-            self.settle(&connection, secret).await.map_err(|fault| connection.why(fault))?;
+            self.settle(&connection).await.map_err(|fault| connection.why(fault))?;
             return Ok(connection);
         }
         // In one go: it costs no way there and back of its own.
-        let both = async { tokio::try_join!(biased; connection.hello(), self.settle(&connection, secret)) };
+        let both = async { tokio::try_join!(biased; connection.hello(), self.settle(&connection)) };
         let (protocol, ()) = both.await.map_err(|fault| connection.why(fault))?;
         if target.protocol() == Protocol::Resp3 && protocol != Protocol::Resp3 {
             let words = "the server knows no HELLO 3, and the URL asks for protocol=resp3";
@@ -112,10 +105,20 @@ impl Link {
     }
 
     /// What a decision needs: the secret, the real script.
-    async fn settle(&self, connection: &Connection, secret: &mut Option<String>) -> Result<(), Fault> {
+    async fn settle(&self, connection: &Connection) -> Result<(), Fault> {
         self.find_out(connection).await?;
-        self.agree(connection, secret).await?;
-        self.prove(connection).await
+        let settled = async {
+            self.agree(connection).await?;
+            self.prove(connection).await
+        };
+        let settled = settled.await;
+        // A user who may not ask for the role finds out here. The next attempt is to another of the host's addresses.
+        if let Err(Fault { kind: FaultKind::ReadOnly, .. }) = &settled
+            && let Some(address) = connection.one_of_several()
+        {
+            self.replicas.lock().push(address);
+        }
+        settled
     }
 
     /// What the files hold now. One that is of no use is said once, and what it held before stays.
@@ -144,33 +147,47 @@ impl Link {
         self.login.lock().proven.as_ref().is_none_or(|proven| !proven.is_same(&wanted))
     }
 
-    /// The real script on a reserved key: a PING would prove nothing of permissions, scripts or memory.
+    /// The real script on a reserved key: a PING would prove nothing of permissions, scripts or memory. The first time on two
+    /// keys in different slots, which a server refuses that hides a cluster.
     pub(super) async fn prove(&self, connection: &Connection) -> Result<(), Fault> {
         let Some(probe) = probe::charge() else {
             return Err(Fault::new(FaultKind::Other, "the probe's quota is malformed"));
         };
-        let subject = match &self.part {
-            Part::First(_) => probe.subject,
-            Part::Node { probe, .. } => probe::subject(probe.load(Ordering::Relaxed)),
+        let probes = match &self.part {
+            Part::First(found) if found.slots_are_unknown() => {
+                vec![probe, SharedCharge { subject: probe::subject(1), ..probe }]
+            }
+            Part::First(_) => vec![probe],
+            Part::Node { probe: number, .. } => {
+                vec![SharedCharge { subject: probe::subject(number.load(Ordering::Relaxed)), ..probe }]
+            }
         };
-        let probe = SharedCharge { subject, ..probe };
-        let (now, started) = (self.common.clock.now(), Instant::now());
-        match self.ask(connection.calls(), &[probe], false, (now, false)).await {
-            Ok(answer) => drop(self.offset.learn(answer.now, now, self.common.clock.now())),
+        let started = Instant::now();
+        let mut proof = self.proof(connection, &probes).await;
+        if let Err(Refusal::CrossSlot(_)) = &proof {
+            proof = self.proof(connection, &probes[..1]).await;
+        }
+        match proof {
             // It has no slot, or its slots were moved meanwhile: what it does have is the map's to tell.
-            Err(Refusal::Moved(_) | Refusal::Ask(_) | Refusal::NotNow(_)) => {}
-            Err(Refusal::Fault(fault)) => return Err(fault),
+            Ok(()) | Err(Refusal::Moved(_) | Refusal::Ask(_) | Refusal::NotNow(_)) => {}
+            Err(Refusal::Fault(fault) | Refusal::CrossSlot(fault)) => return Err(fault),
+        }
+        if let Part::First(found) = &self.part {
+            found.slots_are_known();
         }
         self.state.lock().probe_took = Some(started.elapsed());
         Ok(())
     }
 
-    /// Takes the secret that is in Redis, or puts ours there.
-    pub(super) async fn agree(
-        &self,
-        connection: &Connection,
-        secret: &mut Option<String>,
-    ) -> Result<(), Fault> {
+    async fn proof(&self, connection: &Connection, probes: &[SharedCharge<'_>]) -> Result<(), Refusal> {
+        let now = self.common.clock.now();
+        let answer = self.ask(connection.calls(), probes, false, (now, false)).await?;
+        self.offset.learn(answer.now, now, self.common.clock.now());
+        Ok(())
+    }
+
+    /// Takes over the secret that is in Redis, or puts ours there where Redis has none or a damaged one.
+    pub(super) async fn agree(&self, connection: &Connection) -> Result<(), Fault> {
         let elsewhere = match &self.part {
             Part::First(_) => false,
             Part::Node { keeps_secret, .. } => !keeps_secret.load(Ordering::Relaxed),
@@ -178,15 +195,12 @@ impl Link {
         if self.options.secret_interval.is_none() || elsewhere {
             return Ok(());
         }
-        // Another link may have been told it, whose slot this link's node has taken over.
-        if secret.is_none() {
-            secret.clone_from(&self.common.secret.lock());
-        }
+        let known = self.common.secret.lock().clone();
         // A GET, as a rule.
         self.sent(1);
         let mut calls = connection.calls();
-        let shared = secret::shared(&mut calls, &self.options.namespace, secret.as_deref()).await;
-        let shared = match shared.map_err(|error| self.refusal(&error)) {
+        let shared = secret::shared(&mut calls, &self.options.namespace, known.as_deref()).await;
+        let Shared { secret, found } = match shared.map_err(|error| self.refusal(&error)) {
             Ok(shared) => shared,
             Err(Refusal::Fault(fault)) => return Err(fault),
             // Its slot is another node's, or is just being moved: nothing is wrong with this one. Who keeps it is the map's
@@ -196,12 +210,45 @@ impl Link {
                 return Ok(());
             }
         };
-        if secret.as_ref() != Some(&shared) {
-            self.common.rollout.learn_keys(secret::derive(shared.as_bytes()));
-            *self.common.secret.lock() = Some(shared.clone());
-            *secret = Some(shared);
+        if found != Found::Secret {
+            self.sent(1);
+            self.sent_inside(secret::INSIDE);
         }
+        let before = self.common.secret.lock().replace(secret.clone());
+        if before.as_deref() != Some(&*secret) {
+            self.common.rollout.learn_keys(secret::derive(secret.as_bytes()));
+        }
+        if self.common.secret_is_missed.swap(false, Ordering::Relaxed) {
+            self.observer.observe(&Event::StoreRemark(
+                "Redis Cluster: the fleet's secret is read: Redis decides from now on",
+            ));
+        }
+        self.report_secret(found, before.as_deref(), &secret);
         Ok(())
+    }
+
+    /// Logs what became of the secret, where that is more than that it is there or that the fleet is new.
+    fn report_secret(&self, found: Found, before: Option<&str>, secret: &str) {
+        let key = secret::key(&self.options.namespace);
+        let words = match (found, before) {
+            (Found::Nothing, Some(_)) => format!(
+                "Redis had lost the fleet's secret ({key}); this instance has put it back, so keys and canary buckets stay"
+            ),
+            (Found::Damaged(damage), Some(_)) => format!(
+                "the fleet's secret in Redis ({key}) was {damage}; this instance has put back the one in use"
+            ),
+            (Found::Damaged(damage), None) => format!(
+                "the fleet's secret in Redis ({key}) was {damage}; this instance has made a new one: all keys are new, so each \
+                 client's limits begin with nothing charged"
+            ),
+            (Found::Secret, Some(before)) if before != secret => format!(
+                "Redis holds another secret ({key}) than this instance used: this instance uses the one in Redis from now on. \
+                 All keys are new, so each client's limits begin with nothing charged. TIDEGATE_SECRET on every instance \
+                 prevents that"
+            ),
+            _ => return,
+        };
+        self.observer.observe(&Event::StoreWarning(&words));
     }
 }
 

@@ -12,6 +12,8 @@ pub(super) struct Lag {
     window: AtomicU64,
     present: AtomicU64,
     before: AtomicU64,
+    /// When the last call was answered: in the line of `window`, which each call writes anyway.
+    last: AtomicU64,
 }
 
 const WINDOW: Micros = 5 * SECOND;
@@ -19,12 +21,18 @@ const WINDOW: Micros = 5 * SECOND;
 impl Lag {
     /// A call took so long.
     pub(super) fn learn(&self, took: Micros, now: Micros) {
+        self.last.store(now, Ordering::Relaxed);
         let window = now / WINDOW;
         if self.window.swap(window, Ordering::Relaxed) != window {
             self.before.store(self.present.swap(took, Ordering::Relaxed), Ordering::Relaxed);
         } else if took < self.present.load(Ordering::Relaxed) {
             self.present.store(took, Ordering::Relaxed);
         }
+    }
+
+    /// How long ago the last call was answered, in microseconds.
+    pub(super) fn quiet(&self, now: Micros) -> Micros {
+        now.saturating_sub(self.last.load(Ordering::Relaxed))
     }
 
     /// The shortest lately, in microseconds; 0 before anything is known.

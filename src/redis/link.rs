@@ -1,6 +1,7 @@
 //! The link to one server: calls under a deadline, over a connection that the background makes, proves and replaces
 //! (`supervisor.rs`). No request ever waits for a connection. Of a cluster each master has a link of its own.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,78 +15,21 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::charge::{self, Answer, SCRIPT};
 use super::cluster::{Found, Refusal};
+pub(super) use super::common::Common;
+pub use super::common::Options;
 use super::connect::Connection;
 use super::fault;
-use super::home::Home;
 use super::lag::Lag;
-use super::login::{BadLogin, Login, LoginFiles, Logins};
+use super::login::{BadLogin, Login};
 use super::offset::ClockOffset;
+use super::pacing::ShortLived;
 use super::sentinel::Following;
-use super::spent::{Spending, Spent};
-use super::target::{Protocol, Target};
+use super::spent::Spending;
+use super::target::Protocol;
 use crate::limiter::breaker::{Breaker, Permit, State, Verdict};
-use crate::limiter::clock::{Clock, Micros};
+use crate::limiter::clock::Micros;
 use crate::limiter::event::{Event, Observer};
-use crate::limiter::rollout::Rollout;
 use crate::limiter::store::{Charged, Fault, FaultKind, SharedCharge};
-
-/// How to reach Redis and how patiently.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Where it is.
-    pub target: Target,
-    /// User, password and certificates that stand in files, which are read again for each connection.
-    pub files: LoginFiles,
-    /// The longest that a request waits, queueing included.
-    pub timeout: Duration,
-    /// The longest that making and proving a connection may take, and any other step in the background.
-    pub connect_timeout: Duration,
-    /// The longest wait between two attempts to connect.
-    pub reconnect_interval: Duration,
-    /// How long the share of the subjects that Redis decides grows after an outage; 0: everybody at once.
-    pub warm_up: Duration,
-    /// The most calls under way at once, to each node of a cluster. Whoever comes then is decided from memory, at once.
-    pub max_in_flight: u32,
-    /// What our keys begin with.
-    pub namespace: String,
-    /// How often the fleet's secret is looked at in Redis; `None` when one was given, so that Redis holds none. A
-    /// cache under pressure evicts first what nobody reads, and the next instance to start would make another
-    /// secret: buckets and keys of its own. Each look is a command that the provider bills.
-    pub secret_interval: Option<Duration>,
-    /// Whether it is a cluster; `None`: it is found out by the first connection.
-    pub cluster: Option<bool>,
-    /// How often a cluster is asked for its map without a cause. `None`: it never is, nor with a cause, so that nothing
-    /// that moves is followed but by the word of the servers themselves: only tests want that.
-    pub map_interval: Option<Duration>,
-}
-
-/// What all links of a store share.
-pub(super) struct Common {
-    pub(super) logins: Arc<Logins>,
-    pub(super) spent: Spent,
-    /// The fleet's secret, once Redis has told it.
-    pub(super) secret: Mutex<Option<String>>,
-    pub(super) clock: Clock,
-    pub(super) rollout: Arc<Rollout>,
-    /// Where connections live.
-    pub(super) home: Home,
-    /// EVALSHA's first argument.
-    script: redis::Script,
-}
-
-impl Common {
-    pub(super) fn new(options: &Options, clock: Clock, rollout: Arc<Rollout>) -> Result<Self, BadLogin> {
-        Ok(Self {
-            logins: Arc::new(Logins::new(options.target.clone(), options.files.clone())?),
-            spent: Spent::default(),
-            secret: Mutex::default(),
-            clock,
-            rollout,
-            home: Home::default(),
-            script: redis::Script::new(SCRIPT),
-        })
-    }
-}
 
 pub(super) struct Link {
     pub(super) options: Options,
@@ -103,6 +47,8 @@ pub(super) struct Link {
     pub(super) connection: ArcSwapOption<Connection>,
     /// It was found that what is before Redis does not survive HELLO.
     pub(super) without_hello: AtomicBool,
+    /// Addresses of the host that are those of replicas.
+    pub(super) replicas: Mutex<Vec<SocketAddr>>,
     /// What the sentinels tell, if there are any.
     pub(super) following: Following,
     pub(super) breaker: Breaker,
@@ -113,6 +59,8 @@ pub(super) struct Link {
     pub(super) suspected: Notify,
     /// A call found the connection closed.
     pub(super) missed: Notify,
+    /// Connections that ended young, one after another.
+    pub(super) short_lived: ShortLived,
     /// The map of the cluster says what is this node's.
     pub(super) mapped: Notify,
     pub(super) offset: ClockOffset,
@@ -196,12 +144,14 @@ impl Link {
             login: Mutex::default(),
             connection: ArcSwapOption::empty(),
             without_hello: AtomicBool::new(false),
+            replicas: Mutex::default(),
             following: Following::default(),
             breaker: Breaker::new(options.max_in_flight),
             opened_by: Mutex::new(None),
             opened: Notify::new(),
             suspected: Notify::new(),
             missed: Notify::new(),
+            short_lived: ShortLived::default(),
             mapped: Notify::new(),
             offset: ClockOffset::default(),
             lag: Lag::default(),
@@ -301,10 +251,24 @@ impl Link {
         match &self.part {
             Part::Node { .. } => Refusal::of(error),
             Part::First(found) => {
+                if let Some(refusal) = Refusal::of_several_slots(error) {
+                    self.is_by_slot();
+                    return refusal;
+                }
                 let fault = fault::classify(error);
                 found.suspect(fault.kind);
                 fault.into()
             }
+        }
+    }
+
+    /// The server refuses calls with keys of several slots, and tells no slots: from now on each call has keys of one.
+    fn is_by_slot(&self) {
+        if !self.common.by_slot.swap(true, Ordering::Relaxed) {
+            self.observer.observe(&Event::StoreRemark(
+                "Redis: one address hides a cluster (it answers CROSSSLOT): a request whose policies count by several subjects \
+                 is one call for each of them",
+            ));
         }
     }
 
@@ -313,6 +277,14 @@ impl Link {
         match self.breaker.state() {
             State::Closed | State::HalfOpen => Some(self.lag.shortest()),
             State::Open => None,
+        }
+    }
+
+    /// How long no call has been answered over this connection, or lost with it.
+    pub(super) fn quiet(&self, connection: &Connection) -> Duration {
+        match connection.lost_calls() {
+            0 => Duration::from_micros(self.lag.quiet(self.common.clock.now())),
+            _ => Duration::ZERO,
         }
     }
 

@@ -4,6 +4,7 @@ mod background;
 mod backoff;
 pub mod charge;
 pub mod cluster;
+mod common;
 mod connect;
 #[cfg(feature = "server")]
 pub mod cure;
@@ -19,7 +20,9 @@ mod login;
 pub mod needs;
 mod offset;
 mod overrides;
+mod pacing;
 mod plain;
+mod primary;
 pub mod probe;
 mod secret;
 mod sentinel;

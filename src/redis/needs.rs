@@ -24,6 +24,10 @@ const SECRET_LOOKS: f64 = 144.0;
 const CALLS_A_BEAT: f64 = 3.0;
 /// and the script runs two commands.
 const COMMANDS_A_BEAT: f64 = 7.0;
+/// Where Redis keeps the fleet's secret each heartbeat looks at it as well: one GET,
+const SECRET_CALLS_A_BEAT: f64 = 1.0;
+/// which takes this many bytes on the wire, both ways, beside the namespace: at most this, measured.
+const SECRET_BYTES_A_BEAT: f64 = 130.0;
 /// What a beat takes on the wire, both ways, and what each instance adds to that by its row: at most this, measured.
 const BYTES_A_BEAT: f64 = 4_100.0;
 const BYTES_A_ROW: f64 = 450.0;
@@ -87,7 +91,17 @@ pub struct Habits {
 /// What these rules need under this load, by the rule that needs most; `None` when nothing is limited.
 pub fn needs(rules: &Rules, habits: Habits, load: Load) -> Option<Needs> {
     let looks = if habits.secret_in_redis { SECRET_LOOKS } else { 0.0 };
-    let background = Background { looks, beats: beats_a_day(habits.heartbeat, load.instances) };
+    let (more_calls, more_bytes) = match habits.secret_in_redis {
+        true => (SECRET_CALLS_A_BEAT, SECRET_BYTES_A_BEAT),
+        false => (0.0, 0.0),
+    };
+    let background = Background {
+        looks,
+        beats: beats_a_day(habits.heartbeat, load.instances),
+        calls_a_beat: CALLS_A_BEAT + more_calls,
+        commands_a_beat: COMMANDS_A_BEAT + more_calls,
+        bytes_a_beat: BYTES_A_BEAT + more_bytes,
+    };
     let of = |rule: &Rule| {
         let policies: Vec<&Policy> = rule.policies.iter().map(|&id| rules.policy(id)).collect();
         needs_of(rule, &policies, habits.namespace, background, load)
@@ -103,6 +117,9 @@ pub fn needs(rules: &Rules, habits: Habits, load: Load) -> Option<Needs> {
 struct Background {
     looks: f64,
     beats: f64,
+    calls_a_beat: f64,
+    commands_a_beat: f64,
+    bytes_a_beat: f64,
 }
 
 fn beats_a_day(heartbeat: Option<Duration>, instances: u32) -> f64 {
@@ -125,7 +142,7 @@ fn needs_of(
     subjects.dedup();
     // A request asks Redis when any of its subjects is decided there.
     let share = (load.percent / 100.0 * subjects.len() as f64).min(1.0);
-    let Background { looks, beats } = background;
+    let Background { looks, beats, calls_a_beat, commands_a_beat, bytes_a_beat } = background;
     let (instances, is_used) = (f64::from(load.instances), load.percent > 0.0);
     let of_background = |a_beat: f64| if is_used { instances * (looks + beats * a_beat) } else { 0.0 };
     let calls = load.rpm * MINUTES_A_DAY * share;
@@ -149,14 +166,14 @@ fn needs_of(
         rule: rule.name.to_string(),
         calls_a_decision: 1,
         commands_a_decision: 1 + inside as u32,
-        calls_a_day: calls + of_background(CALLS_A_BEAT),
-        commands_a_day: calls * (1.0 + inside) + of_background(COMMANDS_A_BEAT),
+        calls_a_day: calls + of_background(calls_a_beat),
+        commands_a_day: calls * (1.0 + inside) + of_background(commands_a_beat),
         calls_a_second: load.rpm / 60.0 * share,
         keys: alive.iter().sum(),
         memory_bytes: memory.sum(),
         connections: CONNECTIONS_AN_INSTANCE * load.instances,
         bandwidth_bytes_a_month: DAYS_A_MONTH
             * (calls * wire
-                + if is_used { instances * beats * (BYTES_A_BEAT + BYTES_A_ROW * instances) } else { 0.0 }),
+                + if is_used { instances * beats * (bytes_a_beat + BYTES_A_ROW * instances) } else { 0.0 }),
     }
 }

@@ -38,6 +38,12 @@ fn quota() -> Option<Quota> {
 #[cfg(test)]
 mod tests {
     #[test]
+    fn the_first_two_probes_lie_in_different_slots() {
+        let slot = crate::redis::cluster::slot::of_subject;
+        assert_ne!(slot(super::subject(0)), slot(super::subject(1)));
+    }
+
+    #[test]
     fn the_quota_of_the_probe_is_sound() {
         assert!(super::charge().is_some());
     }

@@ -8,10 +8,12 @@ mod find;
 mod follow;
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use redis::aio::MultiplexedConnection;
 use redis::{Value, cmd};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
@@ -20,7 +22,9 @@ use super::connect::{self, Connection};
 use super::fault;
 use super::link::Link;
 use super::login::Login;
+use super::primary;
 use super::target::{Target, address};
+use crate::limiter::event::Event;
 use crate::limiter::store::{Fault, FaultKind};
 
 /// A host and a port, as the sentinels announce them.
@@ -39,14 +43,26 @@ struct Deaf {
     said: bool,
 }
 
+/// What sentinels have told of a failover.
+struct Word {
+    master: Address,
+    when: Instant,
+    /// The places of those that have told it, among the sentinels.
+    by: HashSet<usize>,
+}
+
 /// What is known of the master beyond the connection in use. Without sentinels nothing ever happens here.
 pub(super) struct Following {
     /// Counts what may have made another server the master.
     news: watch::Sender<u64>,
     /// How much of that was known when the last attempt to connect began.
     tried: AtomicU64,
-    /// The last master that a failover made, and when.
-    told: Mutex<Option<(Address, Instant)>>,
+    /// The last master that a failover made.
+    told: Mutex<Option<Word>>,
+    /// Another sentinel tells of that failover as well.
+    agreed: Notify,
+    /// What was logged of sentinels that contradict each other.
+    contradiction: Mutex<Option<String>>,
     /// A sentinel is there that was not: who waits may have something to ask.
     heard: Notify,
     deaf: Mutex<Deaf>,
@@ -63,6 +79,8 @@ impl Default for Following {
             news,
             tried: AtomicU64::new(0),
             told: Mutex::default(),
+            agreed: Notify::new(),
+            contradiction: Mutex::default(),
             heard: Notify::new(),
             deaf: Mutex::default(),
             served: Mutex::default(),
@@ -88,11 +106,19 @@ impl Following {
     /// Waits until something was told by which another server than this one may be the master. A sentinel that leads a
     /// failover names the new one before it tells of it: that word comes when the connection is there already.
     pub(super) async fn left(&self, server: &Target) {
+        let is_elsewhere = |newest: &Address| !is_at(server, newest);
         loop {
-            self.switched().await;
+            tokio::select! {
+                () = self.switched() => {}
+                // The word of one may not have been enough.
+                () = self.agreed.notified() => match self.newest() {
+                    Some(newest) if is_elsewhere(&newest) => return,
+                    _ => continue,
+                },
+            }
             // Before what it was: whatever comes after that is news again.
             let known = *self.news.borrow();
-            if !self.newest().is_some_and(|newest| is_at(server, &newest)) {
+            if self.newest().as_ref().is_none_or(is_elsewhere) {
                 return;
             }
             self.tried.store(known, Ordering::Relaxed);
@@ -129,19 +155,32 @@ impl Following {
         self.decided.lock().as_ref().is_some_and(|decided| is_at(decided, master))
     }
 
-    /// A sentinel tells of a failover. False when that was known.
-    fn told(&self, master: Address) -> bool {
+    /// The sentinel at this place tells of a failover. Whether it is the first to do so.
+    fn told(&self, master: Address, by: usize) -> bool {
         {
             let mut told = self.told.lock();
-            let known =
-                told.as_ref().is_some_and(|(last, when)| *last == master && when.elapsed() < NEWS_LAST);
-            if known {
+            let known = told.as_mut().filter(|last| last.master == master && last.when.elapsed() < NEWS_LAST);
+            if let Some(known) = known {
+                if known.by.insert(by) {
+                    self.agreed.notify_one();
+                }
                 return false;
             }
-            *told = Some((master, Instant::now()));
+            *told = Some(Word { master, when: Instant::now(), by: HashSet::from([by]) });
         }
         self.look_again();
         true
+    }
+
+    /// What to log of sentinels that contradict each other: once, until they agree or say something else. In a failover they
+    /// are not of one mind for a moment.
+    fn contradicts(&self, contradiction: Option<String>) -> Option<String> {
+        let mut known = self.contradiction.lock();
+        if self.newest().is_some() || *known == contradiction {
+            return None;
+        }
+        known.clone_from(&contradiction);
+        contradiction
     }
 
     /// This sentinel can be listened to.
@@ -169,7 +208,7 @@ impl Following {
 
     fn newest(&self) -> Option<Address> {
         let told = self.told.lock();
-        told.as_ref().filter(|(_, when)| when.elapsed() < NEWS_LAST).map(|(master, _)| master.clone())
+        told.as_ref().filter(|word| word.when.elapsed() < NEWS_LAST).map(|word| word.master.clone())
     }
 }
 
@@ -180,10 +219,23 @@ impl Link {
         self.heard_home.store(self.common.home.heard(), Ordering::Relaxed);
         let home = self.common.home.at();
         match target.master_name() {
-            None => connect::connect(target, login, home.as_ref()).await,
+            None => {
+                let connect = |replicas: Vec<SocketAddr>| {
+                    let home = home.as_ref();
+                    async move { connect::connect_but(target, login, home, &replicas).await }
+                };
+                primary::among(&self.replicas, connect).await
+            }
             Some(_) => {
                 let newest = self.following.newest();
-                find::master(target, (login, home.as_ref()), newest, self.options.connect_timeout).await
+                let (login, longest) = ((login, home.as_ref()), self.options.connect_timeout);
+                let find::Found { connection, contradiction } =
+                    find::master(target, login, newest, longest).await?;
+                if let Some(contradiction) = self.following.contradicts(contradiction) {
+                    let words = format!("Redis: the sentinels disagree: {contradiction}");
+                    self.observer.observe(&Event::StoreWarning(&words));
+                }
+                Ok(connection)
             }
         }
     }
@@ -209,10 +261,7 @@ async fn ask(
 ) -> Result<(Connection, Option<Address>), Fault> {
     let asked = async {
         let connection = connect::connect(sentinel, login, None).await?;
-        let mut question = cmd("SENTINEL");
-        question.arg("get-master-addr-by-name").arg(name);
-        let answer: Result<Option<Address>, _> = question.query_async(&mut connection.calls()).await;
-        let answer = answer.map_err(|error| match fault::classify(&error) {
+        let answer = question(connection.calls(), name).await.map_err(|fault| match fault {
             fault if fault.detail.contains("unknown command") => {
                 Fault::new(FaultKind::Other, "it is no sentinel: it does not know the command SENTINEL")
             }
@@ -225,11 +274,18 @@ async fn ask(
     })
 }
 
+/// The question itself.
+async fn question(mut sentinel: MultiplexedConnection, name: &str) -> Result<Option<Address>, Fault> {
+    let mut question = cmd("SENTINEL");
+    question.arg("get-master-addr-by-name").arg(name);
+    question.query_async(&mut sentinel).await.map_err(|error| fault::classify(&error))
+}
+
 /// Whether the server at the other end takes itself for the master.
 ///
 /// # Errors
 /// When it does not, or there is no telling.
-async fn is_master(connection: &Connection) -> Result<(), Fault> {
+pub(super) async fn is_master(connection: &Connection) -> Result<(), Fault> {
     match cmd("ROLE").query_async(&mut connection.calls()).await {
         Ok(Value::Array(answer)) => match answer.first() {
             Some(Value::BulkString(role)) if role != b"master" => {
@@ -271,12 +327,26 @@ mod tests {
     async fn the_word_of_a_failover_to_the_master_that_was_found_already_is_no_reason_to_leave_it() {
         let following = Following::default();
         following.trying();
-        assert!(following.told(address_of("new")));
+        assert!(following.told(address_of("new"), 0));
         assert_eq!(following.left(&server("new")).now_or_never(), None);
         assert_eq!(following.switched().now_or_never(), None, "and it is known");
         assert_eq!(following.left(&server("old")).now_or_never(), None, "to whoever began after it");
-        assert!(following.told(address_of("newer")));
+        assert!(following.told(address_of("newer"), 0));
         assert_eq!(following.left(&server("new")).now_or_never(), Some(()));
+    }
+
+    /// The word of the first may not have been enough to leave it.
+    #[tokio::test]
+    async fn second_sentinel_to_tell_of_a_failover_is_a_reason() {
+        let following = Following::default();
+        assert!(following.told(address_of("new"), 0));
+        following.trying();
+        assert!(!following.told(address_of("new"), 0), "it repeats itself");
+        assert_eq!(following.left(&server("old")).now_or_never(), None);
+        assert!(!following.told(address_of("new"), 1));
+        assert_eq!(following.left(&server("old")).now_or_never(), Some(()));
+        assert!(!following.told(address_of("new"), 2));
+        assert_eq!(following.left(&server("new")).now_or_never(), None, "it is there already");
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::Value;
@@ -75,6 +76,11 @@ impl RedisStore {
     /// threads. `None`: they come from anywhere, or that thread is about to end.
     pub fn called_from(&self, runtime: Option<tokio::runtime::Handle>) {
         self.0.common.home.is(runtime);
+    }
+
+    /// So many instances use this Redis, this one included: those that lose it together come back one after another.
+    pub fn is_shared_by(&self, members: u32) {
+        self.0.common.members.are(members);
     }
 
     /// Connects, and connects again whenever the connection is lost. Runs until it is dropped.
@@ -160,7 +166,13 @@ impl Store for RedisStore {
         let deadline = Instant::now() + servers.options.timeout;
         if !servers.is_cluster() {
             let charged = servers.first.charge(charges, peek, now, (deadline, false)).await;
-            return charged.map_err(Refusal::into_fault);
+            return charged.map_err(|refusal| {
+                // The address hides a cluster since a moment ago. Later requests are one call a subject.
+                if let Refusal::CrossSlot(fault) = &refusal {
+                    servers.observer.observe(&Event::StoreFailed(fault.kind));
+                }
+                refusal.into_fault()
+            });
         }
         let slot = charges.first().map(|charge| slot::of_subject(charge.subject)).unwrap_or_default();
         let link = servers.link_at(slot)?;
@@ -185,7 +197,8 @@ impl Store for RedisStore {
     }
 
     fn place(&self, subject: SubjectHash) -> u16 {
-        if self.0.is_cluster() { slot::of_subject(subject) } else { 0 }
+        let is_by_slot = self.0.common.by_slot.load(Ordering::Relaxed) || self.0.is_cluster();
+        if is_by_slot { slot::of_subject(subject) } else { 0 }
     }
 
     fn lag(&self, subject: SubjectHash) -> Option<Micros> {

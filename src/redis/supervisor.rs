@@ -27,20 +27,19 @@ impl Link {
         if matches!(self.part, Part::Node { .. }) {
             backoff = backoff.of_a_node();
         }
-        let mut secret = None;
         // The first attempt of a process follows no outage: nobody was decided without Redis, no fleet comes back
         // together. One proof is enough for it, and no subject waits for a warm-up.
         let mut after_outage = false;
         // A node that only said that its cluster is down was there all the time: it need not warm up.
         let mut was_away = false;
         loop {
-            let fault = match self.try_again(&mut secret, after_outage).await {
+            let fault = match self.try_again(after_outage).await {
                 Ok(connection) => {
                     if !after_outage {
                         self.measure(&connection).await;
                     }
                     let since = Instant::now();
-                    let fault = self.serve(connection, &mut secret, (after_outage, was_away)).await;
+                    let fault = self.serve(connection, (after_outage, was_away)).await;
                     backoff.healthy(since.elapsed());
                     was_away = false;
                     self.lost(&fault);
@@ -57,6 +56,8 @@ impl Link {
             self.state.lock().next_probe = Some(self.common.clock.now() + wait.as_micros() as u64);
             if self.pause(wait, fault.kind).await {
                 backoff.anew();
+                // All instances are told at the same moment.
+                sleep(self.common.members.spread(rand::random())).await;
             }
         }
     }
@@ -101,9 +102,9 @@ impl Link {
     }
 
     /// A fresh connection, never the old one, and as many good probes over it as it takes.
-    async fn try_again(&self, secret: &mut Option<String>, after_outage: bool) -> Result<Connection, Fault> {
+    async fn try_again(&self, after_outage: bool) -> Result<Connection, Fault> {
         self.state.lock().next_probe = None;
-        let connection = self.fresh(secret, self.options.connect_timeout).await?;
+        let connection = self.fresh(self.options.connect_timeout).await?;
         if after_outage {
             for _ in 1..GOOD_PROBES {
                 sleep(BETWEEN_PROBES).await;
@@ -122,12 +123,7 @@ impl Link {
     }
 
     /// Puts a connection to use until the breaker opens. Returns what opened it.
-    async fn serve(
-        &self,
-        connection: Connection,
-        secret: &mut Option<String>,
-        (after_outage, was_away): (bool, bool),
-    ) -> Fault {
+    async fn serve(&self, connection: Connection, (after_outage, was_away): (bool, bool)) -> Fault {
         let connection = Arc::new(connection);
         let warm_up = if was_away { self.options.warm_up } else { Duration::ZERO };
         let warm_up = self.following.warm_up(connection.target(), warm_up);
@@ -163,7 +159,7 @@ impl Link {
         std::pin::pin!(self.suspected.notified()).as_mut().enable();
         tokio::select! {
             fault = self.opened() => fault,
-            fault = self.tend(secret) => fault,
+            fault = self.tend() => fault,
         }
     }
 

@@ -45,7 +45,7 @@ enum Occasion {
 
 impl Link {
     /// Replaces connections as it must. Returns when neither the one in use nor a fresh one works.
-    pub(super) async fn tend(&self, secret: &mut Option<String>) -> Fault {
+    pub(super) async fn tend(&self) -> Fault {
         let mut renewed: Option<Instant> = None;
         let mut looked = Instant::now();
         let mut logins = Backoff::new(LOGIN_AGAIN);
@@ -74,6 +74,15 @@ impl Link {
                     if connection.age() < LASTING {
                         return self.trip(closed()).await;
                     }
+                    let quiet = self.quiet(&connection);
+                    let Some(wait) = self.short_lived.wait(connection.age(), quiet, rand::random()) else {
+                        let words = format!(
+                            "the other side has closed the connection, and {} in a row that lived for less than 10 s",
+                            self.short_lived.in_a_row()
+                        );
+                        return self.trip(Fault::new(FaultKind::Lost, words)).await;
+                    };
+                    sleep(wait + self.common.members.spread(rand::random())).await;
                     if idle_ends > 1 {
                         // Nobody uses it, and the other side closes it each time. Each connection costs commands that
                         // the provider bills: the next one is made when it is missed.
@@ -83,7 +92,7 @@ impl Link {
                             () = at(look) => {}
                         }
                     }
-                    match self.fresh(secret, UNSAID.min(self.options.connect_timeout)).await {
+                    match self.fresh(UNSAID.min(self.options.connect_timeout)).await {
                         Ok(fresh) => {
                             let calls = connection.lost_calls();
                             self.replace(fresh, Replaced::Lost { calls }).await;
@@ -102,9 +111,9 @@ impl Link {
                     renewed = Some(Instant::now());
                     // Requests get answers over the old connection: a server without room for a second one is no
                     // outage.
-                    let _ = self.renew(secret).await;
+                    let _ = self.renew().await;
                 }
-                Occasion::Switched => match self.fresh(secret, self.options.connect_timeout).await {
+                Occasion::Switched => match self.fresh_of_a_fleet().await {
                     // They said nothing new.
                     Ok(fresh) if fresh.target() == connection.target() => {}
                     Ok(fresh) => self.replace(fresh, Replaced::Failover).await,
@@ -116,25 +125,31 @@ impl Link {
                 },
                 Occasion::Look => {
                     looked = Instant::now();
-                    let agreed = self.agree(&connection, secret);
+                    let agreed = self.agree(&connection);
                     if in_time(self.options.connect_timeout, agreed).await.is_ok() {
                         continue;
                     }
                     renewed = Some(Instant::now());
                     // It is broken, and so is a fresh one: the outage need not wait for a request to find it.
-                    if let Err(fault) = self.renew(secret).await {
+                    if let Err(fault) = self.renew().await {
                         return self.trip(fault).await;
                     }
                 }
                 // Where that fails the one in use is as good, only dearer.
                 Occasion::Moved => {
-                    if let Ok(fresh) = self.fresh(secret, self.options.connect_timeout).await {
+                    if let Ok(fresh) = self.fresh(self.options.connect_timeout).await {
                         self.put_in_place(fresh).await;
                     }
                 }
-                Occasion::Login => login_again = self.log_in_anew(secret, &mut logins).await,
+                Occasion::Login => login_again = self.log_in_anew(&mut logins).await,
             }
         }
+    }
+
+    /// A fresh connection to a new master, which all instances make at this moment.
+    async fn fresh_of_a_fleet(&self) -> Result<Connection, Fault> {
+        sleep(self.common.members.spread(rand::random())).await;
+        self.fresh(self.options.connect_timeout).await
     }
 
     /// Waits until the map says that the fleet's secret is this node's, and no link has been told it: its slot came here
@@ -161,8 +176,8 @@ impl Link {
     }
 
     /// A fresh connection in place of one that goes bad.
-    async fn renew(&self, secret: &mut Option<String>) -> Result<(), Fault> {
-        match self.fresh(secret, self.options.connect_timeout).await {
+    async fn renew(&self) -> Result<(), Fault> {
+        match self.fresh(self.options.connect_timeout).await {
             Ok(fresh) => {
                 self.replace(fresh, Replaced::Slow).await;
                 Ok(())
@@ -176,12 +191,12 @@ impl Link {
 
     /// A connection with the login that is wanted by now in place of the one in use, which stays where Redis does not let
     /// that in. When to try again, if so.
-    async fn log_in_anew(&self, secret: &mut Option<String>, logins: &mut Backoff) -> Option<Instant> {
+    async fn log_in_anew(&self, logins: &mut Backoff) -> Option<Instant> {
         let newest = self.newest_login().await;
         if !self.has_other_login() {
             return None;
         }
-        match self.fresh_with(&newest, secret).await {
+        match self.fresh_with(&newest).await {
             Ok(fresh) => {
                 self.replace(fresh, Replaced::Login).await;
                 None

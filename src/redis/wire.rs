@@ -224,6 +224,22 @@ impl Wire {
         Ok(Ran { server_time: answer.now, allowed, took, taught })
     }
 
+    /// Whether one call may have keys of several slots: not on a node of a cluster, nor where one address hides a cluster.
+    /// Judges and writes nothing.
+    ///
+    /// # Errors
+    /// As [`Wire::ask`].
+    pub async fn takes_several_slots(&mut self, namespace: &str, now: Micros) -> Result<bool, Fault> {
+        let Some(probe) = probe::charge() else { return Ok(true) };
+        let probes = [probe, SharedCharge { subject: probe::subject(1), ..probe }];
+        let command = charge::call("EVAL", SCRIPT, namespace, &probes, true, now);
+        match self.send(&command).await {
+            Ok(_) => Ok(true),
+            Err(Refused::Said(error)) if fault::is_cross_slot(&error) => Ok(false),
+            Err(error) => Err(error.into_fault()),
+        }
+    }
+
     async fn send(&mut self, command: &Cmd) -> Result<Value, Refused> {
         let bytes = command.get_packed_command();
         let patience = self.patience;

@@ -241,6 +241,7 @@ impl Observer for Telemetry {
                 self.metrics.link().are(*worst, *connections, *nodes);
             }
             Event::StoreRemark(words) => self.say(words),
+            Event::StoreWarning(words) => self.warn(words),
             Event::ChargeReturned(outcome) => self.metrics.settlements.returned(*outcome),
             Event::StoreAllowanceNearlySpent { today, per_day, exhausted_at } => {
                 let end = exhausted_at.and_then(|at| DateTime::<Utc>::from_timestamp_micros(at as i64));

@@ -63,12 +63,11 @@ pub async fn examine(settings: &Settings, progress: Progress<'_>) -> Report {
 
 async fn walk(examination: &mut Examination<'_>) -> Result<(), Stop> {
     let mut way = way_in(examination).await?;
-    let probe = match cluster::look(examination, &mut way).await? {
-        Some(probe) => probe,
-        None => Probe::new(&examination.redis.namespace),
-    };
+    let probe = cluster::look(examination, &mut way).await?;
+    let is_node = probe.is_some();
+    let probe = probe.unwrap_or_else(|| Probe::new(&examination.redis.namespace));
     let sentinels = way.sentinels.take();
-    Inside { examination, wire: way.wire, probe, sentinels }.look().await
+    Inside { examination, wire: way.wire, probe, is_node, sentinels }.look().await
 }
 
 /// The report on settings that can't even be read.

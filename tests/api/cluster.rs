@@ -246,6 +246,39 @@ async fn a_master_killed_under_load_over_tls_as_an_acl_user_is_replaced_as_well(
     a_failover_under_load(RedisCluster::secure(3, true), Death::Killed).await;
 }
 
+/// No TIDEGATE_SECRET, and a master without a replica that keeps what was made in its place.
+#[tokio::test]
+async fn start_without_the_secrets_master_is_logged_and_recovers() {
+    const KEY: &str = "tidegate:secret";
+    let mut cluster = RedisCluster::start(3, false);
+    let keeper = cluster.master_of(KEY);
+    cluster.nodes[keeper].kill();
+    let other = (keeper + 1) % 3;
+    let url = cluster.nodes[other].url();
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("APP_ENV", "production"),
+        ("REDIS_TIMEOUT_MS", TIMEOUT_MS),
+        ("TIDEGATE__REDIS__RECONNECT_INTERVAL_S", "1"),
+        ("TIDEGATE__REDIS__WARM_UP_S", "0"),
+    ];
+    let tidegate = Tidegate::start(Some(POLICIES), &variables).await;
+    let address = format!("127.0.0.1:{}", cluster.nodes[keeper].port);
+    let missed = format!("the fleet's secret ({KEY}) is kept by {address}, which is away (refused: ");
+    tidegate.says(&missed, 1).await;
+    assert!(tidegate.output().contains("Set TIDEGATE_SECRET on every instance"), "{}", tidegate.output());
+    for key in 0..20 {
+        assert_eq!(tidegate.check(json!({"key": key.to_string()})).await["backend"], "memory");
+    }
+    cluster.nodes[keeper].restart();
+    tidegate.connected().await;
+    tidegate.says("the fleet's secret is read: Redis decides from now on", 1).await;
+    tidegate.says(&missed, 1).await;
+    for key in 0..20 {
+        assert_eq!(tidegate.check(json!({"key": key.to_string()})).await["backend"], "redis");
+    }
+}
+
 #[tokio::test]
 async fn a_cluster_is_found_out_and_said() {
     let cluster = RedisCluster::start(3, false);

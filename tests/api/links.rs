@@ -139,6 +139,28 @@ async fn a_connection_that_breaks_as_soon_as_it_is_made_is_an_outage() {
     assert!(relay.connections() < 10, "{} connections", relay.connections());
 }
 
+/// 28 in 15 seconds it would be.
+#[tokio::test]
+async fn short_lived_connections_are_made_less_often() {
+    let redis = RedisServer::start();
+    let relay = Relay::to(redis.port).await;
+    relay.close_after(Duration::from_millis(700));
+    let started = Instant::now();
+    let url = format!("redis://{}", relay.address);
+    let variables = [("REDIS_URL", url.as_str()), ("APP_ENV", "production"), ("REDIS_TIMEOUT_MS", "2000")];
+    let tidegate = Arc::new(Tidegate::start(Some(ONE_KEY), &variables).await);
+    let load = Load::start(&tidegate, 4);
+    until("it is an outage", async || tidegate.lines_with(DEGRADED) > 0).await;
+    let (lasted, made) = (started.elapsed(), relay.connections());
+    load.stop().await;
+    eprintln!("{made} connections in {lasted:.1?}");
+    // Three are replaced at once, three wait for a quarter, a half and a whole second at least; the seventh that ends is
+    // the outage. One that is closed while it is proven may be made again at once.
+    assert!(made <= 9, "{made} connections in {lasted:?}");
+    assert!(lasted >= Duration::from_secs(6), "{made} connections in {lasted:?}");
+    assert!(tidegate.output().contains("7 in a row that lived for less than 10 s"), "{}", tidegate.output());
+}
+
 async fn protocol(tidegate: &Tidegate) -> Value {
     tidegate.connected().await;
     assert_eq!(check(tidegate, "k").await["backend"], "redis");

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::support::outage::{BACK, DEGRADED, ONE_KEY};
 use crate::support::process::Tidegate;
-use crate::support::redis_server::free_port;
+use crate::support::redis_server::{RedisServer, free_port};
 use crate::support::sentinel::{MASTER, Trio};
 use crate::support::until;
 
@@ -250,6 +252,116 @@ async fn a_server_that_the_sentinels_name_and_that_is_no_master_is_not_used() {
     last_error(&tidegate, "readonly", &["by 3 of 3 sentinels", "is a slave"]).await;
     let _: () = server.run(&["REPLICAOF", "NO", "ONE"]);
     until("it is in use again", async || is_in_use(&tidegate).await).await;
+}
+
+/// A sentinel that names another master than the rest, and tells of a failover to it when it is asked to.
+struct Dissenter {
+    port: u16,
+    tells: tokio::sync::watch::Sender<bool>,
+}
+
+impl Dissenter {
+    async fn naming(master: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (tells, _) = tokio::sync::watch::channel(false);
+        let told = tells.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(Self::serve(client, master, told.subscribe()));
+            }
+        });
+        Self { port, tells }
+    }
+
+    async fn serve(mut client: TcpStream, master: u16, mut told: tokio::sync::watch::Receiver<bool>) {
+        let list = |sign: &str, words: &[&str]| {
+            let items: String = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len())).collect();
+            format!("*{}\r\n{items}{sign}", words.len() + usize::from(!sign.is_empty()))
+        };
+        let mut buffer = [0; 4_096];
+        let mut listens = false;
+        loop {
+            let answer = tokio::select! {
+                read = client.read(&mut buffer) => match read {
+                    Ok(read) if read > 0 => {
+                        let asked = String::from_utf8_lossy(&buffer[..read]).to_ascii_lowercase();
+                        if asked.contains("subscribe") {
+                            listens = true;
+                            list(":1\r\n", &["subscribe", "+switch-master"])
+                        } else if asked.contains("get-master-addr-by-name") {
+                            list("", &["127.0.0.1", &master.to_string()])
+                        } else {
+                            "-ERR unknown command\r\n".to_owned()
+                        }
+                    }
+                    _ => return,
+                },
+                Ok(()) = told.changed(), if listens => {
+                    let switch = format!("{MASTER} 127.0.0.1 1 127.0.0.1 {master}");
+                    list("", &["message", "+switch-master", &switch])
+                }
+            };
+            if client.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Two of these sentinels and the dissenter.
+async fn start_with(trio: &Trio, dissenter: &Dissenter) -> Tidegate {
+    let [one, two, _] = &trio.sentinels[..] else { panic!("there are three") };
+    let url = format!(
+        "redis+sentinel://127.0.0.1:{},127.0.0.1:{},127.0.0.1:{}/{MASTER}",
+        one.port, two.port, dissenter.port
+    );
+    let variables = [("REDIS_URL", url.as_str()), ("APP_ENV", "production"), ("REDIS_TIMEOUT_MS", "1000")];
+    Tidegate::start(Some(ONE_KEY), &variables).await
+}
+
+const DISAGREE: &str = "Redis: the sentinels disagree";
+
+#[tokio::test]
+async fn failover_told_by_a_minority_is_not_followed() {
+    let trio = Trio::without_replicas(false);
+    let other = RedisServer::start();
+    let dissenter = Dissenter::naming(other.port).await;
+    let tidegate = start_with(&trio, &dissenter).await;
+    tidegate.connected().await;
+    tidegate.says(DISAGREE, 1).await;
+    assert!(tidegate.output().contains(&format!("names 127.0.0.1:{} instead of", other.port)));
+    dissenter.tells.send(true).unwrap();
+    tidegate.says("Redis: the sentinels name another master", 1).await;
+    // For as long as such a word outweighs what the others said before it, and a moment more.
+    let until = Instant::now() + Duration::from_secs(12);
+    let (mut all, mut by_redis) = (0, 0);
+    while Instant::now() < until {
+        let answer = tidegate.check(json!({"key": format!("key {all}")})).await;
+        all += 1;
+        by_redis += usize::from(answer["fallback"] == false);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(is_on(&master_in_use(&tidegate).await, trio.servers[0].port));
+    assert_eq!((by_redis, other.calls("evalsha") + other.calls("eval")), (all, 0));
+    tidegate.says(DEGRADED, 0).await;
+}
+
+#[tokio::test]
+async fn master_named_by_a_minority_is_not_used() {
+    let mut trio = Trio::without_replicas(false);
+    trio.servers[0].kill();
+    let other = RedisServer::start();
+    let dissenter = Dissenter::naming(other.port).await;
+    let tidegate = start_with(&trio, &dissenter).await;
+    let words = format!("names 127.0.0.1:{} instead of", other.port);
+    let words = ["by 2 of 3 sentinels", &words, "it is not used until more than half of them name it"];
+    last_error(&tidegate, "refused", &words).await;
+    assert_eq!(tidegate.check(json!({"key": "k"})).await["fallback"], true);
+    assert_eq!(other.calls("evalsha") + other.calls("eval"), 0);
+    trio.servers[0].restart();
+    tidegate.connected().await;
+    assert!(is_on(&master_in_use(&tidegate).await, trio.servers[0].port));
 }
 
 async fn last_error(tidegate: &Tidegate, kind: &str, words: &[&str]) {

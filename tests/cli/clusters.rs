@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::run::{Ran, doctor};
+use crate::support::redis_cluster::RedisCluster;
 use crate::support::redis_server::{RedisServer, free_port};
+use crate::support::slot_endpoint::{Answers, SlotEndpoint};
 
 /// Some masters, each with a replica if wanted.
 struct Cluster {
@@ -147,6 +149,18 @@ async fn a_sound_cluster_is_healthy_node_by_node_for_a_user_with_the_least_permi
     let failed = ran.failed();
     assert_eq!((&failed["step"], &failed["kind"]), (&json!("cluster"), &json!("permission")), "{failed:#}");
     assert!(failed["cure"].as_str().unwrap().contains("+cluster|slots"));
+}
+
+#[tokio::test]
+async fn address_that_hides_a_cluster_is_healthy() {
+    let cluster = RedisCluster::start(3, false);
+    for answers in [Answers::Unknown, Answers::Disabled] {
+        let endpoint = SlotEndpoint::to(&cluster, answers).await;
+        let ran = doctor(&endpoint.url(), &[("REDIS_TIMEOUT_MS", "5000")]).await;
+        is(&ran, "script", "ok", "one address hides a cluster (CROSSSLOT)", "");
+        assert_eq!(ran.code, 0, "{}", ran.stdout);
+        assert_eq!(endpoint.crossings(), 1, "{answers:?}");
+    }
 }
 
 #[tokio::test]

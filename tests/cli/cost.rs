@@ -144,14 +144,27 @@ impl Bill<'_> {
 
 #[tokio::test]
 async fn an_instance_that_is_there_costs_the_commands_and_the_bytes_that_the_cost_command_says() {
+    a_heartbeat_costs(Some("0123456789abcdef")).await;
+}
+
+#[tokio::test]
+async fn secret_in_redis_costs_one_get_a_heartbeat_more() {
+    a_heartbeat_costs(None).await;
+}
+
+async fn a_heartbeat_costs(secret: Option<&str>) {
     let redis = RedisServer::start();
     let url = redis.url();
-    let variables = [
+    let secret = secret.map(|secret| ("TIDEGATE_SECRET", secret));
+    let mut variables = vec![
         ("REDIS_URL", url.as_str()),
-        ("TIDEGATE_SECRET", "0123456789abcdef"),
         ("TIDEGATE__REDIS__BILLED_PER_CALL", "4"),
         ("TIDEGATE__FLEET__HEARTBEAT_S", "1"),
     ];
+    variables.extend(secret);
+    // The secret, where Redis keeps it.
+    let looks = u64::from(secret.is_none());
+    let commands = 7 + looks;
     let one = Tidegate::start(None, &variables).await;
     one.connected().await;
     let two = Tidegate::start(None, &variables).await;
@@ -170,25 +183,27 @@ async fn an_instance_that_is_there_costs_the_commands_and_the_bytes_that_the_cos
         after.calls.iter().zip(before.calls).map(|(after, before)| after - before).collect();
     let beats = counted[0] / 2;
     assert!((beats as f64 - expected).abs() <= 2.0, "{beats} of two instances, {expected:.1} expected");
-    assert_eq!(counted, [2 * beats, 3 * beats, beats, 0, 0]);
-    // Each its own, seven commands a beat where those inside scripts count.
+    assert_eq!(counted, [2 * beats, (3 + looks) * beats, beats, 0, 0]);
+    // Each its own; seven commands a beat where those inside scripts count, and one for the secret.
     let spent: Vec<u64> =
         after.spent.iter().zip(before.spent).map(|(after, before)| after - before).collect();
-    let is_half = |spent: u64| spent.is_multiple_of(7) && spent > 0 && spent / 7 <= beats / 2 + 1;
+    let is_half =
+        |spent: u64| spent.is_multiple_of(commands) && spent > 0 && spent / commands <= beats / 2 + 1;
     assert!(spent.iter().all(|&spent| is_half(spent)), "{spent:?}");
-    assert_eq!(spent.iter().sum::<u64>(), 7 * beats);
+    assert_eq!(spent.iter().sum::<u64>(), commands * beats);
     let wire = after.bytes - before.bytes;
     // No more than was said, and not half of it.
     let load = async |heartbeat: &str| {
         let directory = tempfile::tempdir().unwrap();
-        let variables =
-            [("TIDEGATE_SECRET", "0123456789abcdef"), ("TIDEGATE__FLEET__HEARTBEAT_S", heartbeat)];
+        let mut variables = vec![("TIDEGATE__FLEET__HEARTBEAT_S", heartbeat)];
+        variables.extend(secret);
         let arguments = ["cost", "--json", "--rpm", "1", "--instances", "2"];
         tidegate_in(directory.path(), &arguments, &variables).await.json()["needs"].clone()
     };
     let (with, without) = (load("10").await, load("0").await);
     let more = |name: &str| with[name].as_f64().unwrap() - without[name].as_f64().unwrap();
-    assert_eq!((more("calls_a_day"), more("commands_a_day")), (3.0 * 17_280.0, 7.0 * 17_280.0));
+    let a_day = |a_beat: u64| a_beat as f64 * 17_280.0;
+    assert_eq!((more("calls_a_day"), more("commands_a_day")), (a_day(3 + looks), a_day(commands)));
     let said = more("bandwidth_bytes_a_month") / 31.0 / 17_280.0;
     let measured = wire / beats as f64;
     eprintln!("bytes a beat: said {said:.0}, measured {measured:.0}");
@@ -221,12 +236,12 @@ async fn the_cost_is_shown_for_each_plan_with_the_date_of_its_figures() {
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     for words in [
         "100 requests a minute, 100 % of the keys in Redis, 1 instance(s)",
-        "148 464  calls a day",
-        "586 224  commands a day",
+        "149 904  calls a day",
+        "587 664  commands a day",
         "❌ Upstash: Free",
-        "commands a month: 18 172 944 of 500 000",
+        "commands a month: 18 217 584 of 500 000",
         "Upstash: Pay as you go",
-        "$36.35 a month",
+        "$36.44 a month",
         "Redis Cloud: Essentials, free",
         "Amazon ElastiCache: cache.t3.micro, one node",
         "The providers' figures are of 20",
@@ -236,7 +251,7 @@ async fn the_cost_is_shown_for_each_plan_with_the_date_of_its_figures() {
     let ran = tidegate(&["cost", "--json", "--rpm", "60", "--percent", "10", "--instances", "4"], &[]).await;
     let said = ran.json();
     assert_eq!(said["load"], json!({"rpm": 60.0, "percent": 10.0, "instances": 4}));
-    assert_eq!(said["needs"]["calls_a_day"], 8_640.0 + 4.0 * (144.0 + 3.0 * 8_640.0));
+    assert_eq!(said["needs"]["calls_a_day"], 8_640.0 + 4.0 * (144.0 + 4.0 * 8_640.0));
     assert!(said["plans"].as_array().unwrap().len() >= 7);
 }
 

@@ -265,7 +265,12 @@ async fn what_a_provider_says_of_its_quota_and_its_connections_is_understood() {
 async fn eviction_that_deletes_counters_and_memory_that_is_nearly_full_are_warnings() {
     let redis = RedisServer::start();
     let generous = [("REDIS_TIMEOUT_MS", "5000")];
-    for (policy, outcome) in [("allkeys-lru", "warning"), ("volatile-ttl", "ok"), ("noeviction", "ok")] {
+    for (policy, outcome) in [
+        ("allkeys-lru", "warning"),
+        ("volatile-ttl", "warning"),
+        ("volatile-lru", "ok"),
+        ("noeviction", "ok"),
+    ] {
         let _: () = redis.run(&["CONFIG", "SET", "maxmemory-policy", policy]);
         let ran = doctor(&redis.url(), &generous).await;
         let step = ran.step("eviction");

@@ -310,6 +310,55 @@ fn options_of(url: &str) -> Options {
     }
 }
 
+/// The node of the URL is cut off, others take over its slots, and then it is the only one that answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn node_that_was_cut_off_brings_back_no_old_map() {
+    let cluster = RedisCluster::start(3, false);
+    let limiter = known(&cluster, two_subjects(OnRedisError::Local), |options| {
+        options.map_interval = Some(Duration::from_millis(500));
+    })
+    .await;
+    let store = limiter.store().unwrap();
+    let address = |node: usize| format!("127.0.0.1:{}", cluster.nodes[node].port);
+    let knows = |node: usize| store.nodes().unwrap().iter().any(|known| known.address == address(node));
+    let ids: Vec<String> = cluster.nodes.iter().map(|node| node.run(&["CLUSTER", "MYID"])).collect();
+    for other in [1, 2] {
+        let _: () = cluster.nodes[other].run(&["CLUSTER", "FORGET", &ids[0]]);
+        let _: () = cluster.nodes[0].run(&["CLUSTER", "FORGET", &ids[other]]);
+    }
+    let _: () = cluster.nodes[1].run(&["CLUSTER", "ADDSLOTSRANGE", "0", "5460"]);
+    let _: String = cluster.nodes[1].run(&["CLUSTER", "BUMPEPOCH"]);
+    support::until("the others serve all slots, for good", async || {
+        // Some looks in a row, since each is at another node.
+        for _ in 0..20 {
+            if knows(0) || !store.is_in_use() {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        true
+    })
+    .await;
+    cluster.nodes[1].freeze();
+    cluster.nodes[2].freeze();
+    let asked = || cluster.nodes[0].calls("cluster|slots");
+    let before = asked();
+    support::until("the node that was cut off is asked", async || {
+        assert!(!knows(0), "its old map is in use");
+        asked() >= before + 2
+    })
+    .await;
+    // What it told is put in use or not by now.
+    for _ in 0..20 {
+        assert!(!knows(0), "its old map is in use");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cluster.nodes[1].thaw();
+    cluster.nodes[2].thaw();
+    support::until("Redis is in use", async || store.is_in_use()).await;
+    assert!(knows(1) && knows(2) && !knows(0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_taken_for_what_it_is_not_says_so_and_what_to_do() {
     let server = RedisServer::start();

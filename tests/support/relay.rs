@@ -2,8 +2,8 @@
 //! through.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -32,6 +32,8 @@ struct Weather {
     limping_below: AtomicUsize,
     /// A connection over which nothing comes for so many milliseconds is closed.
     idle_ms: AtomicU64,
+    /// Each connection is closed after so many milliseconds.
+    lives_ms: AtomicU64,
     /// Whoever says HELLO is hung up on.
     without_hello: AtomicBool,
     /// Whoever connects is sent away with a reset.
@@ -44,6 +46,8 @@ struct Weather {
     probes: AtomicUsize,
     /// Changes when every connection is to be reset.
     cut: watch::Sender<u64>,
+    /// When each connection was accepted.
+    accepted: Mutex<Vec<Instant>>,
 }
 
 impl Relay {
@@ -55,6 +59,7 @@ impl Relay {
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let number = here.connections.fetch_add(1, Ordering::SeqCst);
+                here.accepted.lock().unwrap().push(Instant::now());
                 if here.refusing.load(Ordering::SeqCst) {
                     reset(&client);
                     continue;
@@ -110,6 +115,16 @@ impl Relay {
         self.weather.idle_ms.store(idle.as_millis() as u64, Ordering::SeqCst);
     }
 
+    /// Connections are closed when they are so old, whatever goes over them.
+    pub fn close_after(&self, age: Duration) {
+        self.weather.lives_ms.store(age.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    /// When each connection was accepted, those that only listen and those that were sent away included.
+    pub fn accepted_at(&self) -> Vec<Instant> {
+        self.weather.accepted.lock().unwrap().clone()
+    }
+
     /// Whoever says HELLO is hung up on, as some proxies do with commands that they do not know.
     pub fn know_no_hello(&self) {
         self.weather.without_hello.store(true, Ordering::SeqCst);
@@ -157,6 +172,13 @@ impl Relay {
 }
 
 impl Weather {
+    async fn end_of_life(&self) {
+        match self.lives_ms.load(Ordering::SeqCst) {
+            0 => std::future::pending().await,
+            ms => tokio::time::sleep(Duration::from_millis(ms)).await,
+        }
+    }
+
     async fn while_frozen(&self, number: usize) {
         while number < self.frozen_below.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -189,6 +211,7 @@ async fn carry(client: TcpStream, target: u16, number: usize, weather: &Weather)
         () = carry_up(&mut from_client, &mut to_server, number, weather) => false,
         () = carry_down(&mut from_server, &mut to_client, number, weather) => false,
         _ = cut.changed() => true,
+        () = weather.end_of_life() => false,
     };
     if was_cut {
         reset(from_client.as_ref());

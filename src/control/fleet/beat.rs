@@ -13,6 +13,7 @@ use super::shared::Shared;
 use super::tell::What;
 use crate::control::record::Source;
 use crate::limiter::breaker::State;
+use crate::limiter::event::Event;
 use crate::limiter::store::FaultKind;
 use crate::redis::{Brought, RedisStore};
 
@@ -31,6 +32,7 @@ impl Fleet {
         let (Some(store), Some(every)) = (self.limiter.store(), self.heartbeat) else { return };
         let mut due = Instant::now();
         let mut away = true;
+        let mut is_first = true;
         loop {
             if store.state().breaker == State::Open {
                 away = true;
@@ -45,6 +47,12 @@ impl Fleet {
             if away || Instant::now() >= due {
                 self.beat(store, every).await;
                 away = false;
+                if std::mem::take(&mut is_first) && self.registry.len() == 0 {
+                    // A list that was lost names none of the others. One that has another secret cannot open this message,
+                    // and looks at the secret in Redis at once.
+                    let this = Arc::clone(&self);
+                    tokio::spawn(async move { this.tell(What::Hello, PATIENCE).await });
+                }
                 due = Instant::now() + self.pace(every);
             }
             let soon =
@@ -55,19 +63,29 @@ impl Fleet {
         }
     }
 
-    /// How often: as configured, and rarely for who is alone.
+    /// How often: as configured, and rarely for an instance that is alone. One that has just lost sight of the others is not:
+    /// Redis may have lost the list, and with it the secret, which is to be put back soon.
     pub(super) fn pace(&self, every: Duration) -> Duration {
-        if self.registry.len() == 0 { every.max(ALONE) } else { every }
+        if self.registry.len() == 0 && !self.registry.had_company_within(ALONE) {
+            every.max(ALONE)
+        } else {
+            every
+        }
     }
 
-    /// One beat: both keys in one way there and back.
+    /// One beat: its keys in one way there and back. The secret is guarded by each beat: whoever starts after Redis lost it
+    /// would make another, with buckets and keys of its own.
     async fn beat(self: &Arc<Self>, store: &RedisStore, every: Duration) {
         let row = self.row().and_then(|row| serde_json::to_string(&row).ok());
         let Some(row) = row else { return };
         let id = id_text(self.id);
         // Who is alone by now may be so no longer, and be looked for by the pace of the others: the longer counts.
         let counts = every.max(self.pace(every)) * SILENT;
-        let (lines, there) = tokio::join!(store.beat(&id, Some(&row), counts), store.shared_record());
+        let (secret, lines, there) =
+            tokio::join!(store.guard_secret(), store.beat(&id, Some(&row), counts), store.shared_record());
+        if let Err(fault) = secret {
+            self.observer.observe(&Event::StoreFailed(fault.kind));
+        }
         let outcome = match (&lines, &there) {
             (Ok(_), Ok(_)) => Ok(()),
             (Err(fault), _) | (_, Err(fault)) => Err(fault.kind),
@@ -76,6 +94,7 @@ impl Fleet {
         if let Ok(lines) = &lines {
             let alone = self.registry.len() == 0;
             self.registry.are(lines, &id);
+            store.is_shared_by(u32::try_from(self.registry.len()).unwrap_or(u32::MAX).saturating_add(1));
             if alone && self.registry.len() > 0 {
                 // They may know of nobody either.
                 let this = Arc::clone(self);

@@ -12,6 +12,7 @@ mod seal;
 mod shared;
 mod signature;
 mod tell;
+mod unopened;
 mod view;
 
 use std::collections::HashMap;
@@ -88,6 +89,8 @@ pub struct Fleet {
     leaving: AtomicBool,
     /// Whether it hears what is told through Redis.
     listens: AtomicBool,
+    /// Messages that could not be opened.
+    unopened: unopened::Unopened,
     /// Who waits for the others, by what they were told.
     waiting: Mutex<HashMap<u64, mpsc::UnboundedSender<tell::Answered>>>,
 }
@@ -127,6 +130,7 @@ impl Fleet {
             hurry: Notify::new(),
             leaving: AtomicBool::new(false),
             listens: AtomicBool::new(false),
+            unopened: unopened::Unopened::default(),
             waiting: Mutex::default(),
         }))
     }

@@ -1,6 +1,7 @@
 //! Who is there: what each instance says of itself, and by which way it was heard.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -61,14 +62,25 @@ pub enum Source {
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     rows: Mutex<BTreeMap<String, Row>>,
+    /// When others were there last.
+    company: Mutex<Option<Instant>>,
 }
 
 impl Registry {
     /// These lines are there. What is no row is passed over: a later version may say other things.
     pub(super) fn are(&self, lines: &[String], here: &str) {
         let rows = lines.iter().filter_map(|line| serde_json::from_str::<Row>(line).ok());
-        *self.rows.lock() =
+        let rows: BTreeMap<_, _> =
             rows.filter(|row| row.id != here && is_id(&row.id)).map(|row| (row.id.clone(), row)).collect();
+        if !rows.is_empty() {
+            *self.company.lock() = Some(Instant::now());
+        }
+        *self.rows.lock() = rows;
+    }
+
+    /// Whether others were on the list so short a time ago.
+    pub(super) fn had_company_within(&self, time: Duration) -> bool {
+        self.company.lock().is_some_and(|last| last.elapsed() < time)
     }
 
     /// One of those who are there says that it stands so by now; `from` is who really said it.

@@ -172,8 +172,15 @@ impl Fleet {
 
     /// Somebody told something through Redis.
     pub(super) fn heard(self: &Arc<Self>, sealed: &str) {
-        // What cannot be opened is another fleet's, or nobody's.
-        let Some(message) = self.seal_key().and_then(|key| open::<Message>(&key, sealed)) else { return };
+        let Some(key) = self.seal_key() else { return };
+        match open::<Message>(&key, sealed) {
+            Some(message) => self.take_in(message),
+            None => self.cannot_open(sealed),
+        }
+    }
+
+    /// Does what the message says, and answers it.
+    pub(super) fn take_in(self: &Arc<Self>, message: Message) {
         match message.what {
             What::Done { row } => {
                 self.registry.is(*row, &id_text(message.from), &id_text(self.id));

@@ -22,6 +22,8 @@ pub(in crate::redis) struct Found {
     is_one_server: AtomicBool,
     /// It sent us elsewhere, as only a node of a cluster does.
     suspected: AtomicBool,
+    /// It was tried whether one call may have keys of several slots.
+    slots_known: AtomicBool,
     cluster: Mutex<Option<Vec<Shard>>>,
     found: Notify,
 }
@@ -33,6 +35,7 @@ impl Found {
             by_sentinels: options.target.master_name().is_some(),
             is_one_server: AtomicBool::new(false),
             suspected: AtomicBool::new(false),
+            slots_known: AtomicBool::new(false),
             cluster: Mutex::default(),
             found: Notify::new(),
         }
@@ -43,6 +46,16 @@ impl Found {
         if kind == FaultKind::Cluster {
             self.suspected.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether it is yet to be tried if one call may have keys of several slots. Sentinels look after no cluster.
+    pub(in crate::redis) fn slots_are_unknown(&self) -> bool {
+        !self.by_sentinels && !self.slots_known.load(Ordering::Relaxed)
+    }
+
+    /// It was tried.
+    pub(in crate::redis) fn slots_are_known(&self) {
+        self.slots_known.store(true, Ordering::Relaxed);
     }
 
     /// Waits until it turns out to be a cluster.

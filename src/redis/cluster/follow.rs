@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Refusal;
+use super::epoch::Epochs;
 use super::map::{self, Map, Node, Place, Shard};
 use super::slot;
 use super::standing::{Ear, Standing};
@@ -19,7 +20,7 @@ use crate::limiter::event::{Event, Observer};
 use crate::limiter::rollout::Rollout;
 use crate::limiter::store::Fault;
 use crate::redis::background::Background;
-use crate::redis::link::{Common, Link, Options, Part};
+use crate::redis::link::{Common, Link, LinkState, Options, Part};
 use crate::redis::login::BadLogin;
 use crate::redis::{connect, probe, secret};
 
@@ -35,6 +36,8 @@ const BETWEEN_IN_QUIET: Duration = Duration::from_secs(1);
 /// it has lasted, up to so long. Half of each is chance.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// It is logged at most this often that the fleet's secret is out of reach.
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(300);
 /// A node without slots that we were sent to is kept for so long: it is being given slots.
 const KEPT: Duration = Duration::from_secs(600);
 
@@ -55,6 +58,7 @@ pub(in crate::redis) struct Servers {
 struct Others {
     replicas: Vec<Place>,
     turn: usize,
+    epochs: Epochs,
 }
 
 impl Servers {
@@ -157,12 +161,14 @@ impl Servers {
         let masters = masters.collect::<std::collections::HashSet<_>>().len();
         self.observer
             .observe(&Event::StoreRemark(&format!("Redis is a cluster, in which {masters} masters serve")));
-        let mut others = Others { replicas: Vec::new(), turn: 0 };
+        let mut others = Others { replicas: Vec::new(), turn: 0, epochs: Epochs::default() };
         let mut known = shards.clone();
         self.take(shards, &mut others);
         let Some(interval) = self.options.map_interval else { return std::future::pending().await };
         let (mut asked, mut trouble, mut changed) = (Instant::now(), None::<Instant>, true);
+        let mut warned = None;
         loop {
+            self.report_missed_secret(&mut warned);
             let wait = match self.standing.is_sound() {
                 true => {
                     trouble = None;
@@ -188,7 +194,33 @@ impl Servers {
         }
     }
 
-    /// What the first node says that answers: masters in use, another of them each time; then everybody else.
+    /// Logs that the fleet's secret is out of reach: until this process knows it no key has a name in Redis.
+    fn report_missed_secret(&self, warned: &mut Option<Instant>) {
+        let is_known = self.options.secret_interval.is_none() || self.common.secret.lock().is_some();
+        if is_known || warned.is_some_and(|warned| warned.elapsed() < BETWEEN_WARNINGS) {
+            return;
+        }
+        let key = secret::key(&self.options.namespace);
+        let Some(map) = self.standing.map.load_full() else { return };
+        let keeper = match map.node_at(slot::of(key.as_bytes())) {
+            None => "no node, since no node serves its slot".to_owned(),
+            Some(node) => {
+                let LinkState { breaker, last_fault, .. } = node.link.state();
+                let Some(fault) = last_fault.filter(|_| breaker == State::Open) else { return };
+                format!("{}, which is away ({}: {})", node.place.address, fault.kind, fault.detail)
+            }
+        };
+        *warned = Some(Instant::now());
+        self.common.secret_is_missed.store(true, Ordering::Relaxed);
+        let words = format!(
+            "Redis Cluster: the fleet's secret ({key}) is kept by {keeper}: memory decides every key until it is read. Set \
+             TIDEGATE_SECRET on every instance: then no start depends on one node"
+        );
+        self.observer.observe(&Event::StoreWarning(&words));
+    }
+
+    /// What the first node says that answers, and is not out of date: masters in use, another of them each time; then
+    /// everybody else.
     async fn ask_around(&self, others: &mut Others) -> Option<Vec<Shard>> {
         others.turn = others.turn.wrapping_add(1);
         let map = self.standing.map.load_full()?;
@@ -199,10 +231,14 @@ impl Servers {
                 continue;
             }
             let Some(connection) = link.connection.load_full() else { continue };
-            link.sent(1);
+            link.sent(2);
             let host = link.options.target.host().unwrap_or_default();
-            match timeout(PATIENCE, map::of(&mut connection.calls(), host)).await {
-                Ok(Ok(shards)) if !shards.is_empty() => return Some(shards),
+            match timeout(PATIENCE, map::with_epoch(&mut connection.calls(), host)).await {
+                Ok(Ok((shards, epoch)))
+                    if !shards.is_empty() && others.epochs.accept(epoch, Instant::now()) =>
+                {
+                    return Some(shards);
+                }
                 _ => {}
             }
         }
@@ -216,10 +252,14 @@ impl Servers {
             let asked = async {
                 let (login, _) = self.common.logins.newest().await;
                 let connection = connect::connect(target, &login, None).await?;
-                map::of(&mut connection.calls(), target.host().unwrap_or_default()).await
+                map::with_epoch(&mut connection.calls(), target.host().unwrap_or_default()).await
             };
             match timeout(PATIENCE_TO_CONNECT, asked).await {
-                Ok(Ok(shards)) if !shards.is_empty() => return Some(shards),
+                Ok(Ok((shards, epoch)))
+                    if !shards.is_empty() && others.epochs.accept(epoch, Instant::now()) =>
+                {
+                    return Some(shards);
+                }
                 _ => {}
             }
         }

@@ -42,6 +42,22 @@ pub(in crate::redis) async fn of(
     read(&answer, asked).ok_or_else(|| Fault::new(FaultKind::Protocol, "the answer to CLUSTER SLOTS is none"))
 }
 
+/// Asks a node which slots are whose, and the epoch that it knows; `None`: this user may not ask for that.
+pub(super) async fn with_epoch(
+    connection: &mut MultiplexedConnection,
+    asked: &str,
+) -> Result<(Vec<Shard>, Option<u64>), Fault> {
+    let mut other = connection.clone();
+    let info = async { cmd("CLUSTER").arg("INFO").query_async::<String>(&mut other).await };
+    // In one way there and back.
+    let (shards, info) = tokio::join!(of(connection, asked), info);
+    let epoch = info.ok().and_then(|info| {
+        let epoch = info.lines().find_map(|line| line.strip_prefix("cluster_current_epoch:"))?;
+        epoch.trim().parse().ok()
+    });
+    Ok((shards?, epoch))
+}
+
 /// A list of `first, last, master, replica…`.
 fn read(answer: &Value, asked: &str) -> Option<Vec<Shard>> {
     let Value::Array(items) = answer else { return None };

@@ -1,5 +1,5 @@
 //! Finds the master: every sentinel is asked at once, and every server that one of them names is tried at once, so that
-//! one which is dead, frozen or out of date costs little or nothing.
+//! one which is dead, frozen or out of date costs little or nothing. The word of less than half of them is not enough.
 
 use std::time::Duration;
 
@@ -12,20 +12,30 @@ use super::super::connect::{self, Connection};
 use super::super::login::Login;
 use super::super::target::{Target, address};
 use super::super::{fault, link};
-use super::{Address, ask, at, is_master, patience};
+use super::{Address, ask, at, is_master, patience, question};
 use crate::limiter::store::{Fault, FaultKind};
 
-/// How long others may contradict what less than half of the sentinels say.
+/// How long the sentinels may take to agree, before one that less than half of them name is taken.
 const GRACE: Duration = Duration::from_millis(500);
+/// While they do not agree they are asked again this often: in a failover each of them learns of it within a moment.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
-/// A connection to the master, let in and asked for its role. `newest` is what a failover has made the master just now:
-/// its word is enough. Else it takes more than half of the sentinels, or that the others stay silent.
+/// A connection to the master, let in and asked for its role.
+pub(super) struct Found {
+    pub(super) connection: Connection,
+    /// Which sentinels name another server, in words.
+    pub(super) contradiction: Option<String>,
+}
+
+/// Finds the master: the one that more than half of the sentinels name. Where fewer answer, after [`GRACE`] the one that most
+/// of those name who do. A server that less than half of them name is never taken while more than half name another, whatever
+/// it takes itself for: not even the `newest`, which a failover has made the master just now by the word of one of them.
 pub(super) async fn master(
     target: &Target,
     (login, home): (&Login, Option<&Handle>),
     newest: Option<Address>,
     connect_timeout: Duration,
-) -> Result<Connection, Fault> {
+) -> Result<Found, Fault> {
     let name = target.master_name().unwrap_or_default().to_owned();
     let sentinels = target.sentinels();
     let mut search = Search {
@@ -34,10 +44,12 @@ pub(super) async fn master(
         home: home.cloned(),
         // Before everybody else gives up: so the cause can be told.
         patience: connect_timeout.mul_f64(0.85),
+        name: name.clone(),
         asked: sentinels.len(),
         answers: Vec::new(),
         silent: Vec::new(),
         candidates: Vec::new(),
+        newest: newest.clone(),
         under_way: JoinSet::new(),
     };
     let of_sentinels = login.of_sentinels();
@@ -49,27 +61,34 @@ pub(super) async fn master(
         });
     }
     if let Some(newest) = newest {
-        search.candidate(newest).settled = true;
+        search.candidate(newest);
     }
-    let grace = Instant::now() + GRACE;
+    let began = Instant::now();
+    let (grace, end) = (began + GRACE, began + search.patience);
+    let mut again = began + ASK_AGAIN;
     loop {
-        if let Some(connection) = search.settled() {
-            return Ok(connection);
+        if let Some(found) = search.elected(Instant::now() >= grace) {
+            return Ok(found);
+        }
+        let waits_for_votes = search.has_master();
+        if !waits_for_votes && search.under_way.is_empty() {
+            break;
         }
         tokio::select! {
-            news = search.under_way.join_next() => match news {
-                Some(Ok(news)) => search.hear(news),
-                // Not of ours: the process ends.
-                Some(Err(_)) => {}
-                None => break,
-            },
-            () = sleep_until(grace), if search.has_master() => break,
+            Some(news) = search.under_way.join_next() => {
+                // What did not end by itself is not of ours: the process ends.
+                if let Ok(news) = news {
+                    search.hear(news);
+                }
+            }
+            () = sleep_until(again), if waits_for_votes => {
+                search.ask_again();
+                again = Instant::now() + ASK_AGAIN;
+            }
+            () = sleep_until(end) => break,
         }
     }
-    match search.likeliest() {
-        Some(connection) => Ok(connection),
-        None => Err(search.why(&name).await),
-    }
+    Err(search.why(&name).await)
 }
 
 struct Search {
@@ -78,40 +97,73 @@ struct Search {
     /// Where the connection to the master is to live.
     home: Option<Handle>,
     patience: Duration,
+    name: String,
     asked: usize,
-    /// Those that answered, with what.
-    answers: Vec<(Connection, Option<Address>)>,
+    /// Those that answered.
+    answers: Vec<Answer>,
     /// Those that did not, by address, with why.
     silent: Vec<(String, Fault)>,
     candidates: Vec<Candidate>,
+    /// What one of them told a moment ago: the others may follow.
+    newest: Option<Address>,
     under_way: JoinSet<News>,
+}
+
+/// What a sentinel says.
+struct Answer {
+    sentinel: String,
+    connection: Connection,
+    named: Option<Address>,
+    /// It is being asked again.
+    is_asked: bool,
 }
 
 enum News {
     Answered(String, Result<(Connection, Option<Address>), Fault>),
+    AnsweredAgain(String, Result<Option<Address>, Fault>),
     Tried(Address, Result<Connection, Fault>),
 }
 
-/// A server that somebody named.
+/// A server that a sentinel named.
 struct Candidate {
     address: Address,
-    votes: usize,
-    /// Nobody needs to agree.
-    settled: bool,
     tried: Option<Result<Connection, Fault>>,
 }
 
 impl Search {
     fn hear(&mut self, news: News) {
         match news {
-            News::Answered(_, Ok((connection, answer))) => {
-                if let Some(address) = answer.clone() {
-                    self.candidate(address).votes += 1;
+            News::Answered(sentinel, Ok((connection, named))) => {
+                if let Some(address) = named.clone() {
+                    self.candidate(address);
                 }
-                self.answers.push((connection, answer));
+                self.answers.push(Answer { sentinel, connection, named, is_asked: false });
             }
             News::Answered(sentinel, Err(fault)) => self.silent.push((sentinel, fault)),
+            News::AnsweredAgain(sentinel, answer) => {
+                // One that does not answer any more may have changed its mind.
+                let named = answer.unwrap_or_default();
+                if let Some(address) = named.clone() {
+                    self.candidate(address);
+                }
+                if let Some(answer) = self.answers.iter_mut().find(|answer| answer.sentinel == sentinel) {
+                    (answer.named, answer.is_asked) = (named, false);
+                }
+            }
             News::Tried(address, outcome) => self.candidate(address).tried = Some(outcome),
+        }
+    }
+
+    fn ask_again(&mut self) {
+        for answer in self.answers.iter_mut().filter(|answer| !answer.is_asked) {
+            answer.is_asked = true;
+            let (sentinel, name) = (answer.sentinel.clone(), self.name.clone());
+            let calls = answer.connection.calls();
+            self.under_way.spawn(async move {
+                let late = || Err(Fault::new(FaultKind::Timeout, "no answer in time"));
+                let answer = timeout(link::A_MOMENT, question(calls, &name)).await;
+                News::AnsweredAgain(sentinel, answer.unwrap_or_else(|_| late()))
+            });
         }
     }
 
@@ -124,7 +176,7 @@ impl Search {
             self.under_way.spawn(async move {
                 News::Tried(named, tried(&server, (&login, home.as_ref()), patience).await)
             });
-            self.candidates.push(Candidate { address, votes: 0, settled: false, tried: None });
+            self.candidates.push(Candidate { address, tried: None });
             self.candidates.len() - 1
         });
         &mut self.candidates[place]
@@ -134,43 +186,76 @@ impl Search {
         self.candidates.iter().any(Candidate::is_master)
     }
 
-    /// The master of which nobody doubts that it is.
-    fn settled(&mut self) -> Option<Connection> {
-        let asked = self.asked;
-        let settled = |one: &Candidate| one.is_master() && (one.settled || one.votes * 2 > asked);
-        let place = self.candidates.iter().position(settled)?;
-        self.candidates.swap_remove(place).tried?.ok()
+    /// How many sentinels name it.
+    fn votes(&self, address: &Address) -> usize {
+        self.answers.iter().filter(|answer| answer.named.as_ref() == Some(address)).count()
     }
 
-    /// The master that most of them name.
-    fn likeliest(&mut self) -> Option<Connection> {
-        let masters = self.candidates.iter().enumerate().filter(|(_, one)| one.is_master());
-        let (place, _) = masters.max_by_key(|(_, one)| one.votes)?;
-        self.candidates.swap_remove(place).tried?.ok()
+    /// Whether more than half of all sentinels name it, the silent ones counted.
+    fn has_quorum(&self, address: &Address) -> bool {
+        self.votes(address) * 2 > self.asked
+    }
+
+    /// The master, once that is settled: see [`master`].
+    fn elected(&mut self, grace_is_over: bool) -> Option<Found> {
+        let quorum = self.candidates.iter().find(|one| self.has_quorum(&one.address));
+        // What more than half of them say may be what they knew before a failover of which one has told already.
+        let is_newest = |address: &Address| self.newest.as_ref().is_none_or(|newest| newest == address);
+        let address = match quorum {
+            Some(one) if one.is_master() && (grace_is_over || is_newest(&one.address)) => one.address.clone(),
+            None if grace_is_over => {
+                let masters = self.candidates.iter().filter(|one| one.is_master());
+                let rank =
+                    |one: &&Candidate| (self.votes(&one.address), self.newest.as_ref() == Some(&one.address));
+                masters.max_by_key(rank)?.address.clone()
+            }
+            _ => return None,
+        };
+        let contradiction = self.contradiction(&address);
+        let place = self.candidates.iter().position(|one| one.address == address)?;
+        let connection = self.candidates.swap_remove(place).tried?.ok()?;
+        Some(Found { connection, contradiction })
+    }
+
+    /// Which sentinels name another server than this one.
+    fn contradiction(&self, address: &Address) -> Option<String> {
+        let others = self.answers.iter().filter_map(|answer| {
+            let named = answer.named.as_ref().filter(|named| *named != address)?;
+            Some(format!("the sentinel {} names {}", answer.sentinel, words(named)))
+        });
+        let mut others: Vec<String> = others.collect();
+        others.sort();
+        (!others.is_empty()).then(|| {
+            let (votes, asked) = (self.votes(address), self.asked);
+            format!("{} instead of {}, which {votes} of {asked} name", others.join(", "), words(address))
+        })
     }
 
     /// Why there is none, in words for whoever has to mend it.
     async fn why(self, name: &str) -> Fault {
         let (answered, asked) = (self.answers.len(), self.asked);
         // What most of them say, of what went wrong.
-        let named = self.candidates.iter().max_by_key(|one| one.votes);
-        if let Some(Candidate { address: (host, port), votes, tried: Some(Err(fault)), .. }) = named {
-            let mut words = format!(
-                "the master {} by {votes} of {asked} sentinels: {}",
-                address(host, *port),
-                fault.detail
-            );
-            if let Some(lacking) = no_quorum(&self.answers, name).await {
-                words = format!("{words}; no replica can take its place: {lacking}");
+        let named = self.candidates.iter().max_by_key(|one| self.votes(&one.address));
+        if let Some(Candidate { address, tried: Some(Err(fault)) }) = named {
+            let votes = self.votes(address);
+            let mut text =
+                format!("the master {} by {votes} of {asked} sentinels: {}", words(address), fault.detail);
+            if self.has_master()
+                && let Some(contradiction) = self.contradiction(address)
+            {
+                text =
+                    format!("{text}; {contradiction}: it is not used until more than half of them name it");
+            } else if let Some(lacking) = no_quorum(&self.answers, name).await {
+                text = format!("{text}; no replica can take its place: {lacking}");
             }
-            return Fault::new(fault.kind, words);
+            return Fault::new(fault.kind, text);
         }
         if answered > 0 && self.candidates.is_empty() {
-            let words = format!(
+            let text = format!(
                 "{answered} of {asked} sentinels answer, and none knows a master named {name}: correct the name behind \
                  the \"/\" in REDIS_URL, or tell them (SENTINEL MONITOR)"
             );
-            return Fault::new(FaultKind::Other, words);
+            return Fault::new(FaultKind::Other, text);
         }
         // One that answers and refuses tells more than one that is dead.
         let telling = |(_, fault): &&(String, Fault)| match fault.kind {
@@ -224,9 +309,14 @@ async fn tried(
         .unwrap_or_else(|_| Err(Fault::new(FaultKind::Timeout, "no answer in time")))
 }
 
+/// An address for people.
+fn words((host, port): &Address) -> String {
+    address(host, *port)
+}
+
 /// In their own words, when a sentinel says that they are too few to make another server the master.
-async fn no_quorum(answers: &[(Connection, Option<Address>)], name: &str) -> Option<String> {
-    let (sentinel, _) = answers.first()?;
+async fn no_quorum(answers: &[Answer], name: &str) -> Option<String> {
+    let sentinel = &answers.first()?.connection;
     let mut question: Cmd = cmd("SENTINEL");
     question.arg("CKQUORUM").arg(name);
     let mut calls = sentinel.calls();

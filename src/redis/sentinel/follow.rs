@@ -48,7 +48,7 @@ impl Link {
                     failures = 0;
                     while let Some(message) = told.next().await {
                         if let Ok(text) = message.get_payload::<String>() {
-                            self.told(&text);
+                            self.told(&text, place);
                         }
                     }
                     backoff.healthy(since.elapsed());
@@ -67,7 +67,7 @@ impl Link {
 
     async fn subscribed_to(&self, sentinel: &Target) -> Result<PubSubStream, Fault> {
         let login = self.newest_login().await.of_sentinels();
-        let mut channel = connect::listen(sentinel, &login).await?;
+        let mut channel = connect::listen(sentinel, &login, &[]).await?;
         channel.subscribe(CHANNEL).await.map_err(|error| fault::classify(&error))?;
         Ok(channel.into_on_message())
     }
@@ -85,11 +85,11 @@ impl Link {
         }
     }
 
-    fn told(&self, message: &str) {
+    fn told(&self, message: &str, by: usize) {
         let name = self.options.target.master_name().unwrap_or_default();
         if let Some(master) = switched(message, name) {
             let (words, known) = (address(&master.0, master.1), self.following.decides(&master));
-            if self.following.told(master) && !known {
+            if self.following.told(master, by) && !known {
                 self.observer.observe(&Event::StoreSwitched { to: &words });
             }
         }

@@ -38,13 +38,13 @@ fn the_percentage_and_the_background_count() {
     let settings = settings(&[]);
     let tenth = Percent::from_basis_points(1_000);
     let needs = needs(&settings, load(&settings, 100.0, tenth, Some(3))).unwrap();
-    // Three of them speak every ten seconds.
+    // Three of them speak every ten seconds, and look at the secret in Redis.
     let beats = 3.0 * 8_640.0;
-    assert_eq!(needs.calls_a_day, 14_400.0 + 3.0 * 144.0 + 3.0 * beats);
+    assert_eq!(needs.calls_a_day, 14_400.0 + 3.0 * 144.0 + 4.0 * beats);
     assert_eq!(needs.connections, 9);
     let judged = judge(&needs, &providers::parse("in", providers::COMPILED_IN).unwrap());
     let payg = plan(&judged, "Pay as you go");
-    let billed = 4.0 * 14_400.0 + 432.0 + 7.0 * beats;
+    let billed = 4.0 * 14_400.0 + 432.0 + 8.0 * beats;
     assert_eq!((payg.billed_a_day, payg.usd_a_month), (billed, Some(billed * 31.0 / 100_000.0 * 0.2)));
     assert_eq!(payg.fits, None, "nobody says how many connections");
 }

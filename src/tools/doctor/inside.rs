@@ -25,6 +25,8 @@ pub(super) struct Inside<'d, 'a> {
     pub(super) wire: Wire,
     /// On which key it is tried.
     pub(super) probe: Probe,
+    /// Whether it is a node of a cluster.
+    pub(super) is_node: bool,
     /// What the sentinels told, where there are any.
     pub(super) sentinels: Option<Told>,
 }
@@ -128,6 +130,12 @@ impl Inside<'_, '_> {
             Err(_) => false,
         };
         self.examination.report.key_locking = Some(locks_keys);
+        let by_slot = match self.hides_a_cluster().await? {
+            true => {
+                "; one address hides a cluster (CROSSSLOT): a request whose policies count by several subjects is one call for each"
+            }
+            false => "",
+        };
         let taught = if ran.taught { "it was not known yet, and is now" } else { "it was known already" };
         let locks = match locks_keys {
             true => {
@@ -135,8 +143,23 @@ impl Inside<'_, '_> {
             }
             false => "",
         };
-        self.examination.good(format!("it judges as it should; {taught}{locks}"));
+        self.examination.good(format!("it judges as it should; {taught}{locks}{by_slot}"));
         Ok(())
+    }
+
+    /// Whether this is no node of a cluster, and refuses keys of several slots all the same.
+    async fn hides_a_cluster(&mut self) -> Result<bool, Stop> {
+        if self.is_node {
+            return Ok(false);
+        }
+        let namespace = self.examination.redis.namespace.clone();
+        match self.wire.takes_several_slots(&namespace, now()).await {
+            Ok(takes) => Ok(!takes),
+            Err(fault) if matches!(fault.kind, FaultKind::Lost | FaultKind::Timeout) => {
+                Err(self.examination.failed(&fault))
+            }
+            Err(_) => Ok(false),
+        }
     }
 
     async fn role(&mut self) -> Result<Option<Info>, Stop> {
@@ -190,7 +213,11 @@ impl Inside<'_, '_> {
             ),
             Some(policy) if policy.starts_with("allkeys-") => self.examination.warn(
                 format!("{policy}: when memory is full it deletes counters, and the fleet's secret with them: limits start anew"),
-                "use noeviction or volatile-ttl, or set TIDEGATE_SECRET and see that memory never fills",
+                "use noeviction or volatile-lru, or set TIDEGATE_SECRET and see that memory never fills",
+            ),
+            Some("volatile-ttl") => self.examination.warn(
+                "volatile-ttl: when memory is full it deletes the counters that expire first, which are those of the shortest limits",
+                "use noeviction, and give it memory; where it has to evict, volatile-lru",
             ),
             Some(policy) => self.examination.good(format!(
                 "{policy}: the fleet's secret stays; when memory is full it deletes counters, since each has an expiry"
