@@ -1,12 +1,15 @@
 //! Why a connection URL is refused, in words that repeat no piece of it.
 
-/// Why a URL is refused. It holds nothing of the URL but, at most, one character with a meaning in URLs.
+use std::fmt;
+
+/// Why a URL is refused. It holds nothing of the URL but, at most, one character with a meaning in URLs
+/// and the name of a parameter that other clients know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// Another scheme, or none.
     #[error(
         "the scheme is not known; accepted: redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// (the same with \
-         TLS), redis+sentinel://[USER:PASSWORD@]HOST[:PORT],…/MASTER[/DB], rediss+sentinel://, \
+         TLS), valkey:// and valkeys:// (the same two), redis+sentinel://[USER:PASSWORD@]HOST[:PORT],…/MASTER[/DB], rediss+sentinel://, \
          unix:///PATH[?db=N&user=USER&pass=PASSWORD]"
     )]
     Scheme,
@@ -19,12 +22,12 @@ pub enum TargetError {
     /// A sentinel that stands there twice.
     #[error("a sentinel stands there twice; accepted: each once, with commas between")]
     SentinelTwice,
-    /// A parameter of a URL with sentinels that is not known.
+    /// A parameter of a URL with sentinels that can't be used.
     #[error(
-        "a parameter behind the \"?\" is not known; accepted: sentinel_user=USER, sentinel_password=PASSWORD, \
+        "{0}; accepted: sentinel_user=USER, sentinel_password=PASSWORD, \
          sentinel_tls=true or sentinel_tls=false, protocol=resp2 or protocol=resp3, each once"
     )]
-    SentinelParameter,
+    SentinelParameter(BadParameter),
     /// A character of the user or password stands there as itself.
     #[error(
         "an unescaped \"{character}\" in the user or password; accepted: {} in its place",
@@ -69,18 +72,90 @@ pub enum TargetError {
     /// Escapes that are no text.
     #[error("the %-escapes of the user, password or path are not UTF-8; accepted: UTF-8 text")]
     NotUtf8,
-    /// A parameter that is not known.
-    #[error("a parameter behind the \"?\" is not known; accepted: protocol=resp2 or protocol=resp3, once")]
-    Parameter,
-    /// A parameter of a unix socket that is not known.
+    /// A parameter that can't be used.
+    #[error("{0}; accepted: protocol=resp2 or protocol=resp3, once; other settings are options of redis.*")]
+    Parameter(BadParameter),
+    /// A parameter of a unix socket that can't be used.
     #[error(
-        "a parameter behind the \"?\" is not known; accepted: db=N, user=USER, pass=PASSWORD, protocol=resp2 or \
+        "{0}; accepted: db=N, user=USER, pass=PASSWORD, protocol=resp2 or \
          protocol=resp3, each once"
     )]
-    UnixParameter,
+    UnixParameter(BadParameter),
     /// A socket without an absolute path.
     #[error("the path of the socket is not absolute; accepted: unix:///PATH with three slashes")]
     SocketPath,
+}
+
+/// Names of parameters that other clients know. Only these are named: behind an unescaped "&" any other name may be a piece of
+/// a password.
+const NAMES: [&str; 43] = [
+    "protocol",
+    "db",
+    "database",
+    "user",
+    "username",
+    "pass",
+    "password",
+    "sentinel_user",
+    "sentinel_password",
+    "sentinel_tls",
+    "ssl",
+    "tls",
+    "ssl_cert_reqs",
+    "ssl_ca_certs",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_check_hostname",
+    "skip_verify",
+    "insecure",
+    "timeout",
+    "socket_timeout",
+    "socket_connect_timeout",
+    "socket_keepalive",
+    "connect_timeout",
+    "connectTimeout",
+    "commandTimeout",
+    "dial_timeout",
+    "read_timeout",
+    "write_timeout",
+    "retry_on_timeout",
+    "max_retries",
+    "max_connections",
+    "health_check_interval",
+    "pool_size",
+    "pool_timeout",
+    "min_idle_conns",
+    "client_name",
+    "clientName",
+    "family",
+    "keepAlive",
+    "decode_responses",
+    "cluster",
+    "role",
+];
+
+/// A parameter behind the "?", and what is wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadParameter {
+    name: Option<&'static str>,
+    place: usize,
+    why: &'static str,
+}
+
+impl BadParameter {
+    /// The parameter `name` at this place, counted from 1.
+    pub(super) fn new(name: &str, place: usize, why: &'static str) -> Self {
+        Self { name: NAMES.iter().find(|known| **known == name).copied(), place, why }
+    }
+}
+
+impl fmt::Display for BadParameter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name {
+            Some(name) => write!(f, "the parameter \"{name}\" behind the \"?\" {}", self.why),
+            None => write!(f, "parameter {} behind the \"?\" {}", self.place, self.why),
+        }
+    }
 }
 
 fn escape(character: char) -> &'static str {

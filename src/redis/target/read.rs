@@ -9,6 +9,7 @@ use std::net::Ipv6Addr;
 
 use percent_encoding::percent_decode_str;
 
+use super::error::BadParameter;
 use super::sentinels::Sentinels;
 use super::{DEFAULT_PORT, DEFAULT_SENTINEL_PORT, Password, Place, Protocol, Target, TargetError};
 
@@ -20,8 +21,9 @@ impl Target {
     pub fn parse(url: &str) -> Result<Self, TargetError> {
         let (scheme, rest) = url.split_once("://").ok_or(TargetError::Scheme)?;
         match scheme.to_ascii_lowercase().as_str() {
-            "redis" => Self::parse_tcp(rest, false),
-            "rediss" => Self::parse_tcp(rest, true),
+            // What providers of Valkey hand out: the same protocol.
+            "redis" | "valkey" => Self::parse_tcp(rest, false),
+            "rediss" | "valkeys" => Self::parse_tcp(rest, true),
             "unix" => Self::parse_unix(rest),
             "redis+sentinel" => Self::parse_sentinels(rest, false),
             "rediss+sentinel" => Self::parse_sentinels(rest, true),
@@ -35,12 +37,17 @@ impl Target {
         let (host, port) = read_address(address, DEFAULT_PORT)?;
         let db = read_db(path.strip_prefix('/').unwrap_or(path))?;
         let mut protocol = None;
-        for (key, value) in parameters(query) {
-            match key {
-                "protocol" if protocol.is_none() => {
-                    protocol = Some(read_protocol(value).ok_or(TargetError::Parameter)?);
+        for (given, value) in parameters(query) {
+            let fresh = match given.key {
+                "protocol" => {
+                    let value =
+                        read_protocol(value).ok_or(TargetError::Parameter(given.with_other_value()))?;
+                    protocol.replace(value).is_none()
                 }
-                _ => return Err(TargetError::Parameter),
+                _ => return Err(TargetError::Parameter(given.unknown())),
+            };
+            if !fresh {
+                return Err(TargetError::Parameter(given.repeated()));
             }
         }
         let place = Place::Tcp { tls, host, port };
@@ -69,17 +76,17 @@ impl Target {
         }
         let db = read_db(db)?;
         let (mut protocol, mut user, mut pass, mut own_tls) = (None, None, None, None);
-        for (key, value) in parameters(query) {
-            let wrong = TargetError::SentinelParameter;
-            let fresh = match key {
+        for (given, value) in parameters(query) {
+            let wrong = TargetError::SentinelParameter(given.with_other_value());
+            let fresh = match given.key {
                 "protocol" => protocol.replace(read_protocol(value).ok_or(wrong)?).is_none(),
                 "sentinel_user" => user.replace(decode(value)?).is_none(),
                 "sentinel_password" => pass.replace(decode(value)?).is_none(),
                 "sentinel_tls" => own_tls.replace(value.parse::<bool>().map_err(|_| wrong)?).is_none(),
-                _ => false,
+                _ => return Err(TargetError::SentinelParameter(given.unknown())),
             };
             if !fresh {
-                return Err(wrong);
+                return Err(TargetError::SentinelParameter(given.repeated()));
             }
         }
         let (user, pass) = login(user, pass)?;
@@ -102,19 +109,20 @@ impl Target {
             return Err(TargetError::SocketPath);
         }
         let (mut db, mut username, mut password, mut protocol) = (None, None, None, None);
-        for (key, value) in parameters(query) {
-            let fresh = match key {
+        for (given, value) in parameters(query) {
+            let fresh = match given.key {
                 "db" => db.replace(read_db(value)?).is_none(),
                 "user" => username.replace(decode(value)?).is_none(),
                 "pass" => password.replace(decode(value)?).is_none(),
                 "protocol" => {
-                    let value = read_protocol(value).ok_or(TargetError::UnixParameter)?;
+                    let value = read_protocol(value);
+                    let value = value.ok_or(TargetError::UnixParameter(given.with_other_value()))?;
                     protocol.replace(value).is_none()
                 }
-                _ => false,
+                _ => return Err(TargetError::UnixParameter(given.unknown())),
             };
             if !fresh {
-                return Err(TargetError::UnixParameter);
+                return Err(TargetError::UnixParameter(given.repeated()));
             }
         }
         let (username, password) = login(username, password)?;
@@ -243,8 +251,33 @@ fn read_protocol(text: &str) -> Option<Protocol> {
     }
 }
 
-fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
-    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+fn parameters(query: &str) -> impl Iterator<Item = (Given<'_>, &str)> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).zip(1..).map(|((key, value), place)| {
+        let given = Given { key, place };
+        (given, value)
+    })
+}
+
+/// A parameter's name and its place.
+#[derive(Clone, Copy)]
+struct Given<'a> {
+    key: &'a str,
+    place: usize,
+}
+
+impl Given<'_> {
+    fn unknown(self) -> BadParameter {
+        BadParameter::new(self.key, self.place, "is not known")
+    }
+
+    fn repeated(self) -> BadParameter {
+        BadParameter::new(self.key, self.place, "stands there twice")
+    }
+
+    fn with_other_value(self) -> BadParameter {
+        BadParameter::new(self.key, self.place, "has another value than it may have")
+    }
 }
 
 /// Undoes percent-encoding. The crate passes a lone `%` through; here it is more likely a password that was

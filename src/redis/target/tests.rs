@@ -3,6 +3,7 @@
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use proptest::prelude::*;
 
+use super::error::BadParameter;
 use super::*;
 
 fn encoded(text: &str) -> String {
@@ -15,6 +16,8 @@ fn a_url_says_where_and_how() {
         ("redis://localhost", "redis://localhost:6379", None, None, 0),
         ("redis://localhost/", "redis://localhost:6379", None, None, 0),
         ("REDIS://h:1/3", "redis://h:1", None, None, 3),
+        ("valkey://:p@h:1/3", "redis://h:1", None, Some("p"), 3),
+        ("VALKEYS://h", "rediss://h:6379", None, None, 0),
         ("rediss://:p@h:6380", "rediss://h:6380", None, Some("p"), 0),
         ("rediss://u:p:q@h", "rediss://h:6379", Some("u"), Some("p:q"), 0),
         ("redis://u:@h", "redis://h:6379", Some("u"), Some(""), 0),
@@ -51,12 +54,28 @@ fn a_url_that_is_not_understood_is_refused_with_what_is_accepted() {
         ("redis+sentinel://a,a:26379/m", TargetError::SentinelTwice),
         ("redis+sentinel://h/m/x", TargetError::Db),
         ("redis+sentinel://h/m#x", TargetError::Fragment),
-        ("redis+sentinel://h/m?db=1", TargetError::SentinelParameter),
-        ("redis+sentinel://h/m?sentinel_tls=1", TargetError::SentinelParameter),
-        ("redis+sentinel://h/m?sentinel_password=a&sentinel_password=b", TargetError::SentinelParameter),
+        (
+            "redis+sentinel://h/m?db=1",
+            TargetError::SentinelParameter(BadParameter::new("db", 1, "is not known")),
+        ),
+        (
+            "redis+sentinel://h/m?sentinel_tls=1",
+            TargetError::SentinelParameter(BadParameter::new(
+                "sentinel_tls",
+                1,
+                "has another value than it may have",
+            )),
+        ),
+        (
+            "redis+sentinel://h/m?sentinel_password=a&sentinel_password=b",
+            TargetError::SentinelParameter(BadParameter::new("sentinel_password", 2, "stands there twice")),
+        ),
         ("redis+sentinel://h/m?sentinel_user=u", TargetError::UserAlone),
         ("redis+sentinel://h/m?sentinel_password=100%", TargetError::Escape),
-        ("redis://h?sentinel_password=a", TargetError::Parameter),
+        (
+            "redis://h?sentinel_password=a",
+            TargetError::Parameter(BadParameter::new("sentinel_password", 1, "is not known")),
+        ),
         ("redis://", TargetError::EmptyHost),
         ("redis://:p@", TargetError::EmptyHost),
         ("redis://:p@:6379", TargetError::EmptyHost),
@@ -81,15 +100,21 @@ fn a_url_that_is_not_understood_is_refused_with_what_is_accepted() {
         ("redis://:100%@h", TargetError::Escape),
         ("redis://:%é@h", TargetError::Escape),
         ("redis://:%ff@h", TargetError::NotUtf8),
-        ("redis://h?protocol=resp4", TargetError::Parameter),
-        ("redis://h?protocol=resp2&protocol=resp3", TargetError::Parameter),
-        ("redis://h?timeout=5", TargetError::Parameter),
+        (
+            "redis://h?protocol=resp4",
+            TargetError::Parameter(BadParameter::new("protocol", 1, "has another value than it may have")),
+        ),
+        (
+            "redis://h?protocol=resp2&protocol=resp3",
+            TargetError::Parameter(BadParameter::new("protocol", 2, "stands there twice")),
+        ),
+        ("redis://h?timeout=5", TargetError::Parameter(BadParameter::new("timeout", 1, "is not known"))),
         ("redis://h#x", TargetError::Fragment),
         ("unix://run/redis.sock", TargetError::SocketPath),
         ("unix:///", TargetError::SocketPath),
         ("unix:///s%00", TargetError::SocketPath),
-        ("unix:///s?host=h", TargetError::UnixParameter),
-        ("unix:///s?db=1&db=2", TargetError::UnixParameter),
+        ("unix:///s?host=h", TargetError::UnixParameter(BadParameter::new("host", 1, "is not known"))),
+        ("unix:///s?db=1&db=2", TargetError::UnixParameter(BadParameter::new("db", 2, "stands there twice"))),
         ("unix:///s?db=x", TargetError::Db),
         ("unix:///s?user=u", TargetError::UserAlone),
     ] {
@@ -232,5 +257,21 @@ proptest! {
             Err(error) => format!("{error} {error:?}"),
         };
         prop_assert!(!shown.contains(MARKER), "{}", shown);
+    }
+}
+
+#[test]
+fn a_wrong_parameter_is_named_unless_it_may_be_a_password() {
+    for (url, words) in [
+        ("redis://h?ssl_cert_reqs=none", "the parameter \"ssl_cert_reqs\" behind the \"?\" is not known"),
+        ("valkeys://h?protocol=resp2&timeout=5", "the parameter \"timeout\" behind"),
+        ("redis://h?protocol=3", "\"protocol\" behind the \"?\" has another value"),
+        ("redis://h?protocol=resp2&protocol=resp2", "\"protocol\" behind the \"?\" stands there twice"),
+        ("unix:///s?pass=hunter&s3cret", "parameter 2 behind the \"?\" is not known"),
+        ("redis+sentinel://h/m?sentinel_password=hunter&s3cret=1", "parameter 2 behind"),
+    ] {
+        let said = Target::parse(url).unwrap_err().to_string();
+        assert!(said.contains(words) && said.contains("accepted: "), "{url}: {said}");
+        assert!(!said.contains("s3cret") && !said.contains("hunter"), "{said}");
     }
 }
