@@ -2,7 +2,7 @@
 
 mod load_test;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +17,8 @@ use crate::tools::{cost, doctor, providers, rollout};
 const USAGE: u8 = 64;
 /// The process could not start or go on.
 const FAILURE: u8 = 1;
+/// The result could not be written (EX_IOERR of sysexits.h).
+const NOT_PRINTED: u8 = 74;
 
 #[derive(Parser)]
 #[command(
@@ -175,8 +177,8 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // `--help` and `--version` come this way as well.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+            let written = error.print().and_then(|()| std::io::stdout().flush());
+            return printed(written, if error.use_stderr() { USAGE } else { 0 });
         }
     };
     if let Some(Command::LoadTest(asked)) = &cli.command {
@@ -340,7 +342,19 @@ fn refuse(text: &str) -> ExitCode {
 }
 
 fn print(text: &str, code: u8) -> ExitCode {
-    // A reader that closes early (`| head`) is no failure.
-    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
-    ExitCode::from(code)
+    let mut stdout = std::io::stdout();
+    let written = writeln!(stdout, "{}", text.trim_end()).and_then(|()| stdout.flush());
+    printed(written, code)
+}
+
+/// The exit code of a command whose result could not be printed is never 0: a script would read an empty file as the result.
+fn printed(written: std::io::Result<()>, code: u8) -> ExitCode {
+    match written {
+        // A reader that closes early (`| head`) is no failure.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            let _ = writeln!(std::io::stderr(), "tidegate: can't write to standard output: {error}");
+            ExitCode::from(if code == 0 { NOT_PRINTED } else { code })
+        }
+        _ => ExitCode::from(code),
+    }
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use hyper::header::HeaderName;
 use hyper::{Method, Uri};
 
-use super::{FAILURE, print, refuse};
+use super::{FAILURE, print, printed, refuse};
 use crate::config;
 use crate::limiter::gcra::Quota;
 use crate::tools::load_test::plan::{Phase, Plan, Spacing};
@@ -123,12 +123,12 @@ pub(super) fn run(asked: &LoadTest) -> ExitCode {
     let json = || load_test::json(&outcome).to_string() + "\n";
     let files: [(&Option<PathBuf>, &dyn Fn() -> String); 2] =
         [(&asked.json, &json), (&asked.report, &|| load_test::html(&outcome))];
-    let mut printed = false;
+    let mut written = None;
     for (path, text) in files {
         let Some(path) = path else { continue };
         if path == Path::new("-") {
-            printed = true;
-            let _ = write!(std::io::stdout(), "{}", text());
+            let mut stdout = std::io::stdout();
+            written = Some(write!(stdout, "{}", text()).and_then(|()| stdout.flush()));
         } else if let Err(error) = std::fs::write(path, text()) {
             // The figures are not lost: they are printed below.
             let _ = writeln!(std::io::stderr(), "tidegate: {}: {error}", path.display());
@@ -136,7 +136,10 @@ pub(super) fn run(asked: &LoadTest) -> ExitCode {
             return ExitCode::from(FAILURE);
         }
     }
-    if printed { ExitCode::from(code) } else { print(&load_test::text(&outcome), code) }
+    match written {
+        Some(written) => printed(written, code),
+        None => print(&load_test::text(&outcome), code),
+    }
 }
 
 impl LoadTest {

@@ -73,7 +73,13 @@ fn client(settings: &Settings, url: Option<&str>) -> Result<Client, String> {
         );
     };
     let url = url.map_or_else(|| own_url(settings), str::to_owned);
-    Client::new(&url, token.secret.expose())
+    let client = Client::new(&url, token.secret.expose())?;
+    if let Some(host) = client.unencrypted_host() {
+        say(&format!(
+            "warning: the token goes to {host} in clear text: use https://, or a tunnel such as ssh -L to a loopback address"
+        ));
+    }
+    Ok(client)
 }
 
 /// Where a tidegate with these settings has its admin API, seen from its own machine.

@@ -14,6 +14,7 @@ mod cost;
 mod doctor;
 mod load_test;
 mod one_cause;
+mod output;
 mod rollout;
 mod run;
 mod sentinels;

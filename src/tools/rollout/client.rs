@@ -68,6 +68,17 @@ impl Client {
         Ok(Self { http: Http::builder(TokioExecutor::new()).build(connector), base: base.to_owned(), bearer })
     }
 
+    /// The host to which the token goes unencrypted over a network; `None` with TLS and on this machine.
+    pub(super) fn unencrypted_host(&self) -> Option<String> {
+        let uri: Uri = self.base.parse().ok()?;
+        let host = uri.host()?.trim_matches(['[', ']']);
+        let is_own = host.parse::<std::net::IpAddr>().map_or_else(
+            |_| host.eq_ignore_ascii_case("localhost"),
+            |address| address.to_canonical().is_loopback(),
+        );
+        (uri.scheme_str() == Some("http") && !is_own).then(|| host.to_owned())
+    }
+
     /// Asks, and waits for the answer.
     ///
     /// # Errors
