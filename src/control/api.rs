@@ -19,6 +19,7 @@ use super::status::{Around, CallerView, DatabaseView, RedisView, Status};
 use super::tokens::Bearer;
 use crate::config::Scope;
 use crate::doors::exchange::request_id;
+use crate::doors::json;
 use crate::doors::problem::{Cause, Problem};
 use crate::limiter::decision::Backend;
 use crate::limiter::rollout::Percent;
@@ -104,7 +105,7 @@ pub async fn put_rollout(
     let only_asks = dry_run::asked(&request)?;
     may_be_json(&request)?;
     let body = read(body).await?;
-    let asked: PutRollout = serde_json::from_slice(&body).map_err(|error| {
+    let asked: PutRollout = json::object(&body).map_err(|error| {
         let detail = format!("{error}. Accepted: {{\"percent\": 0 to 100, \"backend\"?: \"memory\"|\"redis\", \"reason\": \"…\"}}.");
         Problem::new(Cause::Unprocessable, detail).with_code("bad_body")
     })?;
@@ -172,7 +173,7 @@ pub async fn roll_back(
     let body = tokio::time::timeout(REASON_WAITED_FOR, read(body)).await;
     let body = body.ok().and_then(Result::ok).unwrap_or_default();
     // A rollback whose reason can't be read is a rollback.
-    let asked: PostRollback = serde_json::from_slice(&body).unwrap_or_default();
+    let asked: PostRollback = json::object(&body).unwrap_or_default();
     let reason = asked.reason.as_deref().map(str::trim).filter(|reason| !reason.is_empty());
     let reason = reason.unwrap_or("no reason given");
     let outcome = admin.steering.roll_back(&actor(&request), reason, request_id(&request)).await;

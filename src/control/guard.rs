@@ -42,6 +42,8 @@ pub enum Who {
     Bearer,
     /// Somebody without, IPv6 by its /64.
     Stranger(IpAddr),
+    /// A caller without one at a Unix socket, which has no address: all of them together.
+    Local,
 }
 
 impl KeyExtractor for Guesses {
@@ -53,8 +55,8 @@ impl KeyExtractor for Guesses {
         if token.is_some_and(|token| self.tokens.bearer(token).is_some()) {
             return Ok(Who::Bearer);
         }
-        let peer = request.peer_addr().ok_or(SimpleKeyExtractionError::new("the peer has no address"))?;
-        Ok(Who::Stranger(match self.proxies.client(peer.ip(), request.headers()) {
+        let Some(peer) = request.peer_addr() else { return Ok(Who::Local) };
+        Ok(Who::Stranger(match self.proxies.client(peer.ip(), request.headers()).address() {
             IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
             v4 => v4,
         }))

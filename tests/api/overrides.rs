@@ -284,3 +284,19 @@ async fn an_address_is_meant_as_an_address_and_nobody_is_exempt_who_writes_it_in
     assert_eq!(put(&tidegate, "odd", by_header, None).await.0, 201);
     assert_eq!(status(&tidegate, "127.0.0.1").await, 404);
 }
+
+#[tokio::test]
+async fn the_location_of_an_override_is_where_it_is_found() {
+    for (variables, prefix) in [(&[][..], ""), (&[("ADMIN_ADDR", "main")], "/_tidegate")] {
+        let tidegate = Tidegate::start(Some(TWO_A_DAY), variables).await;
+        for (path, id) in [("/admin/overrides", None), ("/admin/overrides/overrides", Some("overrides"))] {
+            let body = of(&format!("client-{id:?}"), json!("exempt"));
+            let made = tidegate.admin("PUT", &format!("{prefix}{path}")).json(&body).send().await.unwrap();
+            assert_eq!(made.status(), 201);
+            let place = made.headers()["location"].to_str().unwrap().to_owned();
+            assert!(place.starts_with(&format!("{prefix}/admin/overrides/")), "{place}");
+            assert!(id.is_none_or(|id| place.ends_with(&format!("overrides/{id}"))), "{place}");
+            assert_eq!(ask(&tidegate, "GET", &place).await.0, 200, "{place}");
+        }
+    }
+}

@@ -12,7 +12,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::conformance::before;
 use crate::support::certificates::Certificates;
-use crate::support::process::Tidegate;
+use crate::support::process::{ADMIN_TOKEN, Tidegate};
 use crate::support::raw::{Message, Raw, RawUpstream, Step, ask, send};
 use crate::support::redis_server::free_port;
 use crate::support::until;
@@ -226,6 +226,38 @@ async fn unix_sockets_carry_both_sides() {
         assert_eq!(String::from_utf8_lossy(&answer.body), r#"Some("h") None"#);
     }
     std::fs::remove_file(&theirs).unwrap();
+}
+
+#[tokio::test]
+async fn a_unix_socket_caller_without_token_gets_401() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("tidegate.sock");
+    let socket_text = socket.display().to_string();
+    let variables = [("TIDEGATE__SERVER__UNIX_SOCKET", &*socket_text), ("ADMIN_ADDR", "main")];
+    let tidegate = Tidegate::start(None, &variables).await;
+    for (path, header, wanted) in [
+        ("/_tidegate/admin/rollout", String::new(), 401),
+        ("/_tidegate/metrics", String::new(), 401),
+        (
+            "/_tidegate/admin/rollout",
+            "Authorization: Bearer a-wrong-token-of-32-characters-yy\r\n".into(),
+            401,
+        ),
+        ("/_tidegate/admin/rollout", format!("Authorization: Bearer {ADMIN_TOKEN}\r\n"), 200),
+    ] {
+        let mut raw = Raw::new(UnixStream::connect(&socket).await.unwrap());
+        raw.write(format!("GET {path} HTTP/1.1\r\nHost: h\r\n{header}\r\n")).await;
+        assert_eq!(raw.answer("GET").await.1.status(), wanted, "{path} {header}");
+    }
+    // Guesses at the socket are counted like others.
+    let mut statuses = Vec::new();
+    for _ in 0..80 {
+        let mut raw = Raw::new(UnixStream::connect(&socket).await.unwrap());
+        raw.write("GET /_tidegate/admin/rollout HTTP/1.1\r\nHost: h\r\n\r\n").await;
+        statuses.push(raw.answer("GET").await.1.status());
+    }
+    assert!(statuses.contains(&429), "{statuses:?}");
+    drop(tidegate);
 }
 
 #[tokio::test]

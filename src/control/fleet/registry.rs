@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::doors::json::object;
 use crate::limiter::clock::Micros;
 
 /// What an instance says of itself: a line in Redis, and what peers tell each other.
@@ -69,7 +70,7 @@ pub(super) struct Registry {
 impl Registry {
     /// These lines are there. What is no row is passed over: a later version may say other things.
     pub(super) fn are(&self, lines: &[String], here: &str) {
-        let rows = lines.iter().filter_map(|line| serde_json::from_str::<Row>(line).ok());
+        let rows = lines.iter().filter_map(|line| object::<Row>(line.as_bytes()).ok());
         let rows: BTreeMap<_, _> =
             rows.filter(|row| row.id != here && is_id(&row.id)).map(|row| (row.id.clone(), row)).collect();
         if !rows.is_empty() {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::control::record::{Record, RememberedEnv, short};
+use crate::doors::json::object;
 use crate::redis::RecordOrder;
 
 /// A record, and the environment that it was held against last. What it is ordered by stands in front, for the script.
@@ -34,7 +35,7 @@ impl Shared {
     /// Of a text that is one; `None` for what no instance wrote.
     pub(super) fn read(text: &[u8]) -> Option<Self> {
         // A letter of a reason that got damaged is no reason to lose the record.
-        serde_json::from_str::<Self>(&String::from_utf8_lossy(text)).ok()?.sound()
+        object::<Self>(String::from_utf8_lossy(text).as_bytes()).ok()?.sound()
     }
 
     /// Itself, its words as ours would be, unless it says one thing in front and another behind, or counts what nobody

@@ -185,12 +185,19 @@ async fn put_one(
     let outcome = admin.carry(&changed, &request, "overrides.put", &reason).await;
     let Some(body) = &changed.is.body else { return Err(unknown(&id)) };
     let mut response = if changed.was.is_some() { HttpResponse::Ok() } else { HttpResponse::Created() };
-    if let (None, Ok(location)) = (&changed.was, HeaderValue::from_str(&format!("{BASE}/overrides/{id}"))) {
+    if let (None, Some(location)) = (&changed.was, place_of(&request, &id)) {
         response.insert_header((LOCATION, location));
     }
     let (rules, now) = (limiter.rules(), limiter.overrides());
     let view = view(&changed.is, body, now.policies_of(&id), &rules);
     Ok(tagged(response.json(PutView { view, outcome }), &changed.is))
+}
+
+/// Where an override is, seen from whoever asked: behind the prefix of the listener.
+fn place_of(request: &HttpRequest, id: &str) -> Option<HeaderValue> {
+    let pattern = request.match_pattern()?;
+    let list = pattern.strip_suffix("/{id}").unwrap_or(&pattern);
+    HeaderValue::from_str(&format!("{list}/{id}")).ok()
 }
 
 impl Admin {

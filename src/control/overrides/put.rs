@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::entry::{Body, Effect, LONGEST_KEY, MOST_PARTS, is_id};
 use crate::config;
 use crate::control::record::short;
+use crate::doors::json;
 use crate::doors::problem::{Cause, Problem};
 use crate::limiter::overrides::Effect as Does;
 use crate::limiter::policy::Rules;
@@ -44,7 +45,7 @@ pub(super) struct Put {
 
 impl Put {
     pub(super) fn read(body: &[u8]) -> Result<Self, Problem> {
-        serde_json::from_slice(body).map_err(|error| {
+        json::object(body).map_err(|error| {
             let accepted = r#"{"rule", "policy"?, "by"?, "key" or "keys", "effect", "expires_at"? or "expires_in"?, "reason"}"#;
             refuse("bad_body", format!("{error}. Accepted: {accepted}."))
         })
@@ -97,8 +98,9 @@ fn key(one: Option<String>, several: Option<Vec<String>>) -> Result<Vec<String>,
 
 fn effect(value: Value) -> Result<Effect, Problem> {
     let accepted = r#"accepted: {"limit": "1000/minute", "burst"?: 50}, "exempt", "block""#;
-    let read = serde_json::from_value::<Effect>(value);
-    let effect = read.map_err(|_| refuse("bad_effect", format!("effect: {accepted}.")))?;
+    // An array would be read as the fields of a limit.
+    let read = if value.is_array() { None } else { serde_json::from_value::<Effect>(value).ok() };
+    let effect = read.ok_or_else(|| refuse("bad_effect", format!("effect: {accepted}.")))?;
     if let Effect::Limit(limit) = &effect {
         limit.read().map_err(|message| refuse("bad_limit", format!("effect.limit: {message}.")))?;
     }
