@@ -7,7 +7,7 @@ use std::time::Duration;
 use actix_web::http::header::HeaderName;
 
 use super::StartError;
-use crate::config::{self, AppEnv, ClientIpHeader as Configured, LogFormat, Seen, Settings};
+use crate::config::{self, AdminAddr, AppEnv, ClientIpHeader as Configured, LogFormat, Seen, Settings};
 use crate::control::audit::Audit;
 use crate::control::database::{Database, Place};
 use crate::control::dry_run::Reckoning;
@@ -26,6 +26,7 @@ use crate::control::tokens::Tokens;
 use crate::doors::client_ip::{ClientIpHeader, TrustedProxies};
 use crate::doors::costs::Costs;
 use crate::doors::gateway::{Address, Bounds, Health, HostPolicy, Limits, Upgrades, Upstream};
+use crate::doors::header_names::HeaderNames;
 use crate::doors::headers::{Sets, XRateLimit};
 use crate::doors::jwt::Verifier;
 use crate::doors::trace::Tracing;
@@ -122,6 +123,20 @@ pub(super) fn proxies(settings: &Settings) -> TrustedProxies {
         Configured::Forwarded => ClientIpHeader::Forwarded,
     };
     TrustedProxies::new(settings.server.trusted_proxies.clone(), header)
+}
+
+/// The host of the main listener that is tidegate's own.
+pub(super) fn own_host(settings: &Settings) -> Option<&str> {
+    settings.admin.host.as_deref().filter(|_| settings.admin.addr == AdminAddr::Main)
+}
+
+/// Which names of headers pass.
+pub(super) fn header_names(settings: &Settings) -> HeaderNames {
+    match settings.server.header_names {
+        config::HeaderNames::Plain => HeaderNames::Plain,
+        config::HeaderNames::Underscores => HeaderNames::Underscores,
+        config::HeaderNames::Any => HeaderNames::Any,
+    }
 }
 
 /// Why memory decides whatever the record says.
@@ -248,6 +263,14 @@ pub(super) fn scrape(telemetry: &Arc<Telemetry>, certificates: Option<Arc<Certif
         let exposition = if open_metrics { Exposition::OpenMetrics } else { Exposition::Text };
         telemetry.scrape(held, in_flight, spent, ends, exposition)
     })
+}
+
+/// Threads that serve the main listener.
+pub(super) fn workers(settings: &Settings) -> usize {
+    match settings.server.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        workers => workers,
+    }
 }
 
 /// How long clients may take.

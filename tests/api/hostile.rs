@@ -19,15 +19,19 @@ const BOUND: Duration = Duration::from_secs(5);
 /// What the process may hold at most.
 const MOST_MIB: u64 = 150;
 
-async fn before(url: &str, more: &[(&str, &str)]) -> Tidegate {
-    let wide = "[[rule]]\nname = \"default\"\n[[rule.policy]]\nname = \"wide\"\nby = \"ip\"\nlimit = \"1000000/second\"\n";
-    // Both ends of each connection are ours: more than a shell's usual thousand.
+/// Both ends of each connection are the test's: more than a shell's usual thousand.
+pub(super) fn raise_own_limit() {
     let own = std::process::id().to_string();
     let raised = std::process::Command::new("prlimit").args(["--pid", &own, "--nofile=16384:"]).status();
     assert!(
         raised.is_ok_and(|status| status.success()),
         "prlimit (util-linux) raises the limit of open files"
     );
+}
+
+async fn before(url: &str, more: &[(&str, &str)]) -> Tidegate {
+    let wide = "[[rule]]\nname = \"default\"\n[[rule.policy]]\nname = \"wide\"\nby = \"ip\"\nlimit = \"1000000/second\"\n";
+    raise_own_limit();
     let mut variables = vec![("UPSTREAM_URL", url), ("TIDEGATE__LOGGING__REQUESTS", "false")];
     variables.extend_from_slice(more);
     Tidegate::start(Some(wide), &variables).await
