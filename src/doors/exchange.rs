@@ -109,7 +109,7 @@ where
             client: request
                 .request()
                 .peer_addr()
-                .map(|peer| self.told.proxies.client(peer.ip(), request.headers())),
+                .map(|peer| self.told.proxies.client(peer.ip(), request.headers()).address()),
             status: CLIENT_LEFT,
             origin: Origin::Gateway,
             judged,

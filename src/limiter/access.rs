@@ -110,7 +110,13 @@ impl AccessList {
             values.get(identity.bytes()).copied()
         });
         let named = named.reduce(|one, other| if one == Access::Deny { one } else { other });
-        named.or_else(|| self.of_address(facts.ip()?))
+        named.or_else(|| match facts.disputed() {
+            [] => self.of_address(facts.ip()?),
+            candidates => {
+                let is_refused = |address: &IpAddr| self.of_address(*address) == Some(Access::Deny);
+                candidates.iter().any(is_refused).then_some(Access::Deny)
+            }
+        })
     }
 
     /// What it says of a bare key that stands in for the subject of a policy.

@@ -11,6 +11,7 @@ mod check;
 pub mod clock;
 mod decide;
 pub mod decision;
+mod disputed;
 pub mod event;
 pub mod exposure;
 pub mod forgive;
@@ -264,6 +265,7 @@ impl<S: Store> Limiter<S> {
             }
             if let Some(overrides) = overrides
                 && let Some((place, terms)) = overrides.find(item.key, self.wall())
+                && (terms != Terms::Exempt || disputed::may_be_exempt(policy, facts))
             {
                 let by = || Overridden { overrides: Arc::clone(overrides), place };
                 bill.overridden.get_or_insert_with(by);
@@ -275,6 +277,10 @@ impl<S: Store> Limiter<S> {
                 }
             }
             if let Some(penalty) = policy.shuts_out() {
+                if let Some(rest) = self.shut_out_candidate(policy, facts) {
+                    bill.ruling = Some(Ruling::Blocked(id, rest));
+                    return bill;
+                }
                 match self.penalties.standing(item.key, self.clock.now()) {
                     // The first throttle shuts it out: there is no second at which to learn who it is.
                     Standing::Clear if penalty.after.get() == 1 => item.who = Some(identity.value().into()),

@@ -19,6 +19,7 @@ use super::access::Access;
 use super::calendar::Unit;
 use super::clock::Micros;
 use super::decision::Ruling;
+use super::disputed::may_be_exempt;
 use super::forgive::meant;
 use super::gcra::Quota;
 use super::policy::{OnMissing, Policy, Rule, Rules};
@@ -345,6 +346,10 @@ impl<S: Store> Limiter<S> {
         let wall = self.wall();
         let mut ruled = None;
         for policy in rule.policies.iter().map(|&id| rules.policy(id)) {
+            if let Some(place) = self.blocked_candidate(policy, facts, overrides) {
+                let overridden = Overridden { overrides: Arc::clone(overrides), place };
+                return Some((Ruling::Overridden(Access::Deny), overridden));
+            }
             let Whom::One(identity) = Whom::of(policy, &identify, facts) else { continue };
             let key = self.process_key.hash(&identity).under(policy.tag);
             let overridden = |place| Overridden { overrides: Arc::clone(overrides), place };
@@ -352,7 +357,7 @@ impl<S: Store> Limiter<S> {
                 Some((place, Terms::Block)) => {
                     return Some((Ruling::Overridden(Access::Deny), overridden(place)));
                 }
-                Some((place, Terms::ExemptFromAll)) if ruled.is_none() => {
+                Some((place, Terms::ExemptFromAll)) if ruled.is_none() && may_be_exempt(policy, facts) => {
                     ruled = Some((Ruling::Overridden(Access::Allow), overridden(place)));
                 }
                 _ => {}

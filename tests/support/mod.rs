@@ -11,6 +11,7 @@
 pub mod certificates;
 pub mod frames;
 pub mod installed;
+pub mod nginx;
 pub mod outage;
 pub mod process;
 pub mod raw;

@@ -161,7 +161,8 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// `X-Forwarded-*`, `Forwarded` and `Via`. What the peer says of clients before it is kept only from a trusted proxy:
-/// from anyone else it is a claim. `peer`: who it is, and whether it is one.
+/// from anyone else it is a claim. Of `Forwarded` and `X-Forwarded-For` a header that the proxy only passed through is
+/// dropped like a stranger's. `peer`: its address, and whether it is trusted.
 fn leave_traces(
     request: &HttpRequest,
     telling: &Telling<'_>,
@@ -172,7 +173,12 @@ fn leave_traces(
     let head = request.head();
     let (peer, trusted) = (peer.map(|(peer, _)| peer), peer.is_some_and(|(_, trusted)| trusted));
     let believed = |name: &str| {
-        let lines: Vec<&[u8]> = if trusted {
+        let names_clients = name == FORWARDED.as_str() || name == FORWARDED_FOR.as_str();
+        let is_believed = match peer {
+            Some(peer) if trusted && names_clients => telling.proxies.believes(name, peer, &head.headers),
+            _ => trusted,
+        };
+        let lines: Vec<&[u8]> = if is_believed {
             head.headers.get_all(name).map(|line| line.as_bytes()).collect()
         } else {
             Vec::new()
