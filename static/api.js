@@ -1,13 +1,19 @@
 // Talks to the admin API of the server that this page is from, and to nobody else.
 
-const KEPT = "tidegate-token";
 const BASE = new URL("admin/", document.baseURI);
 
-/** The token, kept by this tab only. A cookie would be sent by pages of others, too. */
+/** In no storage: a script of the same origin, as of an upstream behind the same listener, could read it there. */
+let kept = null;
+
+/** The token, which a reload of the page forgets. */
 export const token = {
-  get: () => sessionStorage.getItem(KEPT),
-  set: (value) => sessionStorage.setItem(KEPT, value),
-  clear: () => sessionStorage.removeItem(KEPT),
+  get: () => kept,
+  set: (value) => {
+    kept = value;
+  },
+  clear: () => {
+    kept = null;
+  },
 };
 
 /** What the server answered instead of doing it. */

@@ -36,7 +36,6 @@ by("sign-in").addEventListener("submit", (event) => {
 by("sign-out").addEventListener("click", () => end(null));
 by("audit-older").addEventListener("click", () => void trail(true));
 setInterval(tellAge, 500);
-if (token.get()) begin();
 
 function begin() {
   sayOrHide(by("signed-out-because"), null);

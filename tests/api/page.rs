@@ -188,7 +188,8 @@ async fn who_may_only_read_is_told_so_and_a_token_that_is_wrong_or_revoked_is_sa
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_single_port_the_page_stands_under_the_prefix() {
     let redis = RedisServer::start();
-    let tidegate = started(&redis, "10", BY_KEY, &[("ADMIN_ADDR", "main")]).await;
+    let tidegate =
+        started(&redis, "10", BY_KEY, &[("ADMIN_ADDR", "main"), ("TIDEGATE__ADMIN__PAGE", "true")]).await;
     let page = tidegate.url("/_tidegate");
     Operator::starts("prefix", &page, &page).helped_by(nothing).await;
     // The upstream's own root is not hidden: here there is none.
