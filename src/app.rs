@@ -3,6 +3,7 @@
 mod background;
 mod front;
 mod listen;
+mod open_files;
 mod settled;
 
 use std::net::SocketAddr;
@@ -33,6 +34,7 @@ use crate::doors::check::Callers;
 use crate::doors::gateway::Gateway;
 use crate::doors::health::Leaving;
 use crate::doors::jwt::{BadKeys, Verifier};
+use crate::doors::reserved::Reserved;
 use crate::doors::wire::tls::BadCertificate;
 use crate::limiter::Limiter;
 use crate::limiter::clock::Clock;
@@ -153,6 +155,10 @@ impl Application {
         let telemetry = Arc::new(Telemetry::new(options, output, limiter.rules()));
         let observer: Arc<dyn Observer> = telemetry.clone();
         warnings.iter().for_each(|warning| telemetry.warn(warning));
+        // Before anything is opened for others.
+        let limit = open_files::raise();
+        let (files, warning) = open_files::share_out(limit, settings, settled::workers(settings));
+        warning.iter().for_each(|warning| telemetry.warn(warning));
 
         let rollout = Arc::new(Rollout::default());
         if let Some(secret) = &settings.rollout.secret {
@@ -218,7 +224,9 @@ impl Application {
             callers: Callers {
                 token: settings.doors.token.as_ref().map(|token| token.expose().into()),
                 proxies: Arc::clone(&proxies),
+                hosts: settings.doors.hosts.iter().map(|host| host.as_str().into()).collect(),
             },
+            reserved: Arc::new(Reserved::new(&settings.server.prefix, settled::own_host(settings))),
             proxies,
             verifier,
             tokens,
@@ -242,7 +250,7 @@ impl Application {
             reloading: web::Data::new(reloading),
             guessing: guessing.clone(),
         };
-        let (addresses, servers) = listen::listen(settings, &parts)?;
+        let (addresses, servers) = listen::listen(settings, &parts, files)?;
         let hangups = signal(SignalKind::hangup())?;
         let scheme = if settings.server.tls.is_some() { "https" } else { "http" };
         telemetry.say(&format!("listening: API on {scheme}://{}", addresses.main));

@@ -8,14 +8,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use actix_governor::Governor;
-use actix_service::{ServiceFactoryExt as _, apply};
-use actix_web::dev::{Server, ServiceResponse};
+use actix_service::{Service as _, ServiceFactoryExt as _, apply, apply_fn_factory};
+use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
+use actix_web::guard::fn_guard;
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpRequest, HttpResponse, web};
+use actix_web::{App, HttpRequest, HttpResponse, Resource, web};
+use futures_util::FutureExt as _;
+use futures_util::future::Either;
 use tokio::runtime::Handle;
 use tracing_actix_web::TracingLogger;
 
 use super::front::Front;
+use super::open_files::Shares;
 use super::{Addresses, StartError, settled};
 use crate::config::{AdminAddr, Settings};
 use crate::control::api::{self, Admin};
@@ -40,6 +44,7 @@ use crate::doors::health::{self, Leaving, ReadinessProbe};
 use crate::doors::jwt::Verifier;
 use crate::doors::middleware::RateLimit;
 use crate::doors::problem::{Cause, Problem};
+use crate::doors::reserved::Reserved;
 use crate::doors::wire::tls::Certificates;
 use crate::limiter::Limiter;
 use crate::limiter::event::Observer;
@@ -61,6 +66,7 @@ pub(super) struct Parts {
     pub(super) certificates: Option<Arc<Certificates>>,
     pub(super) leaving: Leaving,
     pub(super) callers: Callers,
+    pub(super) reserved: Arc<Reserved>,
     pub(super) readiness: ReadinessProbe,
     pub(super) admin: web::Data<Admin>,
     pub(super) audit: web::Data<Audit>,
@@ -73,13 +79,19 @@ pub(super) struct Parts {
 }
 
 /// Opens both listeners and puts the servers behind them.
-pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, Vec<Server>), StartError> {
+pub(super) fn listen(
+    settings: &Settings,
+    parts: &Parts,
+    files: Shares,
+) -> Result<(Addresses, Vec<Server>), StartError> {
     let main = bind("HOST, PORT", SocketAddr::new(settings.server.host, settings.server.port))?;
     let mut addresses = Addresses { main: main.local_addr()?, admin: None };
     let unix = settings.server.unix_socket.as_deref().map(bind_unix).transpose()?;
     let prefix = settings.server.prefix.clone();
     let tracing = settled::tracing(settings);
     let with_admin = settings.admin.addr == AdminAddr::Main;
+    let page = settings.admin.page;
+    let header_names = settled::header_names(settings);
     let front_parts = parts.clone();
     let app = move |gateway: Option<&WorkerGateway>| {
         let parts = &front_parts;
@@ -90,12 +102,15 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
                     admin_pages(app, parts, &prefix, false);
                     // At the root it would hide the upstream's.
                     if !prefix.is_empty() {
-                        operators_page(app, &prefix);
+                        match page {
+                            true => operators_page(app, &prefix, parts.reserved.as_ref()),
+                            false => no_page(app, &prefix),
+                        }
                     }
                 }
                 everything_else(app, parts, gateway.cloned());
             })
-            .wrap(Strict)
+            .wrap(Strict(header_names))
             .wrap(
                 Exchanges::told_to(
                     Arc::clone(&parts.observer),
@@ -107,8 +122,7 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
             .wrap(TracingLogger::<RootSpan>::new())
     };
     let gateway = parts.gateway.clone();
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = if settings.server.workers > 0 { settings.server.workers } else { cores() };
+    let workers = settled::workers(settings);
     let calls_of_one_worker = parts.limiter.store().filter(|_| workers == 1).cloned();
     if let Some(store) = &calls_of_one_worker {
         store.called_from_one_thread();
@@ -119,7 +133,7 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
         certificates: parts.certificates.clone(),
         patience: settled::patience(settings),
         workers,
-        connections: settings.server.limits.connections,
+        connections: files.clients,
         grace_s: settings.server.grace.as_secs(),
         leaving: parts.leaving.clone(),
         // A client that leaves ends its request: else the upstream would work for nobody.
@@ -145,7 +159,9 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
                 .configure(|app| {
                     health_pages(app, &parts, "");
                     admin_pages(app, &parts, "", open_metrics);
-                    operators_page(app, "");
+                    if page {
+                        operators_page(app, "", &Reserved::default());
+                    }
                 })
                 .default_service(web::to(not_found))
                 .wrap(TracingLogger::<RootSpan>::new())
@@ -156,7 +172,7 @@ pub(super) fn listen(settings: &Settings, parts: &Parts) -> Result<(Addresses, V
             certificates: None,
             patience: settled::patience(settings),
             workers: 1,
-            connections: settings.server.limits.connections,
+            connections: files.admin,
             grace_s: settings.server.grace.as_secs(),
             leaving,
             // Who asks for a rollback and leaves has asked for it.
@@ -248,18 +264,34 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_p
     );
 }
 
-/// The page, and below it its files. Without a token: see there.
-fn operators_page(app: &mut web::ServiceConfig, prefix: &str) {
-    let get_or_head = |resource: actix_web::Resource| resource.get(page::page).head(page::page);
+/// The page, and below it its files. Without a token: see there. Where a host is reserved, for that host alone.
+fn operators_page(app: &mut web::ServiceConfig, prefix: &str, reserved: &Reserved) {
+    let at_host = |resource: Resource| match reserved.has_host() {
+        false => resource,
+        true => {
+            let reserved = reserved.clone();
+            resource.guard(fn_guard(move |context| reserved.is_for_host(context.head())))
+        }
+    };
+    let get_or_head = |resource: Resource| at_host(resource).get(page::page).head(page::page);
     if !prefix.is_empty() {
         // Who leaves out the last slash is shown where it is.
         app.service(get_or_head(web::resource(prefix)));
     }
     app.service(get_or_head(routes::UI.under(prefix)))
-        .service(routes::UI_FILES.under(prefix).get(page::file).head(page::file));
+        .service(at_host(routes::UI_FILES.under(prefix)).get(page::file).head(page::file));
 }
 
-/// Judged, then forwarded: whatever is no page of ours, `OPTIONS *` too.
+/// Says where the page would be that it is off, and why.
+fn no_page(app: &mut web::ServiceConfig, prefix: &str) {
+    app.service(web::resource([prefix.to_owned(), format!("{prefix}/")]).to(async || {
+        let detail = "The operator's page is off on this listener, where the upstream's scripts could take its token. Set \
+                      admin.host to a host name of its own, or ADMIN_ADDR to an address of its own.";
+        Problem::new(Cause::NotFound, detail).response()
+    }));
+}
+
+/// Limited, then forwarded: whatever is no page of ours and not reserved for one, `OPTIONS *` too.
 fn everything_else(app: &mut web::ServiceConfig, parts: &Parts, gateway: Option<WorkerGateway>) {
     let limit = RateLimit::with(Arc::clone(&parts.limiter), Arc::clone(&parts.proxies), parts.sets);
     let limit = match &parts.verifier {
@@ -279,7 +311,15 @@ fn everything_else(app: &mut web::ServiceConfig, parts: &Parts, gateway: Option<
             }
         }
     });
-    app.default_service(apply(limit, forward).map(ServiceResponse::map_into_boxed_body));
+    let limited = apply(limit, forward).map(ServiceResponse::map_into_boxed_body);
+    let reserved = Arc::clone(&parts.reserved);
+    app.default_service(apply_fn_factory(limited, move |request: ServiceRequest, limited| {
+        if reserved.holds(request.head()) {
+            Either::Left(not_found().map(|response| Ok(request.into_response(response))))
+        } else {
+            Either::Right(limited.call(request))
+        }
+    }));
 }
 
 async fn not_found() -> HttpResponse {

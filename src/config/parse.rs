@@ -198,6 +198,17 @@ pub(super) fn host_header(text: &str) -> Result<String, String> {
         .ok_or_else(|| "accepted: HOST or HOST:PORT such as \"api.internal\"".to_owned())
 }
 
+/// The name of a host without a port, in lower case.
+pub(super) fn host_name(text: &str) -> Result<String, String> {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    let is_label = |label: &str| !label.is_empty() && label.bytes().all(plain);
+    let is_name = name.len() <= 253 && name.split('.').all(is_label);
+    is_name
+        .then(|| name.to_ascii_lowercase())
+        .ok_or_else(|| "accepted: a host name without port such as \"limits.example.com\"".to_owned())
+}
+
 /// Where another instance's admin API is: `HOST:PORT`, or a URL, which may end in its prefix.
 pub(super) fn peer(text: &str) -> Result<UpstreamUrl, String> {
     let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };

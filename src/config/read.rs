@@ -40,6 +40,10 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
         let place = taken.place("server.trusted_proxies");
         warnings.push(format!("{place}: everybody is trusted, so any client can claim any address"));
     }
+    if admin.host.is_some() && admin.addr != AdminAddr::Main {
+        let place = taken.place("admin.host");
+        warnings.push(format!("{place}: it has no effect unless admin.addr is \"main\""));
+    }
     let upstream = gateway::upstream(&mut taken);
     if upstream.is_none() && taken.is_set("upstream.cost_header") {
         let place = taken.place("upstream.cost_header");
@@ -64,7 +68,7 @@ pub(super) fn read(sources: &Sources, merged: Merged) -> Result<Loaded, Errors> 
             max_keys: taken.get("memory.max_keys", 1, |text| parse::whole(text, 1_000..=100_000_000)),
         },
         headers: headers::headers(&mut taken),
-        doors: Doors { token: taken.optional("doors.token", parse::token) },
+        doors: doors(&mut taken),
         files: merged.files,
         policies,
         rules,
@@ -93,12 +97,28 @@ fn boolean(taken: &mut Taken, key: &'static str) -> bool {
     value
 }
 
+fn doors(taken: &mut Taken) -> Doors {
+    let mut hosts = Vec::new();
+    for item in taken.list("doors.hosts") {
+        match parse::host_name(&item) {
+            Ok(host) => hosts.push(host),
+            Err(message) => {
+                let read = super::error::quoted(&item);
+                taken.refuse("doors.hosts", format!("read {read}; {message}"));
+            }
+        }
+    }
+    Doors { token: taken.optional("doors.token", parse::token), hosts }
+}
+
 fn server(taken: &mut Taken) -> Server {
     let headers = [
         ("auto", ClientIpHeader::Auto),
         ("x-forwarded-for", ClientIpHeader::XForwardedFor),
         ("forwarded", ClientIpHeader::Forwarded),
     ];
+    let names =
+        [("plain", HeaderNames::Plain), ("underscores", HeaderNames::Underscores), ("any", HeaderNames::Any)];
     let mut trusted_proxies = Vec::new();
     for item in taken.list("server.trusted_proxies") {
         match parse::network(&item) {
@@ -127,6 +147,7 @@ fn server(taken: &mut Taken) -> Server {
         trusted_proxies,
         client_ip_header: taken
             .get("server.client_ip_header", ClientIpHeader::Auto, |text| parse::word(text, &headers)),
+        header_names: taken.get("server.header_names", HeaderNames::Plain, |text| parse::word(text, &names)),
     }
 }
 
@@ -149,7 +170,14 @@ fn admin(taken: &mut Taken) -> Admin {
         );
     }
     let (tokens, token_file) = tokens(taken);
+    let host = taken.optional("admin.host", parse::host_name);
+    let by_itself = host.is_some() || matches!(addr, Some(AdminAddr::Socket(_)));
     Admin {
+        page: taken.get("admin.page", by_itself, |text| match text {
+            "auto" => Ok(by_itself),
+            _ => parse::boolean(text).map_err(|_| "accepted: \"auto\", true or false".to_owned()),
+        }),
+        host,
         addr: addr.unwrap_or(AdminAddr::Main),
         tokens,
         token_file,

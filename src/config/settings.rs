@@ -102,6 +102,19 @@ pub struct Server {
     pub trusted_proxies: Vec<IpNet>,
     /// In which header.
     pub client_ip_header: ClientIpHeader,
+    /// Which names of headers pass.
+    pub header_names: HeaderNames,
+}
+
+/// Which names of headers pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderNames {
+    /// Letters, digits and `-`.
+    Plain,
+    /// Underscores as well.
+    Underscores,
+    /// Every name.
+    Any,
 }
 
 /// The header in which a trusted proxy names the client.
@@ -126,6 +139,10 @@ pub struct Admin {
     pub token_file: Option<(TokenFile, Seen)>,
     /// Whether health and metrics are open on every listener; else on loopback only.
     pub open_metrics: bool,
+    /// Whether the operator's page is served.
+    pub page: bool,
+    /// On the main listener: the host for which alone it is, and for which nothing is forwarded.
+    pub host: Option<String>,
 }
 
 /// Where the admin API listens.
@@ -272,6 +289,8 @@ pub enum XRateLimit {
 pub struct Doors {
     /// Opens it to callers from public addresses.
     pub token: Option<Secret>,
+    /// Names by which near callers may ask, beside private ones.
+    pub hosts: Vec<String>,
 }
 
 /// Where the limits come from.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use actix_web::error::ErrorInternalServerError;
 use actix_web::guard::fn_guard;
 use actix_web::http::Method;
-use actix_web::http::header::{AUTHORIZATION, CONTENT_TYPE, FORWARDED, HeaderMap, HeaderValue};
+use actix_web::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use actix_web::web::{Bytes, BytesMut};
 use actix_web::{HttpRequest, HttpResponse, Route, web};
 use futures_util::StreamExt as _;
@@ -17,10 +17,12 @@ use quanta::Instant;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
-use super::client_ip::{TrustedProxies, X_FORWARDED_FOR};
+use super::client_ip::TrustedProxies;
 use super::facts;
+use super::json;
 use super::judged::Judged;
 use super::jwt::{Lazy, Verifier};
+use super::near;
 use super::problem::{Cause, Problem};
 use crate::limiter::decision::{Decision, ShadowDenial};
 use crate::limiter::store::Store;
@@ -33,14 +35,16 @@ pub const LONGEST_BODY: usize = 64 * 1024;
 /// Most answers are shorter, in bytes.
 const ROOM_FOR_ANSWER: usize = 256;
 
-/// Who may ask: loopback and private addresses, or whoever has the token. Anybody else could drain the budget of
-/// another's client.
+/// Which callers are answered: those that are near, or have the token. Any other could drain the budget of another's
+/// client.
 #[derive(Clone)]
 pub struct Callers {
     /// The token, if there is one.
     pub token: Option<Arc<str>>,
     /// The proxies that are believed.
     pub proxies: Arc<TrustedProxies>,
+    /// Names by which near callers ask, beside addresses and private names.
+    pub hosts: Arc<[Box<str>]>,
 }
 
 #[derive(Deserialize)]
@@ -118,7 +122,7 @@ async fn check<S: Store>(
 ) -> Result<HttpResponse, Problem> {
     callers.admit(&request)?;
     let body = whole(body).await?;
-    let question: Question<'_> = serde_json::from_slice(&body).map_err(|error| {
+    let question: Question<'_> = json::object(&body).map_err(|error| {
         let detail = format!(
             "{error}. Accepted: {{\"rule\"?, \"key\", \"cost\"?, \"peek\"?}} or {{\"attributes\", \"cost\"?, \"peek\"?}}."
         );
@@ -152,7 +156,7 @@ async fn check<S: Store>(
             format!("The cost exceeds the burst of policy \"{name}\", {burst}: it can never be admitted.");
         return Err(Problem::new(Cause::Unprocessable, detail).with_code("cost_exceeds_burst"));
     }
-    let response = json(&Answer::from(&decision));
+    let response = written(&Answer::from(&decision));
     if let Some(place) = Judged::place(&request) {
         place.keep(Rc::new(decision), started.elapsed());
     }
@@ -182,7 +186,7 @@ async fn whole(mut body: web::Payload) -> Result<Bytes, Problem> {
 }
 
 /// As `HttpResponseBuilder::json`, but with room for the answer, and the media type is not written out for each.
-fn json(answer: &Answer<'_>) -> HttpResponse {
+fn written(answer: &Answer<'_>) -> HttpResponse {
     let mut text = Vec::with_capacity(ROOM_FOR_ANSWER);
     match serde_json::to_writer(&mut text, answer) {
         Ok(()) => {
@@ -201,31 +205,18 @@ impl Callers {
         {
             return Ok(());
         }
-        if self.is_near(request) {
-            return Ok(());
-        }
+        let Err(far) = near::check(request, &self.proxies, &self.hosts) else { return Ok(()) };
         Err(match (&self.token, given) {
             (None, _) => Problem::new(
                 Cause::Forbidden,
-                "Decisions are given to loopback and private addresses; for others set doors.token.",
+                format!("Decisions are given to callers that are near; {far}. For others set doors.token."),
             ),
-            (Some(_), None) => {
-                Problem::new(Cause::Unauthorized, "Send \"Authorization: Bearer <doors.token>\".")
-            }
+            (Some(_), None) => Problem::new(
+                Cause::Unauthorized,
+                format!("Send \"Authorization: Bearer <doors.token>\": {far}."),
+            ),
             (Some(_), Some(_)) => Problem::new(Cause::Unauthorized, "The token is wrong."),
         })
-    }
-
-    /// Whether the request comes from this machine or its private network. One that some proxy handed on, which
-    /// nobody told us to trust, may come from anywhere.
-    fn is_near(&self, request: &HttpRequest) -> bool {
-        let Some(peer) = request.peer_addr() else { return false };
-        let headers = request.headers();
-        let handed_on = headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(FORWARDED);
-        if handed_on && !self.proxies.trusts(peer.ip()) {
-            return false;
-        }
-        is_private(self.proxies.client(peer.ip(), headers))
     }
 }
 
@@ -234,13 +225,6 @@ pub fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let value = headers.get(AUTHORIZATION)?.as_bytes();
     let (scheme, token) = value.split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
-}
-
-fn is_private(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
-    }
 }
 
 /// Facts that were spelled out.
@@ -311,11 +295,11 @@ impl Facts for Attributes<'_> {
             return Some(Cow::Borrowed(value.as_bytes()));
         }
         let (_, query) = self.named.get("path")?.split_once('?')?;
-        facts::parameter(query.as_bytes(), b'&', name, true)
+        facts::parameter(query.as_bytes(), name)
     }
 
     fn cookie(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        self.under("cookie:", name).map(|value| Cow::Borrowed(value.as_bytes()))
+        self.under("cookie:", name).map(|value| facts::cookie_value(value.as_bytes()))
     }
 
     /// As the caller says, or else as the token does that was handed on.
@@ -333,8 +317,7 @@ impl Facts for Attributes<'_> {
             Part::Query(name) => {
                 let in_path = self.named.get("path").and_then(|path| path.split_once('?'));
                 self.under("query:", name).is_some()
-                    || in_path
-                        .is_some_and(|(_, query)| facts::has_parameter(query.as_bytes(), b'&', name, true))
+                    || in_path.is_some_and(|(_, query)| facts::has_parameter(query.as_bytes(), name))
             }
             Part::Cookie(name) => self.under("cookie:", name).is_some(),
             Part::Jwt(name) => self.claim(name).is_some(),

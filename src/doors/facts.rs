@@ -7,7 +7,7 @@ use actix_web::HttpRequest;
 use actix_web::dev::RequestHead;
 use actix_web::http::header::{COOKIE, HOST};
 
-use super::client_ip::TrustedProxies;
+use super::client_ip::{ClientAddress, TrustedProxies};
 #[cfg(feature = "jwt")]
 use super::jwt::{Lazy, Verifier};
 use crate::limiter::subject::{Facts, Part};
@@ -15,7 +15,7 @@ use crate::limiter::subject::{Facts, Part};
 /// What an HTTP request says of itself.
 pub struct HttpFacts<'a> {
     head: &'a RequestHead,
-    ip: Option<IpAddr>,
+    client: Option<ClientAddress>,
     #[cfg(feature = "jwt")]
     claims: Lazy<'a>,
 }
@@ -24,10 +24,10 @@ impl<'a> HttpFacts<'a> {
     /// The facts of this request, its client's address by way of `proxies`.
     pub fn of(request: &'a HttpRequest, proxies: &TrustedProxies) -> Self {
         let head = request.head();
-        let ip = head.peer_addr.map(|peer| proxies.client(peer.ip(), &head.headers));
+        let client = head.peer_addr.map(|peer| proxies.client(peer.ip(), &head.headers));
         Self {
             head,
-            ip,
+            client,
             #[cfg(feature = "jwt")]
             claims: Lazy::default(),
         }
@@ -40,9 +40,20 @@ impl<'a> HttpFacts<'a> {
     }
 }
 
+impl HttpFacts<'_> {
+    /// The pairs of all cookies, each still as it was sent.
+    fn cookies(&self) -> impl Iterator<Item = &[u8]> {
+        self.head.headers.get_all(COOKIE).flat_map(|line| line.as_bytes().split(|&byte| byte == b';'))
+    }
+}
+
 impl Facts for HttpFacts<'_> {
     fn ip(&self) -> Option<IpAddr> {
-        self.ip
+        self.client.map(|client| client.address())
+    }
+
+    fn disputed(&self) -> &[IpAddr] {
+        self.client.as_ref().map_or(&[], ClientAddress::candidates)
     }
 
     fn method(&self) -> &str {
@@ -57,6 +68,10 @@ impl Facts for HttpFacts<'_> {
         }
     }
 
+    fn lacks_host(&self) -> bool {
+        self.head.uri.authority().is_none() && !self.head.headers.contains_key(HOST)
+    }
+
     fn path(&self) -> &str {
         self.head.uri.path()
     }
@@ -66,18 +81,11 @@ impl Facts for HttpFacts<'_> {
     }
 
     fn query(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        parameter(self.head.uri.query()?.as_bytes(), b'&', name, true)
+        parameter(self.head.uri.query()?.as_bytes(), name)
     }
 
     fn cookie(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        let mut found = self
-            .head
-            .headers
-            .get_all(COOKIE)
-            .flat_map(|line| line.as_bytes().split(|&byte| byte == b';'))
-            .filter_map(|pair| value_of(pair.trim_ascii(), name, false));
-        let value = found.next()?;
-        found.next().is_none().then_some(value)
+        only(self.cookies().filter_map(|pair| cookie_of(pair, name)))
     }
 
     #[cfg(feature = "jwt")]
@@ -87,34 +95,27 @@ impl Facts for HttpFacts<'_> {
 
     fn carries(&self, part: &Part) -> bool {
         let headers = &self.head.headers;
-        let cookies = || headers.get_all(COOKIE).flat_map(|line| line.as_bytes().split(|&byte| byte == b';'));
         match part {
-            Part::Ip => self.ip.is_some(),
+            Part::Ip => self.client.is_some(),
             Part::Header(name) => headers.contains_key(&**name),
             Part::Query(name) => {
-                self.head.uri.query().is_some_and(|query| has_parameter(query.as_bytes(), b'&', name, true))
+                self.head.uri.query().is_some_and(|query| has_parameter(query.as_bytes(), name))
             }
-            Part::Cookie(name) => cookies().any(|pair| value_of(pair.trim_ascii(), name, false).is_some()),
+            Part::Cookie(name) => self.cookies().any(|pair| cookie_of(pair, name).is_some()),
             Part::Jwt(name) => self.claim(name).is_some(),
             Part::Everyone => true,
         }
     }
 }
 
-/// The value of `name` in a list of pairs, when it is there exactly once.
-pub(crate) fn parameter<'a>(
-    list: &'a [u8],
-    separator: u8,
-    name: &str,
-    encoded: bool,
-) -> Option<Cow<'a, [u8]>> {
-    let pairs = list.split(|&byte| byte == separator);
-    only(pairs.filter_map(|pair| value_of(pair, name, encoded)))
+/// The value of `name` in a query, when it is there exactly once.
+pub(crate) fn parameter<'a>(query: &'a [u8], name: &str) -> Option<Cow<'a, [u8]>> {
+    only(query.split(|&byte| byte == b'&').filter_map(|pair| value_of(pair, name)))
 }
 
-/// Whether `name` is in a list of pairs, be it repeated or empty.
-pub(crate) fn has_parameter(list: &[u8], separator: u8, name: &str, encoded: bool) -> bool {
-    list.split(|&byte| byte == separator).any(|pair| value_of(pair, name, encoded).is_some())
+/// Whether `name` is in a query, be it repeated or empty.
+pub(crate) fn has_parameter(query: &[u8], name: &str) -> bool {
+    query.split(|&byte| byte == b'&').any(|pair| value_of(pair, name).is_some())
 }
 
 fn only<T>(mut values: impl Iterator<Item = T>) -> Option<T> {
@@ -122,11 +123,27 @@ fn only<T>(mut values: impl Iterator<Item = T>) -> Option<T> {
     values.next().is_none().then_some(value)
 }
 
-fn value_of<'a>(pair: &'a [u8], name: &str, encoded: bool) -> Option<Cow<'a, [u8]>> {
+fn value_of<'a>(pair: &'a [u8], name: &str) -> Option<Cow<'a, [u8]>> {
+    let (key, value) = key_and_value(pair);
+    (*decode_form(key) == *name.as_bytes()).then(|| decode_form(value))
+}
+
+fn cookie_of<'a>(pair: &'a [u8], name: &str) -> Option<Cow<'a, [u8]>> {
+    let (key, value) = key_and_value(pair);
+    (*decode_form(key.trim_ascii()) == *name.as_bytes()).then(|| cookie_value(value))
+}
+
+fn key_and_value(pair: &[u8]) -> (&[u8], &[u8]) {
     let cut = pair.iter().position(|&byte| byte == b'=').unwrap_or(pair.len());
-    let (key, value) = (&pair[..cut], pair.get(cut + 1..).unwrap_or_default());
-    let decode = |bytes: &'a [u8]| if encoded { decode_form(bytes) } else { Cow::Borrowed(bytes) };
-    (*decode(key) == *name.as_bytes()).then(|| decode(value))
+    (&pair[..cut], pair.get(cut + 1..).unwrap_or_default())
+}
+
+/// A cookie's value with every spelling undone that upstreams undo: the space around it, a pair of quotes (RFC 6265,
+/// 4.1.1), percent-encoding. Else one session has a budget for each of its spellings.
+pub(crate) fn cookie_value(value: &[u8]) -> Cow<'_, [u8]> {
+    let value = value.trim_ascii();
+    let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+    decode_form(bare.unwrap_or(value))
 }
 
 /// Undoes `+` and percent-encoding, as forms write them.
@@ -176,6 +193,15 @@ mod tests {
         let cookie = |request| fact(request, |facts| text(facts.cookie("sid")));
         let one = TestRequest::default().insert_header(("cookie", "a=b; sid=s=1; c=d"));
         assert_eq!(cookie(one), Some("s=1".into()));
+        for spelled in
+            ["sid=a b+c", "sid=a%20b%2Bc", "sid=%61+b%2bc", " sid = \"a b%2Bc\" ", "x=1;s%69d=a+b%2Bc"]
+        {
+            let plus = if spelled.contains("b+c") { "a b c" } else { "a b+c" };
+            let one = TestRequest::default().insert_header(("cookie", spelled));
+            assert_eq!(cookie(one), Some(plus.into()), "{spelled}");
+        }
+        let disguised = TestRequest::default().insert_header(("cookie", "sid=1; s%69d=2"));
+        assert_eq!(cookie(disguised), None, "either of them may be the one that the upstream reads");
         let two = TestRequest::default().insert_header(("cookie", "sid=1; sid=2"));
         assert_eq!(cookie(two), None);
     }

@@ -12,18 +12,13 @@ use std::task::{Context, Poll};
 use actix_web::Error;
 use actix_web::body::{BoxBody, EitherBody, MessageBody};
 use actix_web::dev::{RequestHead, Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
-use actix_web::http::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderName, TRANSFER_ENCODING, UPGRADE};
+use actix_web::http::header::{CONTENT_LENGTH, HOST, HeaderMap, TRANSFER_ENCODING, UPGRADE};
 use actix_web::http::{ConnectionType, Method, Version};
 use pin_project_lite::pin_project;
 
+use super::header_names::{self, HeaderNames};
 use super::problem::{Cause, Problem};
 use super::wire::Line;
-
-/// Headers that must not come in by another spelling: an application behind CGI's rules (WSGI, PHP, Rack) reads
-/// `X_Forwarded_For` as `X-Forwarded-For`. nginx drops every name with an underscore; here only these are.
-const READ_BY_CGI: [&str; 4] = ["content-length", "transfer-encoding", "forwarded", "x-real-ip"];
-/// Nor any that begins so.
-const READ_BY_CGI_ALL: &str = "x-forwarded-";
 
 /// Why a request's head can be read in more than one way; `None` when it can't.
 pub fn doubtful(head: &RequestHead) -> Option<&'static str> {
@@ -139,28 +134,9 @@ fn upgrade(headers: &HeaderMap) -> Option<&'static str> {
     (body && websocket).then_some("A request to upgrade to WebSocket has no body.")
 }
 
-/// Takes headers away that would be read as others by an application behind CGI's rules.
-fn drop_disguised(headers: &mut HeaderMap) {
-    if !headers.keys().any(|name| name.as_str().contains('_')) {
-        return;
-    }
-    let disguised: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| name.as_str().contains('_'))
-        .filter(|name| {
-            let read = name.as_str().replace('_', "-");
-            read.starts_with(READ_BY_CGI_ALL) || READ_BY_CGI.contains(&read.as_str())
-        })
-        .cloned()
-        .collect();
-    for name in disguised {
-        headers.remove(name);
-    }
-}
-
-/// Refuses what is doubtful, passes on what is not.
+/// Refuses what is doubtful, passes on what is not, without headers of other names than these.
 #[derive(Clone, Copy, Debug)]
-pub struct Strict;
+pub struct Strict(pub HeaderNames);
 
 impl<T, B> Transform<T, ServiceRequest> for Strict
 where
@@ -174,13 +150,14 @@ where
     type Future = Ready<Result<Self::Transform, ()>>;
 
     fn new_transform(&self, service: T) -> Self::Future {
-        ready(Ok(StrictService { service }))
+        ready(Ok(StrictService { service, names: self.0 }))
     }
 }
 
 /// [`Strict`] around one service.
 pub struct StrictService<T> {
     service: T,
+    names: HeaderNames,
 }
 
 impl<T, B> Service<ServiceRequest> for StrictService<T>
@@ -205,7 +182,7 @@ where
         }
         match doubtful(request.head()) {
             None => {
-                drop_disguised(request.headers_mut());
+                header_names::drop_others(request.headers_mut(), self.names);
                 Checked::Passed { answer: self.service.call(request) }
             }
             Some(why) => {
@@ -260,7 +237,6 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use actix_web::test::TestRequest;
 
     #[test]
     fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
@@ -281,20 +257,5 @@ mod tests {
         ] {
             assert!(!is_host(bad), "{bad}");
         }
-    }
-
-    #[test]
-    fn headers_that_cgi_reads_as_ours_are_dropped_and_others_with_underscores_stay() {
-        let mut request = TestRequest::default()
-            .insert_header(("x_forwarded_for", "1"))
-            .insert_header(("x-forwarded_proto", "1"))
-            .insert_header(("x_forwarded-port", "1"))
-            .insert_header(("x_kept", "1"))
-            .insert_header(("x-forwarded-for", "2"))
-            .to_srv_request();
-        drop_disguised(request.headers_mut());
-        let mut names: Vec<&str> = request.headers().keys().map(HeaderName::as_str).collect();
-        names.sort_unstable();
-        assert_eq!(names, ["x-forwarded-for", "x_kept"]);
     }
 }

@@ -106,10 +106,21 @@ impl Route {
     /// Whether this request is meant, whose path in its normal form is `path`. Asks for no fact that it has no
     /// condition on.
     pub(super) fn matches(&self, facts: &dyn Facts, path: Option<&str>) -> bool {
-        (self.methods.is_empty() || self.methods.iter().any(|one| &**one == facts.method()))
-            && self.host.as_ref().is_none_or(|wanted| wanted.matches(facts.host()))
+        self.host.as_ref().is_none_or(|wanted| wanted.matches(facts.host()))
+            && self.matches_beside_host(facts, path)
+    }
+
+    /// Whether every condition but the one on the host holds.
+    pub(super) fn matches_beside_host(&self, facts: &dyn Facts, path: Option<&str>) -> bool {
+        (self.methods.is_empty() || self.methods.iter().any(|one| is_for(one, facts.method())))
             && self.path.as_ref().is_none_or(|pattern| path.is_some_and(|path| pattern.matches(path)))
     }
+}
+
+/// Whether a rule for `wanted` is for `method`. One for GET is for HEAD as well, which costs the upstream the same work
+/// (RFC 9110, 9.3.2); nginx's `limit_except` has it so, too.
+fn is_for(wanted: &str, method: &str) -> bool {
+    wanted == method || (wanted == "GET" && method == "HEAD")
 }
 
 impl Host {
@@ -144,7 +155,7 @@ impl Host {
 }
 
 /// `host:port` without the port and a dot at the end; `[::1]:80` keeps its brackets.
-pub(super) fn bare_host(host: &str) -> &str {
+pub(crate) fn bare_host(host: &str) -> &str {
     let name = match host.rfind(':') {
         Some(colon) if !host[colon..].contains(']') => &host[..colon],
         _ => host,
@@ -216,7 +227,7 @@ impl PathPattern {
 /// Only for matching. The upstream gets the bytes that the client sent; a client that writes `/v1//items`
 /// or `/v1/%69tems` must not slip past the rule for `/v1/items`. An encoded slash stays encoded: see
 /// [`other_reading`]. The trailing slash stays, letters keep their case.
-pub(super) fn normal_path(path: &str) -> Cow<'_, str> {
+pub(crate) fn normal_path(path: &str) -> Cow<'_, str> {
     if is_normal(path) {
         return Cow::Borrowed(path);
     }
@@ -260,7 +271,7 @@ fn is_normal(path: &str) -> bool {
 
 /// The path as a server reads it that takes an encoded slash for a slash, when there is one. Some do (WSGI, Go), some
 /// take it for a part of the segment; which of them the upstream is, is not ours to guess.
-pub(super) fn other_reading(path: &str) -> Option<String> {
+pub(crate) fn other_reading(path: &str) -> Option<String> {
     let is_slash =
         |&at: &usize| path.as_bytes()[at..].get(1..3).is_some_and(|hex| hex.eq_ignore_ascii_case(b"2f"));
     let mut slashes = path.match_indices('%').map(|(at, _)| at).filter(is_slash).peekable();

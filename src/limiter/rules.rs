@@ -131,10 +131,21 @@ impl Rules {
 
     /// The place of the first rule for this reading of the path; the path may be absent if no rule reads it.
     fn first(&self, facts: &dyn Facts, path: Option<&str>) -> Option<usize> {
+        if facts.lacks_host() {
+            return self.first_of_any_host(facts, path);
+        }
         if self.rules.len() <= FEW {
             return self.rules.iter().position(|rule| rule.route.matches(facts, path));
         }
         self.index.first(facts, path.unwrap_or_default())
+    }
+
+    /// The place of the first rule that may be for a request without a host: the upstream serves it by a host of its own
+    /// choice, so each condition on the host may hold. A rule that limits goes before one that does not. One by one: only
+    /// HTTP/1.0 comes without a host.
+    fn first_of_any_host(&self, facts: &dyn Facts, path: Option<&str>) -> Option<usize> {
+        let decides = |rule: &Rule| !rule.is_open() || rule.route.host.is_none();
+        self.rules.iter().position(|rule| decides(rule) && rule.route.matches_beside_host(facts, path))
     }
 
     /// The rule of this name.

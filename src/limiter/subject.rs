@@ -15,6 +15,11 @@ pub trait Facts {
     fn ip(&self) -> Option<IpAddr> {
         None
     }
+    /// The addresses that the client may have when its proxies contradict each other or hide it, [`Facts::ip`] among
+    /// them; none where its address is certain. A disputed address is counted and refused, never exempt.
+    fn disputed(&self) -> &[IpAddr] {
+        &[]
+    }
     /// The method, upper case.
     fn method(&self) -> &str {
         ""
@@ -22,6 +27,11 @@ pub trait Facts {
     /// The host that was asked for, as written, port and all; empty when there is none.
     fn host(&self) -> &str {
         ""
+    }
+    /// Whether the request came without a host, so that the upstream chooses one. Where a host is merely not known, it
+    /// did not.
+    fn lacks_host(&self) -> bool {
+        false
     }
     /// The path as written, without the query.
     fn path(&self) -> &str {
@@ -190,7 +200,7 @@ impl Subject {
             identity.push_measured(|identity| {
                 match address_in(value).filter(|_| *part == Part::Ip) {
                     Some(address) => identity.push_address(address, self.ipv6_prefix),
-                    None => identity.push(value),
+                    None => push_value(identity, part, value),
                 }
                 Some(())
             })?;
@@ -258,10 +268,13 @@ impl Subject {
         Some(identity)
     }
 
-    /// The identity whose value is given as it is.
+    /// The identity whose value is given as it is; of several parts as [`Identity`] joins them.
     pub fn identity_of(&self, value: &[u8]) -> Identity {
         let mut identity = Identity::starting(&self.start);
-        identity.push(value);
+        match self.parts.as_slice() {
+            [part] => push_value(&mut identity, part, value),
+            _ => identity.push(value),
+        }
         identity
     }
 
@@ -269,7 +282,7 @@ impl Subject {
         let before = identity.len();
         match part {
             Part::Ip => identity.push_address(facts.ip()?, self.ipv6_prefix),
-            Part::Header(name) => identity.push(facts.header(name)?),
+            Part::Header(name) => push_value(identity, part, facts.header(name)?),
             Part::Query(name) => identity.push(&facts.query(name)?),
             Part::Cookie(name) => identity.push(&facts.cookie(name)?),
             Part::Jwt(name) => identity.push(&facts.claim(name)?),
@@ -277,6 +290,25 @@ impl Subject {
         }
         (identity.len() > before).then_some(())
     }
+}
+
+/// Adds a part's value. Credentials are the same in every spelling of their scheme, which has no case (RFC 9110, 11.1) and
+/// ends at any number of spaces: it becomes `Bearer`, one space, and the rest.
+fn push_value(identity: &mut Identity, part: &Part, value: &[u8]) {
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let has_scheme =
+        matches!(part, Part::Header(name) if matches!(&**name, "authorization" | "proxy-authorization"));
+    let Some(end) = value.iter().position(is_blank).filter(|_| has_scheme) else {
+        return identity.push(value);
+    };
+    let (scheme, credentials) = value.split_at(end);
+    let mut begins = true;
+    for byte in scheme {
+        identity.push(&[if begins { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() }]);
+        begins = *byte == b'-';
+    }
+    identity.push(b" ");
+    identity.push(credentials.trim_ascii_start());
 }
 
 /// An address, or the network of one as identities have it.

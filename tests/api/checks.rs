@@ -238,3 +238,63 @@ async fn a_call_that_was_handed_on_by_a_stranger_needs_the_token() {
     assert_eq!(ask("10.1.2.3").await, 200, "a private client behind a trusted proxy");
     assert_eq!(ask("203.0.113.9").await, 403);
 }
+
+#[tokio::test]
+async fn a_page_a_proxy_or_a_rebound_name_is_not_near() {
+    let tidegate = Tidegate::start(Some(POLICIES), &[("TIDEGATE__DOORS__HOSTS", "limits.example.com")]).await;
+    let ask = async |headers: &[(&str, &str)]| {
+        let request = tidegate.http.post(tidegate.url("/v1/check")).json(&json!({"key": "k", "peek": true}));
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    for (headers, words) in [
+        (&[("x-real-ip", "10.0.0.9")][..], "x-real-ip"),
+        (&[("via", "1.1 other")], "via"),
+        (&[("cf-connecting-ip", "10.0.0.9")], "cf-connecting-ip"),
+        (&[("x-forwarded-proto", "https")], "x-forwarded-proto"),
+        (&[("origin", "https://evil.example"), ("content-type", "text/plain")], "a web page"),
+        (&[("origin", "null")], "a web page"),
+        (&[("sec-fetch-site", "cross-site")], "a web page"),
+        (&[("host", "evil.example")], "evil.example"),
+        (&[("host", "127.0.0.1.evil.example:8080")], "doors.hosts"),
+    ] {
+        let (status, text) = ask(headers).await;
+        assert_eq!(status, 403, "{headers:?}: {text}");
+        assert!(text.contains(words) && text.contains("doors.token"), "{headers:?}: {text}");
+    }
+    for headers in [&[][..], &[("host", "limits.example.com:80")], &[("host", "tidegate.prod.svc")]] {
+        assert_eq!(ask(headers).await.0, 200, "{headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_array_is_no_object_in_any_body() {
+    let tidegate = Tidegate::start(Some(POLICIES), &[]).await;
+    let front = |body: &str| tidegate.http.post(tidegate.url("/v1/check")).body(body.to_owned());
+    let admin = |method: &str, path: &str, body: &str| {
+        tidegate.admin(method, path).header("content-type", "application/json").body(body.to_owned())
+    };
+    let put = r#"{"rule": "default", "key": "192.0.2.1", "effect": ["1/hour", 1], "reason": "a test"}"#;
+    for request in [
+        front(r#"["default", "k"]"#),
+        front(r#"[null, "k", null, 1, false]"#),
+        front("7"),
+        front(r#"{"attributes": ["ip"]}"#),
+        admin("PUT", "/admin/rollout", r#"[30, null, "why"]"#),
+        admin("PUT", "/admin/rollout", "null"),
+        admin("PUT", "/admin/rollout", r#"{"percent": [30], "reason": "why"}"#),
+        admin("PUT", "/admin/overrides/a", r#"["a", "default"]"#),
+        admin("PUT", "/admin/overrides/a", put),
+    ] {
+        let answer = request.send().await.unwrap();
+        assert!([400, 422].contains(&answer.status().as_u16()), "{}", answer.status());
+        let text = answer.text().await.unwrap();
+        assert!(!["struct", "Question", "PutRollout"].iter().any(|name| text.contains(name)), "{text}");
+    }
+    assert_eq!(tidegate.status().await["rollout"]["revision"].as_u64().unwrap_or(1), 1);
+    // A rollback needs no body that can be read; an array holds no reason.
+    let back = admin("POST", "/admin/rollout/rollback", r#"["disguised"]"#).send().await.unwrap();
+    assert_eq!(back.status(), 200);
+    assert!(!back.text().await.unwrap().contains("disguised"));
+}

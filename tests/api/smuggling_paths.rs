@@ -60,7 +60,12 @@ const HOSTS: &[&str] =
     &["api.example.com", "API.Example.COM", "api.example.com.", "api.example.com:80", "api.example.com:8080"];
 
 async fn before(recorder: &Recorder) -> Tidegate {
-    Tidegate::start(Some(POLICIES), &[("UPSTREAM_URL", &recorder.url())]).await
+    before_with(recorder, &[]).await
+}
+
+async fn before_with(recorder: &Recorder, more: &[(&str, &str)]) -> Tidegate {
+    let url = recorder.url();
+    Tidegate::start(Some(POLICIES), &[&[("UPSTREAM_URL", &*url)], more].concat()).await
 }
 
 async fn status(tidegate: &Tidegate, request: &str) -> String {
@@ -140,15 +145,17 @@ async fn what_is_another_page_to_most_upstreams_is_judged_as_one_and_sent_as_it_
 
 #[tokio::test]
 async fn headers_that_an_application_behind_cgi_reads_as_ours_do_not_reach_it() {
-    let recorder = Recorder::start().await;
-    let tidegate = before(&recorder).await;
-    let request = "GET /a HTTP/1.1\r\nHost: h\r\nX_Forwarded_For: 203.0.113.9\r\nX-Forwarded_Proto: https\r\n\
-        Content_Length: 5\r\nTransfer_Encoding: chunked\r\nX_Kept: 1\r\nConnection: X-Forwarded-For\r\n\r\n";
-    assert_eq!(status(&tidegate, request).await, "200");
-    let seen = recorder.requests().pop().unwrap();
-    let mut names: Vec<&str> =
-        seen.headers.iter().map(|(name, _)| name.as_str()).filter(|name| name.contains('_')).collect();
-    names.sort_unstable();
-    assert_eq!(names, ["x_kept"]);
-    assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1"));
+    for (kept, wanted) in [("plain", &[][..]), ("underscores", &["x_kept"])] {
+        let recorder = Recorder::start().await;
+        let tidegate = before_with(&recorder, &[("TIDEGATE__SERVER__HEADER_NAMES", kept)]).await;
+        let request = "GET /a HTTP/1.1\r\nHost: h\r\nX_Forwarded_For: 203.0.113.9\r\nX-Forwarded_Proto: https\r\n\
+            Content_Length: 5\r\nTransfer_Encoding: chunked\r\nX_Kept: 1\r\nConnection: X-Forwarded-For\r\n\r\n";
+        assert_eq!(status(&tidegate, request).await, "200");
+        let seen = recorder.requests().pop().unwrap();
+        let mut names: Vec<&str> =
+            seen.headers.iter().map(|(name, _)| name.as_str()).filter(|name| name.contains('_')).collect();
+        names.sort_unstable();
+        assert_eq!(names, wanted);
+        assert_eq!(seen.header("x-forwarded-for"), Some("127.0.0.1"));
+    }
 }

@@ -214,9 +214,17 @@ impl End {
             self.any_method = place;
         }
         for method in methods {
-            if let Err(at) = self.methods.binary_search_by(|(known, _)| known.cmp(method)) {
-                self.methods.insert(at, (method.clone(), place));
+            self.insert_one(place, method);
+            if &**method == "GET" {
+                // As Route::matches has it.
+                self.insert_one(place, "HEAD");
             }
+        }
+    }
+
+    fn insert_one(&mut self, place: Place, method: &str) {
+        if let Err(at) = self.methods.binary_search_by(|(known, _)| (**known).cmp(method)) {
+            self.methods.insert(at, (method.into(), place));
         }
     }
 
