@@ -1,3 +1,5 @@
+//! Which address is the client's, whatever a client writes into the headers that its proxies extend.
+
 use super::*;
 
 const CLIENT: &str = "203.0.113.9";
