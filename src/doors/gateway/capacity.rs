@@ -60,7 +60,7 @@ impl Capacity {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn request_beyond_the_bound_waits_and_beyond_the_queue_fails() {
         let capacity =
             Capacity::new(Bounds { connections: 1, queue: 1, queue_timeout: Duration::from_secs(1) });
@@ -73,7 +73,7 @@ mod tests {
         let second = waits.await.unwrap();
         let began = tokio::time::Instant::now();
         assert!(capacity.acquire().await.is_none());
-        assert_eq!(began.elapsed().as_millis(), 1_000);
+        assert!(began.elapsed() >= Duration::from_secs(1));
         drop(second);
         assert!(capacity.acquire().await.is_some());
     }
