@@ -1,6 +1,6 @@
 //! Before the admin API: a limit against guessing, and the token.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use crate::doors::check::bearer;
 use crate::doors::client_ip::TrustedProxies;
 use crate::doors::problem::{Cause, Problem};
 use crate::limiter::event::{Event, Observer};
+use crate::limiter::subject::{Ipv6Prefix, counted};
 
 /// Attempts that one client has at once, and how many come back each second: far too few to guess sixteen characters.
 const BURST: u32 = 50;
@@ -56,10 +57,8 @@ impl KeyExtractor for Guesses {
             return Ok(Who::Bearer);
         }
         let Some(peer) = request.peer_addr() else { return Ok(Who::Local) };
-        Ok(Who::Stranger(match self.proxies.client(peer.ip(), request.headers()).address() {
-            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
-            v4 => v4,
-        }))
+        let client = self.proxies.client(peer.ip(), request.headers()).address();
+        Ok(Who::Stranger(counted(client, Ipv6Prefix::DEFAULT)))
     }
 
     fn whitelisted_keys(&self) -> Vec<Who> {

@@ -85,6 +85,23 @@ impl Ipv6Prefix {
     }
 }
 
+/// Whether a translator made this address from an IPv4 one (RFC 6052, 2.1; RFC 8215): all IPv4 clients share one /64 or
+/// /48 there, so each address is one client.
+fn is_translated(address: Ipv6Addr) -> bool {
+    let [one, two, three, four, five, six, ..] = address.segments();
+    (one, two) == (0x64, 0xff9b) && ((three, four, five, six) == (0, 0, 0, 0) || three == 1)
+}
+
+/// The address of a client as it is counted for want of a name: of IPv6 the network of this prefix.
+pub fn counted(address: IpAddr, prefix: Ipv6Prefix) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) if !is_translated(v6) => {
+            Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << (128 - u32::from(prefix.0)))).into()
+        }
+        other => other,
+    }
+}
+
 /// The address as policies count it: `::ffff:a.b.c.d` is the IPv4 address, IPv6 is cut to its prefix.
 fn write_address(bytes: &mut SmallVec<[u8; 96]>, address: IpAddr, Ipv6Prefix(bits): Ipv6Prefix) {
     match address.to_canonical() {
@@ -107,6 +124,7 @@ fn write_address(bytes: &mut SmallVec<[u8; 96]>, address: IpAddr, Ipv6Prefix(bit
             bytes.extend_from_slice(&text[..end - 1]);
         }
         IpAddr::V6(v6) => {
+            let bits = if is_translated(v6) { 128 } else { bits };
             let network = Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << (128 - u32::from(bits))));
             let mut text = String::new();
             let _ = write!(text, "{network}/{bits}");
@@ -279,6 +297,23 @@ mod tests {
         assert_eq!(address("::ffff:192.0.2.1", 64), "192.0.2.1");
         assert_eq!(address("2001:db8:1:2:3:4:5:6", 64), "2001:db8:1:2::/64");
         assert_eq!(address("2001:db8:1:2:ffff::1", 64), "2001:db8:1:2::/64");
+    }
+
+    #[test]
+    fn clients_behind_a_translator_are_one_address_each() {
+        for (written, counted_as) in [
+            ("64:ff9b::192.0.2.7", "64:ff9b::c000:207/128"),
+            ("64:ff9b::192.0.2.8", "64:ff9b::c000:208/128"),
+            ("64:ff9b:1:c000:2:700::", "64:ff9b:1:c000:2:700::/128"),
+            // Beside the prefixes of translators.
+            ("64:ff9b:0:0:1::1", "64:ff9b::/64"),
+            ("64:ff9b:2::1", "64:ff9b:2::/64"),
+            ("64:ff9c::1", "64:ff9c::/64"),
+        ] {
+            assert_eq!(address(written, 64), counted_as, "{written}");
+            let network = counted_as.split_once('/').unwrap().0;
+            assert_eq!(counted(written.parse().unwrap(), Ipv6Prefix::DEFAULT).to_string(), network);
+        }
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 
 use smallvec::SmallVec;
 
-pub use super::identity::{FleetKeys, Identity, Ipv6Prefix, Key, PolicyTag, ProcessKey, SubjectHash};
+pub use super::identity::{
+    FleetKeys, Identity, Ipv6Prefix, Key, PolicyTag, ProcessKey, SubjectHash, counted,
+};
 
 /// What a door knows of a request. Every value is what the client sent, not yet believed; only a claim is vouched
 /// for. What a door does not know is not there.
