@@ -31,8 +31,10 @@ pub enum QuotaError {
     NoPeriod,
     /// One unit takes less than about a microsecond, the resolution of the counters.
     #[error(
-        "{limit} in {period_us} µs is one unit every {interval_us} µs after rounding, more than 1 % off; \
-         accepted: up to about 1 000 000 a second, or rates whose interval is a whole number of microseconds"
+        "{limit} in {period_us} µs is one unit every {:.3} µs; the counters know whole microseconds, and {interval_us} µs is \
+         more than 1 % off; accepted in that time: {}",
+        *.period_us as f64 / f64::from(*.limit),
+        accepted_near(*.limit, *.period_us)
     )]
     TooFine {
         /// Units a period.
@@ -54,6 +56,17 @@ pub enum QuotaError {
         /// Days until an empty bucket is full.
         days: u64,
     },
+}
+
+/// The accepted limits next to one that is too fine: at most 1 % of rounding below it, a shorter interval above it.
+fn accepted_near(limit: u32, period: Micros) -> String {
+    let interval = u128::from(period.div_ceil(u64::from(limit)));
+    let below = u128::from(period) * 101 / (100 * interval);
+    if interval == 1 {
+        return format!("at most {below}");
+    }
+    let above = u128::from(period).div_ceil(interval - 1);
+    format!("at most {below}, or from {above} on")
 }
 
 impl Quota {
@@ -182,6 +195,39 @@ mod tests {
 
     fn n(value: u32) -> NonZeroU32 {
         NonZeroU32::new(value).unwrap()
+    }
+
+    #[test]
+    fn a_rate_that_is_too_fine_names_the_nearest_that_are_not() {
+        let quota = |limit: u32, period: Micros| {
+            let limit = NonZeroU32::new(limit).unwrap();
+            Quota::new(limit, period, NonZeroU32::MIN).map_err(|error| error.to_string())
+        };
+        let said = quota(1_000_000_000, 60 * SECOND).unwrap_err();
+        assert!(said.contains("every 0.060 µs") && said.ends_with("at most 60600000"), "{said}");
+        for (limit, period) in [
+            (1_000_000_000, 60 * SECOND),
+            (4_294_967_295, SECOND),
+            (700_000, SECOND),
+            (35_000_000, 60 * SECOND),
+        ] {
+            let said = quota(limit, period).unwrap_err();
+            let numbers: Vec<u32> = said
+                .split("accepted in that time: ")
+                .nth(1)
+                .unwrap()
+                .split(|letter: char| !letter.is_ascii_digit())
+                .filter_map(|number| number.parse().ok())
+                .collect();
+            assert!(numbers[0] < limit && quota(numbers[0], period).is_ok(), "{said}");
+            assert!(quota(numbers[0] + 1, period).is_err(), "{said}");
+            if let Some(&above) = numbers.get(1) {
+                assert!(
+                    above > limit && quota(above, period).is_ok() && quota(above - 1, period).is_err(),
+                    "{said}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub(super) fn limit(value: &Value) -> Result<(NonZeroU32, Micros), String> {
         let (count, period) = text.split_once('/')?;
         Some((NonZeroU32::new(number(count.trim())?)?, self::period(period.trim())?))
     };
-    value.as_str().and_then(read).ok_or_else(|| format!("accepted: {LIMIT}, N from 1"))
+    value.as_str().and_then(read).ok_or_else(|| format!("accepted: {LIMIT}, N from 1 to {}", u32::MAX))
 }
 
 /// So many in each calendar window.
@@ -72,7 +72,10 @@ pub(super) fn window(value: &Value) -> Result<(NonZeroU32, Unit), String> {
         };
         Some((NonZeroU32::new(number(count.trim())?)?, unit))
     };
-    value.as_str().and_then(read).ok_or_else(|| format!("with a fixed_window, accepted: {WINDOW}, N from 1"))
+    value
+        .as_str()
+        .and_then(read)
+        .ok_or_else(|| format!("with a fixed_window, accepted: {WINDOW}, N from 1 to {}", u32::MAX))
 }
 
 /// The time zone of calendar windows of this unit.
