@@ -185,6 +185,13 @@ pub enum Event<'a> {
         /// The path.
         place: &'a str,
     },
+    /// Overrides on the disk are sealed with another key than the one beside it.
+    OverridesUnreadable {
+        /// The path of the database.
+        place: &'a str,
+        /// How many.
+        count: usize,
+    },
     /// The disk was away for so long that rows of the audit trail were given up.
     AuditLost {
         /// How many.

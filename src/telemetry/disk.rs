@@ -32,3 +32,11 @@ pub(super) fn lost(rows: u64) {
         "rows of the audit trail were given up: the database was away for too long"
     );
 }
+
+pub(super) fn unreadable(place: &str, count: usize) {
+    tracing::error!(
+        target: "tidegate", overrides = count,
+        "{place}: overrides are sealed with another key than {place}.key holds, and have no effect: put back the key file that \
+         belongs to the database and start again"
+    );
+}

@@ -270,6 +270,7 @@ impl Observer for Telemetry {
             Event::DiskFailed { detail } => disk::failed(detail),
             Event::DiskBack { place, after } => disk::back(place, *after),
             Event::DiskShared { place } => disk::shared(place),
+            Event::OverridesUnreadable { place, count } => disk::unreadable(place, *count),
             Event::AuditLost { rows } => disk::lost(*rows),
             Event::RolledBack(cause) => self.metrics.rolled_back(*cause),
             Event::RulesComing(rules) => self.metrics.follow(rules),

@@ -7,10 +7,10 @@ use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sqlx::ConnectOptions as _;
+use sqlx::{ConnectOptions as _, Connection as _};
 use sqlx::sqlite::SqliteConnectOptions;
 
-use crate::support::process::{Tidegate, command};
+use crate::support::process::{ADMIN_TOKEN, Tidegate, command};
 use crate::support::until;
 
 /// Nobody listens there: what is raised is kept by the disk alone.
@@ -227,4 +227,110 @@ async fn a_read_only_disk_is_said_and_the_service_goes_on() {
     };
     let tidegate = Tidegate::start_by(|_| own, directory, &[REDIS, CANARY]).await;
     goes_on_without_its_disk(&tidegate, "data/tidegate.db: it can't be opened or made").await;
+}
+
+const CLIENT: &str = "a-key-of-a-client-with-47-letters-all-in-a-row-x";
+const BY_KEY: &str = "[[rule]]\nname = \"default\"\n[[rule.policy]]\nname = \"p\"\nby = \"header:x-api-key\"\nlimit = \"1/day\"\n";
+
+/// Every file of the database that others may read, and whether the client's key stands in any.
+fn told_to_others(directory: &std::path::Path) -> (Vec<String>, bool) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (mut readable, mut in_clear) = (Vec::new(), false);
+    for entry in std::fs::read_dir(directory.join("data")).unwrap() {
+        let entry = entry.unwrap();
+        if entry.metadata().unwrap().permissions().mode() & 0o077 != 0 {
+            readable.push(entry.file_name().into_string().unwrap());
+        }
+        let bytes = std::fs::read(entry.path()).unwrap();
+        in_clear |= bytes.windows(CLIENT.len()).any(|some| some == CLIENT.as_bytes());
+    }
+    (readable, in_clear)
+}
+
+async fn exempt(tidegate: &Tidegate) -> u16 {
+    let body = json!({"rule": "default", "key": CLIENT, "effect": "exempt", "reason": "a test"});
+    let put = tidegate.admin("PUT", "/admin/overrides/one").json(&body).send().await.unwrap();
+    put.status().as_u16()
+}
+
+async fn is_exempt(tidegate: &Tidegate) -> bool {
+    let mut statuses = Vec::new();
+    for _ in 0..3 {
+        statuses.push(tidegate.get_as("/", CLIENT).await.status().as_u16());
+    }
+    statuses == [404, 404, 404]
+}
+
+/// The same directory, another process.
+async fn again(tidegate: Tidegate, change: impl FnOnce(&std::path::Path)) -> Tidegate {
+    let directory = tempfile::tempdir().unwrap();
+    let old = tidegate.directory.path().to_owned();
+    tidegate.terminate();
+    let mut tidegate = tidegate;
+    assert!(tidegate.wait(Duration::from_secs(30)).unwrap().success());
+    for part in ["data", "config"] {
+        std::fs::create_dir_all(directory.path().join(part)).unwrap();
+        for entry in std::fs::read_dir(old.join(part)).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), directory.path().join(part).join(entry.file_name())).unwrap();
+        }
+    }
+    change(&directory.path().join("data"));
+    Tidegate::start_by(command, directory, &[]).await
+}
+
+#[tokio::test]
+async fn database_files_are_private_and_hold_no_client_key() {
+    let tidegate = Tidegate::start(Some(BY_KEY), &[]).await;
+    assert_eq!(exempt(&tidegate).await, 201);
+    assert_eq!(told_to_others(tidegate.directory.path()), (Vec::new(), false));
+    assert!(tidegate.directory.path().join("data/tidegate.db.key").exists());
+    let tidegate = again(tidegate, |_| {}).await;
+    assert!(is_exempt(&tidegate).await, "it is kept and can be read");
+    // Without its key.
+    let key = "0123456789abcdef0123456789abcdef";
+    let tidegate = again(tidegate, |data| std::fs::write(data.join("tidegate.db.key"), key).unwrap()).await;
+    tidegate.says("overrides are sealed with another key than data/tidegate.db.key holds", 1).await;
+    assert!(!is_exempt(&tidegate).await);
+}
+
+#[tokio::test]
+async fn what_an_older_version_kept_in_clear_is_sealed() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let tidegate = Tidegate::start(Some(BY_KEY), &[]).await;
+    assert_eq!(exempt(&tidegate).await, 201);
+    let entry = json!({
+        "id": "one", "version": 1, "updated_at": 1_764_000_000_000_000u64, "draw": 7,
+        "body": {"rule": "default", "key": [CLIENT], "effect": "exempt", "reason": "r", "created_by": "c",
+            "created_at": "2025-11-24T16:00:00Z"},
+    });
+    let url = file(&tidegate);
+    tidegate.terminate();
+    let mut tidegate = tidegate;
+    assert!(tidegate.wait(Duration::from_secs(30)).unwrap().success());
+    let mut old = SqliteConnectOptions::new().filename(&url).connect().await.unwrap();
+    let statement = sqlx::query("UPDATE overrides SET body = ? WHERE id = 'one'").bind(entry.to_string());
+    assert_eq!(statement.execute(&mut old).await.unwrap().rows_affected(), 1);
+    old.close().await.unwrap();
+    for entry in std::fs::read_dir(url.parent().unwrap()).unwrap() {
+        std::fs::set_permissions(entry.unwrap().path(), std::fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    let directory = tidegate.directory.path().to_owned();
+    assert!(told_to_others(&directory).1, "as an older version left it");
+    let (main, config) = (directory.clone(), directory.join("config/policies.toml"));
+    assert!(config.exists());
+    let child = command(&main)
+        .envs([
+            ("PORT", "0"),
+            ("HOST", "127.0.0.1"),
+            ("ADMIN_ADDR", "127.0.0.1:0"),
+            ("ADMIN_TOKEN", ADMIN_TOKEN),
+        ])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn();
+    let mut child = child.unwrap();
+    until("it is sealed and private", async || told_to_others(&directory) == (Vec::new(), false)).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

@@ -103,6 +103,20 @@ pub(super) fn no_directory(directory: &Path, error: &std::io::Error) -> DiskFaul
     )
 }
 
+/// It, or the key beside it, can't be read or made.
+pub(super) fn of_file(place: &str, error: &std::io::Error) -> DiskFault {
+    if error.kind() == std::io::ErrorKind::StorageFull {
+        return DiskFault::new(
+            format!("{place}: the disk is full"),
+            "make room; it is tried again by itself",
+        );
+    }
+    DiskFault::new(
+        format!("{place}: it can't be opened or made ({error})"),
+        "let the service write the file and its directory, or set DATABASE_URL to a place where it may",
+    )
+}
+
 /// It is not where it was opened.
 pub(super) fn gone(place: &str) -> DiskFault {
     DiskFault::new(

@@ -170,8 +170,25 @@ impl Database {
     /// # Errors
     /// When they can't be read.
     pub(super) async fn overrides(&self) -> Result<Vec<String>, DiskFault> {
-        let read = overrides::load(&self.pool()?).await;
-        read.map_err(|error| self.failed(fault::of(&error, &self.name())))
+        let (pool, key) = (self.pool()?, self.key());
+        let read = match overrides::load(&pool, key.as_ref()).await {
+            Ok(kept) if !kept.unsealed.is_empty() => {
+                // An older version kept them as they were typed.
+                overrides::seal_old(&pool, &kept.unsealed, key.as_ref()).await.map(|()| kept)
+            }
+            read => read,
+        };
+        let kept = read.map_err(|error| self.failed(fault::of(&error, &self.name())))?;
+        if kept.unreadable > 0 {
+            let unreadable = Event::OverridesUnreadable { place: &self.name(), count: kept.unreadable };
+            self.observer.observe(&unreadable);
+        }
+        Ok(kept.texts)
+    }
+
+    /// The key that clients' keys are sealed with.
+    fn key(&self) -> Option<[u8; 16]> {
+        self.state.lock().open.as_ref().and_then(|open| open.key)
     }
 
     /// Keeps overrides, each in the place of what has its id; without a text it is forgotten. All or none.
@@ -182,7 +199,7 @@ impl Database {
         &self,
         overrides: &[(String, Option<String>)],
     ) -> Result<(), DiskFault> {
-        let written = overrides::write(&self.pool()?, overrides).await;
+        let written = overrides::write(&self.pool()?, overrides, self.key().as_ref()).await;
         written.map_err(|error| self.failed(fault::of(&error, &self.name())))?;
         self.still_there().await?;
         self.works();

@@ -1,7 +1,8 @@
 //! Opens the file: its directory, its mode, its tables.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt as _;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub(super) struct Open {
     pub(super) shared: bool,
     /// Which file it is: device and number.
     pub(super) file: Option<(PathBuf, (u64, u64))>,
+    /// The key of its own that lies beside it.
+    pub(super) key: Option<[u8; 16]>,
     /// Says to other processes that it is in use, as long as it is.
     in_use: Option<File>,
 }
@@ -42,6 +45,7 @@ impl Open {
 pub(super) async fn open(place: &Place) -> Result<Open, DiskFault> {
     let mut options = SqliteConnectOptions::new();
     let mut name = "sqlite::memory:".to_owned();
+    let mut key = None;
     match place {
         Place::Memory => options = options.in_memory(true),
         Place::File(path) => {
@@ -52,10 +56,18 @@ pub(super) async fn open(place: &Place) -> Result<Open, DiskFault> {
                 let made = tokio::fs::create_dir_all(directory).await;
                 made.map_err(|error| fault::no_directory(directory, &error))?;
             }
+            let file = path.clone();
+            let kept = tokio::task::spawn_blocking(move || keep_private(&file)).await;
+            key = kept
+                .map_err(std::io::Error::other)
+                .and_then(|kept| kept)
+                .map_err(|error| fault::of_file(&name, &error))?;
             options = options
                 .filename(path)
                 .create_if_missing(true)
                 .journal_mode(SqliteJournalMode::Wal)
+                // What is replaced or deleted is overwritten: a key of a client stays in no free page.
+                .pragma("secure_delete", "ON")
                 // A commit is on the disk when it returns: an answer says so.
                 .synchronous(SqliteSynchronous::Full);
         }
@@ -78,12 +90,65 @@ pub(super) async fn open(place: &Place) -> Result<Open, DiskFault> {
     if let Place::File(path) = place {
         file = identity(path).map(|which| (path.clone(), which));
         // Not the file itself: to close it would end SQLite's own locks on it.
-        let mut lock = path.clone().into_os_string();
-        lock.push(".lock");
-        in_use = File::create(lock).ok();
+        in_use = private(&beside(path, ".lock")).ok();
         shared = in_use.as_ref().is_some_and(|lock| lock.try_lock().is_err());
     }
-    Ok(Open { pool, shared, file, in_use })
+    Ok(Open { pool, shared, file, key, in_use })
+}
+
+/// Makes the file and the key beside it, both for this user alone, and returns the key. SQLite gives its journals the mode of
+/// the file; what an older version made is narrowed.
+fn keep_private(path: &Path) -> std::io::Result<Option<[u8; 16]>> {
+    // A file that is there is not opened: to close it would end SQLite's own locks on it.
+    if !path.try_exists()? {
+        private(path)?;
+    }
+    for ending in ["", "-wal", "-shm", ".lock"] {
+        let file = beside(path, ending);
+        if let Ok(found) = std::fs::metadata(&file)
+            && found.is_file()
+            && found.mode() & 0o077 != 0
+        {
+            // Another user's file stays as that user made it.
+            let _ = std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600));
+        }
+    }
+    let file = beside(path, ".key");
+    if !file.try_exists()? {
+        make_key(&file)?;
+    }
+    let key = read_key(&std::fs::read_to_string(&file)?);
+    key.map(Some).ok_or_else(|| std::io::Error::other(format!("{} holds no key", file.display())))
+}
+
+/// Whole or not at all, and the first of two processes.
+fn make_key(file: &Path) -> std::io::Result<()> {
+    let made: String = rand::random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let draft = beside(file, &format!(".{}", std::process::id()));
+    let mut new = private(&draft)?;
+    let written = new.write_all(made.as_bytes()).and_then(|()| new.sync_all());
+    let linked = written.and_then(|()| std::fs::hard_link(&draft, file));
+    std::fs::remove_file(&draft)?;
+    match linked {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked,
+    }
+}
+
+/// The sixteen bytes of 32 hexadecimal digits.
+fn read_key(text: &str) -> Option<[u8; 16]> {
+    u128::from_str_radix(text.trim(), 16).ok().filter(|_| text.trim().len() == 32).map(u128::to_be_bytes)
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// A file that only this user may read, made where it is not there.
+fn private(path: &Path) -> std::io::Result<File> {
+    std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {

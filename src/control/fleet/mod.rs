@@ -8,7 +8,7 @@ mod overrides;
 pub mod peer_api;
 mod peers;
 pub mod registry;
-mod seal;
+pub(super) mod seal;
 mod shared;
 mod signature;
 mod tell;

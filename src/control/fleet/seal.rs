@@ -1,4 +1,5 @@
-//! What instances tell each other is sealed with a key that follows from the fleet's secret: clients' keys stand in it.
+//! What instances tell each other is sealed with a key that follows from the fleet's secret, and what is kept on the disk
+//! with a key of the disk's own: clients' keys stand in it.
 
 use ring::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use serde::Serialize;
@@ -8,7 +9,7 @@ use serde::de::DeserializeOwned;
 const NONCE: usize = 12;
 
 /// Seals `message`, as hexadecimal text. `None` for what cannot be written as JSON.
-pub(super) fn seal(key: &[u8; 16], message: &impl Serialize) -> Option<String> {
+pub(in crate::control) fn seal(key: &[u8; 16], message: &impl Serialize) -> Option<String> {
     let nonce: [u8; NONCE] = rand::random();
     let mut text = serde_json::to_vec(message).ok()?;
     let taken = Nonce::assume_unique_for_key(nonce);
@@ -17,7 +18,7 @@ pub(super) fn seal(key: &[u8; 16], message: &impl Serialize) -> Option<String> {
 }
 
 /// Opens what [`seal`] has made. `None`: another fleet's, or nobody's, or of a version that says other things.
-pub(super) fn open<T: DeserializeOwned>(key: &[u8; 16], sealed: &str) -> Option<T> {
+pub(in crate::control) fn open<T: DeserializeOwned>(key: &[u8; 16], sealed: &str) -> Option<T> {
     let digit = |byte: u8| (byte as char).to_digit(16);
     let pair = |pair: &[u8]| Some((digit(pair[0])? * 16 + digit(pair[1])?) as u8);
     let (pairs, []) = sealed.as_bytes().as_chunks::<2>() else { return None };
