@@ -103,7 +103,7 @@ fn keep_private(path: &Path) -> std::io::Result<Option<[u8; 16]>> {
     if !path.try_exists()? {
         private(path)?;
     }
-    for ending in ["", "-wal", "-shm", ".lock"] {
+    for ending in ["", "-wal", "-shm", ".lock", ".key"] {
         let file = beside(path, ending);
         if let Ok(found) = std::fs::metadata(&file)
             && found.is_file()
