@@ -7,8 +7,8 @@ use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions as _, Connection as _};
 use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _};
 
 use crate::support::process::{ADMIN_TOKEN, Tidegate, command};
 use crate::support::until;
