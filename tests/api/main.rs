@@ -33,6 +33,7 @@ mod hangups;
 mod headers;
 mod hostile;
 mod invariant;
+mod invariant_changes;
 mod jwt;
 mod known_denials;
 mod life;
