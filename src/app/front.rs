@@ -1,11 +1,14 @@
 //! The server of both listeners: actix, reading and writing through connections of our own.
 
 use std::fmt;
+use std::future::Future;
+use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
+use std::pin::pin;
 use std::sync::Arc;
 
-use actix_http::body::{BoxBody, MessageBody};
+use actix_http::body::{BoxBody, EitherBody, MessageBody};
 use actix_http::{HttpService, KeepAlive, Request, Response};
 use actix_server::GracefulShutdownSignal;
 use actix_service::{
@@ -13,11 +16,13 @@ use actix_service::{
 };
 use actix_web::dev::{AppConfig, Server};
 use actix_web::error::DispatchError;
+use futures_util::future::{Either, select};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::doors::health::Leaving;
 use crate::doors::wire::accept::{self, Accepted};
 use crate::doors::wire::expect::{Answering, Expecting};
+use crate::doors::wire::in_flight::{CountRequests, Counted};
 use crate::doors::wire::tls::Certificates;
 use crate::doors::wire::{Patience, Wire};
 
@@ -43,7 +48,7 @@ impl Front {
     ///
     /// # Errors
     /// When a listener can't be used.
-    pub(super) fn serve<F, I, S, B>(self, apps: F) -> std::io::Result<Server>
+    pub(super) fn serve<F, I, S, B>(self, apps: F) -> io::Result<Server>
     where
         F: Fn() -> (I, I) + Send + Clone + 'static,
         I: IntoServiceFactory<S, Request> + 'static,
@@ -69,8 +74,8 @@ impl Front {
             let accept = move |io: TcpStream| {
                 let (certificates, ending) = (certificates.clone(), ending.clone());
                 async move {
-                    let accepted = accept::tcp(io, certificates.as_deref(), patience).await;
-                    accepted.map(|accepted| ends(accepted, ending)).map_err(DispatchError::from)
+                    let accepted = accept::tcp(io, certificates.as_deref(), patience);
+                    begin(accepted, ending, half_closed).await
                 }
             };
             fn_service(accept).and_then(http(apps_of_tcp(), ending_of_tcp.0.clone(), half_closed))
@@ -79,11 +84,7 @@ impl Front {
             server = server.listen_uds("front by a Unix socket", unix, move || {
                 let of_connections = ending.clone();
                 let accept = move |io: UnixStream| {
-                    let ending = of_connections.clone();
-                    async move {
-                        let accepted = accept::unix(io, patience).await;
-                        accepted.map(|accepted| ends(accepted, ending)).map_err(DispatchError::from)
-                    }
+                    begin(accept::unix(io, patience), of_connections.clone(), half_closed)
                 };
                 fn_service(accept).and_then(http(apps(), ending.0.clone(), half_closed))
             })?;
@@ -92,14 +93,30 @@ impl Front {
     }
 }
 
-/// A connection of HTTP/2 is told of the end by us.
-fn ends((wire, protocol, peer): Accepted, (ending, leaving): (GracefulShutdownSignal, Leaving)) -> Accepted {
-    let wire = wire.of_a_process(leaving);
+/// The end of the server, and whether the process is about to end.
+type Ending = (GracefulShutdownSignal, Leaving);
+
+/// A connection whose protocol is known. One on which nothing was sent yet ends with the server: it would hold it for the
+/// whole grace period.
+async fn begin(
+    accepted: impl Future<Output = io::Result<Accepted>>,
+    (ending, leaving): Ending,
+    half_closed: bool,
+) -> Result<Accepted, DispatchError> {
+    let (wire, protocol, peer) = {
+        let ended = pin!(ending.notified());
+        match select(pin!(accepted), ended).await {
+            Either::Left((accepted, _)) => accepted?,
+            Either::Right(_) => return Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
+        }
+    };
+    let wire = wire.of_a_process(leaving).may_half_close(half_closed);
+    // The server below ends connections of HTTP/1 itself.
     let wire = match protocol {
         actix_http::Protocol::Http2 => wire.ends_with(async move { ending.notified().await }),
         _ => wire,
     };
-    (wire, protocol, peer)
+    Ok((wire, protocol, peer))
 }
 
 /// HTTP over such connections.
@@ -126,8 +143,8 @@ where
         // Its own timers are for the first request only, or made anew for each: the connection has one for all.
         .keep_alive(KeepAlive::Os)
         .client_request_timeout(std::time::Duration::ZERO)
-        // For what a client still sends whose request was answered before.
-        .client_disconnect_timeout(std::time::Duration::from_secs(5))
+        // The connection itself reads what a client still sends whose request was answered before.
+        .client_disconnect_timeout(std::time::Duration::ZERO)
         .h1_allow_half_closed(half_closed)
         .on_connect_ext(|wire: &Wire, data| {
             data.insert(wire.line());
@@ -136,16 +153,19 @@ where
         .finish(Answering(service(app)))
 }
 
-/// An application as a service of plain requests.
+/// An answer whose request is counted until it is out.
+type Answer<B> = Response<Counted<EitherBody<B>>>;
+
+/// An application as a service of plain requests, which are counted on their connections.
 fn service<I, S, B>(
     app: I,
 ) -> impl ServiceFactory<
     Request,
     Config = (),
-    Response = Response<B>,
+    Response = Answer<B>,
     Error = Response<BoxBody>,
     InitError = S::InitError,
-    Service = impl Service<Request, Response = Response<B>, Error = Response<BoxBody>, Future: 'static> + 'static,
+    Service = impl Service<Request, Response = Answer<B>, Error = Response<BoxBody>, Future: 'static> + 'static,
     Future: 'static,
 > + 'static
 where
@@ -159,5 +179,5 @@ where
     B: MessageBody + 'static,
 {
     let app = map_config(app.into_factory(), |()| AppConfig::default());
-    app.map(Into::into).map_err(|error| Response::from(error.into().error_response()))
+    CountRequests(app.map(Into::into).map_err(|error| Response::from(error.into().error_response())))
 }

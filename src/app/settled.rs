@@ -31,6 +31,7 @@ use crate::doors::headers::{Sets, XRateLimit};
 use crate::doors::jwt::Verifier;
 use crate::doors::trace::Tracing;
 use crate::doors::wire::Patience;
+use crate::doors::wire::framer::HeadLimits;
 use crate::doors::wire::tls::{CertificateFiles, Certificates};
 use crate::limiter::Limiter;
 use crate::limiter::clock::Clock;
@@ -276,7 +277,13 @@ pub(super) fn workers(settings: &Settings) -> usize {
 /// How long clients may take.
 pub(super) fn patience(settings: &Settings) -> Patience {
     let limits = settings.server.limits;
-    Patience { head: limits.head_timeout, idle: limits.keep_alive, write: limits.send_timeout }
+    Patience {
+        head: limits.head_timeout,
+        idle: limits.keep_alive,
+        body: limits.body_timeout,
+        write: limits.send_timeout,
+        heads: HeadLimits { target: limits.target, headers: limits.headers },
+    }
 }
 
 /// What clients of the main listener are shown.

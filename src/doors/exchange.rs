@@ -21,10 +21,17 @@ use super::health::Leaving;
 use super::judged::Judged;
 use super::trace::Tracing;
 use super::wire::Line;
+use super::wire::framer::LONGEST_METHOD;
 use crate::limiter::event::{Event, Exchange, Observer, Origin, Trace};
 
 /// The status under which a request is told whose client left before there was an answer, as nginx does.
 const CLIENT_LEFT: u16 = 499;
+/// That of one whose body was malformed.
+const MALFORMED: u16 = 400;
+/// That of one that was cut at the end of the process.
+const CUT: u16 = 503;
+/// There is no answer.
+const UNANSWERED: u16 = 0;
 
 /// Put among a response's extensions, it keeps the exchange untold: probes would drown the log.
 pub(crate) struct Untold;
@@ -90,7 +97,7 @@ where
     fn call(&self, request: ServiceRequest) -> Self::Future {
         let judged = Judged::default();
         let changing = request.head().connection_type() == ConnectionType::Upgrade;
-        let under_way = request.conn_data::<Rc<Line>>().map(UnderWay::on);
+        let line = request.conn_data::<Rc<Line>>().map(Rc::clone);
         let trace = self.told.tracing.map(|tracing| tracing.begin(request.headers()));
         let request_id = {
             let mut extensions = request.extensions_mut();
@@ -110,15 +117,15 @@ where
                 .request()
                 .peer_addr()
                 .map(|peer| self.told.proxies.client(peer.ip(), request.headers()).address()),
-            status: CLIENT_LEFT,
+            status: UNANSWERED,
             origin: Origin::Gateway,
             judged,
             untold: false,
             trace,
-            under_way,
+            line,
+            leaving: self.told.leaving.clone(),
         };
-        let leaving = self.told.leaving.clone();
-        Telling { answer: self.service.call(request), record: Some(Box::new(record)), leaving, changing }
+        Telling { answer: self.service.call(request), record: Some(Box::new(record)), changing }
     }
 }
 
@@ -133,7 +140,6 @@ pin_project! {
         #[pin]
         answer: F,
         record: Option<Box<Record>>,
-        leaving: Leaving,
         changing: bool,
     }
 }
@@ -153,7 +159,8 @@ where
             Ok(mut response) => {
                 // The server below would call any answer to a wish for another protocol a change to it, and close the
                 // connection: that much is to be said.
-                let is_last = this.leaving.has_begun() || *this.changing;
+                let is_leaving = record.as_ref().is_some_and(|record| record.leaving.has_begun());
+                let is_last = is_leaving || *this.changing;
                 if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
                 }
@@ -220,23 +227,18 @@ struct Record {
     judged: Judged,
     untold: bool,
     trace: Option<Trace>,
-    // Last: the connection is idle when all of it is told.
-    under_way: Option<UnderWay>,
+    line: Option<Rc<Line>>,
+    leaving: Leaving,
 }
 
-/// A request on a connection that is not idle meanwhile.
-struct UnderWay(Rc<Line>);
-
-impl UnderWay {
-    fn on(line: &Rc<Line>) -> Self {
-        line.begins();
-        Self(Rc::clone(line))
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.ends();
+impl Record {
+    /// The status of a request that ends without an answer.
+    fn unanswered(&self) -> u16 {
+        match &self.line {
+            Some(line) if line.is_at_fault() => MALFORMED,
+            Some(line) if self.leaving.has_begun() && !line.has_ended() => CUT,
+            _ => CLIENT_LEFT,
+        }
     }
 }
 
@@ -245,8 +247,7 @@ impl Drop for Record {
         if self.untold {
             return;
         }
-        let at_fault = self.status == CLIENT_LEFT
-            && self.under_way.as_ref().is_some_and(|UnderWay(line)| line.is_at_fault());
+        let status = if self.status == UNANSWERED { self.unanswered() } else { self.status };
         let mut buffer = [0; uuid::fmt::Hyphenated::LENGTH];
         let request_id = match &self.request_id {
             Some(id) => &*id.as_hyphenated().encode_lower(&mut buffer),
@@ -254,10 +255,10 @@ impl Drop for Record {
         };
         self.observer.observe(&Event::Answered(&Exchange {
             request_id,
-            method: self.method.as_str(),
+            method: self.method.as_str().get(..LONGEST_METHOD).unwrap_or(self.method.as_str()),
             path: self.uri.path(),
             client: self.client,
-            status: if at_fault { 400 } else { self.status },
+            status,
             took: self.started.elapsed(),
             origin: self.origin,
             decision: self.judged.decision(),

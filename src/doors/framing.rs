@@ -19,9 +19,13 @@ use pin_project_lite::pin_project;
 use super::header_names::{self, HeaderNames};
 use super::problem::{Cause, Problem};
 use super::wire::Line;
+use super::wire::framer::LONGEST_METHOD;
 
 /// Why a request's head can be read in more than one way; `None` when it can't.
 pub fn doubtful(head: &RequestHead) -> Option<&'static str> {
+    if head.method.as_str().len() > LONGEST_METHOD {
+        return Some("A method has at most 64 bytes.");
+    }
     // As nginx: frameworks fold the case of a method, rules do not.
     let upper = |byte: u8| byte.is_ascii_uppercase() || byte == b'-' || byte == b'_';
     if !head.method.as_str().bytes().all(upper) {
@@ -173,9 +177,6 @@ where
 
     fn call(&self, mut request: ServiceRequest) -> Self::Future {
         let line = request.conn_data::<Rc<Line>>();
-        if line.is_some_and(|line| line.is_refused()) {
-            return Checked::Unserved;
-        }
         if line.is_some_and(|line| line.is_crowded()) {
             let refusal = Problem::new(Cause::TooManyStreams, "Too many requests at once on one connection.");
             return Checked::Refused { refusal: Some(request.into_response(refusal.response())) };
@@ -186,9 +187,7 @@ where
                 Checked::Passed { answer: self.service.call(request) }
             }
             Some(why) => {
-                if let Some(line) = line {
-                    line.refuse();
-                }
+                // Nothing that was sent behind it is served: the connection gets one request at a time.
                 let mut refusal = Problem::new(Cause::BadRequest, why).response();
                 refusal.head_mut().set_connection_type(ConnectionType::Close);
                 Checked::Refused { refusal: Some(request.into_response(refusal)) }
@@ -206,8 +205,6 @@ pin_project! {
         Passed { #[pin] answer: F },
         /// Ours.
         Refused { refusal: Option<ServiceResponse<BoxBody>> },
-        /// None: the connection ends.
-        Unserved,
     }
 }
 
@@ -219,11 +216,6 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
-            CheckedNow::Unserved => {
-                // The server below then looks at the connection, which says that it has ended.
-                context.waker().wake_by_ref();
-                Poll::Pending
-            }
             CheckedNow::Passed { answer } => {
                 Poll::Ready(std::task::ready!(answer.poll(context)).map(ServiceResponse::map_into_left_body))
             }

@@ -96,7 +96,11 @@ async fn a_hundred_requests_at_once_share_a_connection_of_http2() {
     assert!(began.elapsed() < Duration::from_secs(5), "one after the other");
 }
 
-async fn secure(address: SocketAddr, ca: &[u8], protocol: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn secure(
+    address: SocketAddr,
+    ca: &[u8],
+    protocol: &[u8],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca).unwrap()).unwrap();
     let ring = Arc::new(rustls::crypto::ring::default_provider());

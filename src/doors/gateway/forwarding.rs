@@ -125,6 +125,8 @@ fn target(request: &HttpRequest, base_path: &str) -> Result<hyper::Uri, Problem>
     let asked = request.uri().path_and_query().map_or("/", |path| path.as_str());
     let target = match asked.starts_with('/') {
         true if !base_path.is_empty() => [base_path, asked].concat().try_into(),
+        // An absolute target without a path: `http://host?query` (RFC 9112, 3.2.2).
+        false if asked.starts_with('?') => [base_path, "/", asked].concat().try_into(),
         // The server as a whole: OPTIONS *.
         _ => asked.try_into(),
     };
@@ -348,6 +350,8 @@ mod tests {
             ("/base", "/a", "/base/a"),
             ("/base", "*", "*"),
             ("", "http://elsewhere/a?b", "/a?b"),
+            ("", "http://elsewhere?b", "/?b"),
+            ("/base", "http://elsewhere?b", "/base/?b"),
         ] {
             assert_eq!(forwarded(TestRequest::with_uri(uri), base, &[]).uri(), wanted);
         }

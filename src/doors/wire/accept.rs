@@ -3,7 +3,7 @@
 use std::io;
 
 use actix_http::Protocol;
-use actix_web::web::{Bytes, BytesMut};
+use actix_web::web::BytesMut;
 use std::net::SocketAddr;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UnixStream};
@@ -37,7 +37,7 @@ pub async fn tcp(
             let handshake = certificates.acceptor().accept(io);
             let io = timeout(patience.head, handshake).await.map_err(|_| io::ErrorKind::TimedOut)??;
             let http2 = io.get_ref().1.alpn_protocol() == Some(b"h2");
-            Ok(known(Io::Tls(Box::new(io)), peer, http2, Bytes::new(), patience))
+            Ok(known(Io::Tls(Box::new(io)), peer, http2, BytesMut::new(), patience))
         }
     }
 }
@@ -57,13 +57,13 @@ async fn plain(mut io: Io, peer: Option<SocketAddr>, patience: Patience) -> io::
     Ok(known(io, peer, http2, first, patience))
 }
 
-fn known(io: Io, peer: Option<SocketAddr>, http2: bool, unread: Bytes, patience: Patience) -> Accepted {
+fn known(io: Io, peer: Option<SocketAddr>, http2: bool, unread: BytesMut, patience: Patience) -> Accepted {
     let protocol = if http2 { Protocol::Http2 } else { Protocol::Http1 };
     (Wire::new(io, http2, unread, patience), protocol, peer)
 }
 
 /// As many bytes as it takes to tell the protocols apart.
-async fn first_bytes(io: &mut Io) -> io::Result<Bytes> {
+async fn first_bytes(io: &mut Io) -> io::Result<BytesMut> {
     let mut bytes = BytesMut::with_capacity(1024);
     loop {
         if io.read_buf(&mut bytes).await? == 0 {
@@ -71,7 +71,7 @@ async fn first_bytes(io: &mut Io) -> io::Result<Bytes> {
         }
         let shared = bytes.len().min(PREFACE.len());
         if shared == PREFACE.len() || bytes[..shared] != PREFACE[..shared] {
-            return Ok(bytes.freeze());
+            return Ok(bytes);
         }
     }
 }

@@ -20,7 +20,8 @@ const LONGEST_BLOCK: usize = 64 * 1024;
 /// out, and a client that opens them faster than they are refused would take as much as it likes.
 pub(super) const FAR_TOO_MANY: u64 = 8 * STREAMS as u64;
 
-const PREFACE: usize = 24;
+/// The length of what a client sends first (RFC 9113, 3.4).
+pub(super) const PREFACE: usize = 24;
 const FRAME_HEAD: usize = 9;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;

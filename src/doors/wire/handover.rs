@@ -9,13 +9,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use actix_web::web::{Bytes, BytesMut};
+use actix_web::web::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Line;
 
 /// The most that a client can say before its upgrade is answered, in bytes.
-const MOST_ASIDE: usize = 16 * 1024;
+pub(super) const MOST_ASIDE: usize = 16 * 1024;
 
 /// Who reads what the client sends.
 pub(super) enum Hold {
@@ -41,9 +41,8 @@ impl Line {
     pub(in crate::doors) fn release(&self) {
         let mut hold = self.hold.borrow_mut();
         if let Hold::Aside(aside) | Hold::Flushing(aside, _) = &mut *hold {
-            let aside = std::mem::take(aside).freeze();
+            self.put_back(std::mem::take(aside));
             *hold = Hold::Free;
-            *self.unread.borrow_mut() = aside;
             if let Some(reader) = self.reader.borrow_mut().take() {
                 reader.wake();
             }
@@ -95,7 +94,7 @@ impl Line {
     pub(super) fn flushed(&self) {
         let mut hold = self.hold.borrow_mut();
         if let Hold::Flushing(aside, waker) = &mut *hold {
-            *self.unread.borrow_mut() = std::mem::take(aside).freeze();
+            self.put_back(std::mem::take(aside));
             waker.wake_by_ref();
             *hold = Hold::Taken;
         }
@@ -117,9 +116,24 @@ impl Line {
             return Pin::new(&mut *self.io.borrow_mut()).poll_read(context, buffer);
         }
         let length = unread.len().min(buffer.remaining());
-        let some = unread.split_to(length);
-        buffer.put_slice(&some);
+        take_front(&mut unread, length, buffer);
         Poll::Ready(Ok(()))
+    }
+
+    /// Puts bytes in front of those that are not read.
+    fn put_back(&self, mut early: BytesMut) {
+        let mut unread = self.unread.borrow_mut();
+        early.extend_from_slice(&unread);
+        *unread = early;
+    }
+}
+
+/// Moves so many bytes. An empty `unread` gives its memory back: most connections never need it again.
+pub(super) fn take_front(unread: &mut BytesMut, length: usize, buffer: &mut ReadBuf<'_>) {
+    buffer.put_slice(&unread[..length]);
+    unread.advance(length);
+    if unread.is_empty() {
+        *unread = BytesMut::new();
     }
 }
 
@@ -129,8 +143,7 @@ pub(in crate::doors) struct Taken(Rc<Line>);
 impl Taken {
     /// What the server below had read before the connection was held.
     pub(in crate::doors) fn unread(&self, early: Bytes) {
-        let mut unread = self.0.unread.borrow_mut();
-        *unread = [early, std::mem::take(&mut *unread)].concat().into();
+        self.0.put_back(BytesMut::from(&early[..]));
     }
 }
 

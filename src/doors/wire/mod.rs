@@ -1,14 +1,20 @@
 //! The connection to a client: its deadlines, its end, and its hand-over when a request upgrades it.
 //!
-//! The server below reads and writes through a [`Wire`]; what it does not know of is kept here: that the head of a later
-//! request has a deadline too, that a client which takes nothing is let go, that an idle HTTP/2 connection must not hold
-//! up the end. Both ends of a tunnel get the bare connection.
+//! The server below reads and writes through a [`Wire`]; what it does not know of is kept here: that it gets one request
+//! of HTTP/1 at a time, that the head of a later request has a deadline too, that a client which takes nothing is let go,
+//! that an idle HTTP/2 connection must not hold up the end. Both ends of a tunnel get the bare connection.
 
 pub mod accept;
 mod doubt;
 pub mod expect;
+mod flow;
+pub mod framer;
 mod frames;
 mod handover;
+mod http1;
+mod http2;
+pub mod in_flight;
+mod rejection;
 pub mod tls;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -16,10 +22,10 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use actix_web::web::Bytes;
+use actix_web::web::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -27,9 +33,11 @@ use tokio_rustls::server::TlsStream;
 
 use super::health::Leaving;
 use doubt::Doubt;
+use framer::HeadLimits;
 pub(super) use frames::MOST_STREAMS;
-use frames::{Greeting, Watched};
 use handover::Hold;
+use http1::Http1;
+use http2::Http2;
 
 /// How long a client may take over what it owes.
 #[derive(Clone, Copy, Debug)]
@@ -38,17 +46,17 @@ pub struct Patience {
     pub head: Duration,
     /// Between requests.
     pub idle: Duration,
+    /// Between two pieces of a body that a page of ours reads.
+    pub body: Duration,
     /// Without taking a byte of its answer.
     pub write: Duration,
+    /// How long a head may be.
+    pub heads: HeadLimits,
 }
 
-/// What a client is told that does not come to the end of its request's head.
-const HEAD_TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: \
-    application/problem+json\r\ncontent-length: 123\r\n\r\n{\"type\":\"urn:tidegate:request-timeout\",\"title\":\"Request too \
-    slow\",\"status\":408,\"detail\":\"The head did not arrive in time.\"}";
-
-/// What a client of HTTP/2 is told of the longest list of headers, in bytes; what is really taken says the gateway.
-const LONGEST_LIST: u32 = 64 * 1024;
+/// How long what a client still sends behind its last answer is read: a connection that is closed with unread bytes is
+/// reset, and the reset may overtake the answer. nginx: `lingering_timeout`, 5 s.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// What carries the bytes.
 pub(super) enum Io {
@@ -70,8 +78,10 @@ pub struct Line {
     /// When the last one ended; before the first, when the connection came.
     rested: Cell<Instant>,
     hold: RefCell<Hold>,
-    /// What was read before the server asked for it.
-    unread: RefCell<Bytes>,
+    /// The last answer is on its way: nothing behind its request is served.
+    closing: Cell<bool>,
+    /// What was read and is not handed on: the beginning of a head, the requests behind the one under way.
+    unread: RefCell<BytesMut>,
     reader: RefCell<Option<Waker>>,
     doubt: Doubt,
     /// How the peer is named to the upstream: the same for all requests.
@@ -89,12 +99,20 @@ impl Line {
         self.http2
     }
 
-    /// A request came: until it ends, this connection is not idle. Returns how many are under way.
-    pub(super) fn begins(&self) -> u32 {
-        let busy = self.busy.get() + 1;
-        self.busy.set(busy);
+    /// The longest pause between two pieces of a body.
+    pub(super) fn body_timeout(&self) -> Duration {
+        self.patience.body
+    }
+
+    /// A request came: until it ends, this connection is not idle.
+    fn begins(&self) {
+        self.busy.set(self.busy.get() + 1);
         self.doubt.owed.set(true);
-        busy
+    }
+
+    /// The answer under way is the last one. Frames of HTTP/2 tell one request from another, whatever is in them.
+    fn closes(&self) {
+        self.closing.set(!self.http2);
     }
 
     /// Whether more requests are under way than a client of HTTP/2 may have.
@@ -103,7 +121,7 @@ impl Line {
     }
 
     /// A request ended.
-    pub(super) fn ends(&self) {
+    fn ends(&self) {
         let busy = self.busy.get().saturating_sub(1);
         self.busy.set(busy);
         self.over.set(self.over.get() + 1);
@@ -123,8 +141,8 @@ impl Line {
 pub struct Wire {
     line: Rc<Line>,
     timer: Option<Pin<Box<Sleep>>>,
-    /// When the first bytes came since the last request.
-    read_at: Option<Instant>,
+    /// Of HTTP/1.
+    http1: Http1,
     /// Since when the client has taken nothing of what is there for it.
     stalled_since: Option<Instant>,
     /// Resolves when the process is to end.
@@ -132,11 +150,15 @@ pub struct Wire {
     /// Whether it is about to.
     leaving: Leaving,
     /// Of HTTP/2.
-    frames: Option<Box<(Watched, Greeting)>>,
+    frames: Option<Box<Http2>>,
+    /// What the client still sends is read before the connection is closed.
+    lingers: bool,
+    /// Since when.
+    lingers_since: Option<Instant>,
 }
 
 impl Wire {
-    pub(super) fn new(io: Io, http2: bool, unread: Bytes, patience: Patience) -> Self {
+    pub(super) fn new(io: Io, http2: bool, unread: BytesMut, patience: Patience) -> Self {
         let frames = http2.then(Box::default);
         let line = Line {
             secure: matches!(io, Io::Tls(_)),
@@ -147,14 +169,29 @@ impl Wire {
             over: Cell::new(0),
             rested: Cell::new(Instant::now()),
             hold: RefCell::new(Hold::Free),
+            closing: Cell::new(false),
             unread: RefCell::new(unread),
             reader: RefCell::new(None),
             doubt: Doubt::default(),
             named: OnceCell::new(),
         };
-        let (timer, read_at, stalled_since, ending) = (None, None, None, None);
-        let leaving = Leaving::default();
-        Self { line: Rc::new(line), timer, read_at, stalled_since, ending, leaving, frames }
+        Self {
+            line: Rc::new(line),
+            timer: None,
+            http1: Http1::new(patience.heads),
+            stalled_since: None,
+            ending: None,
+            leaving: Leaving::default(),
+            frames,
+            lingers: false,
+            lingers_since: None,
+        }
+    }
+
+    /// A client that closes its sending side still gets the answers to what it has sent.
+    pub fn may_half_close(mut self, may: bool) -> Self {
+        self.http1.may_half_close(may);
+        self
     }
 
     /// A request that is given up because the process ends is no fault of the client's, who is not told of one.
@@ -172,32 +209,6 @@ impl Wire {
     /// What is known of it, for the requests that come by it.
     pub fn line(&self) -> Rc<Line> {
         Rc::clone(&self.line)
-    }
-
-    /// Whether the client has taken too long over what it owes.
-    fn is_overdue(&mut self, context: &mut Context<'_>) -> bool {
-        if self.line.busy.get() > 0 {
-            return false;
-        }
-        let (patience, rested) = (self.line.patience, self.line.rested.get());
-        // Frames of HTTP/2 may come at any time; only the rest of an idle connection is counted. And what came during the
-        // last request may have been the beginning of the next one's head, or not: it counts as rest.
-        match self.read_at.filter(|&read_at| read_at > rested && !self.line.http2) {
-            Some(since) => {
-                let overdue = wait_until(&mut self.timer, since + patience.head, context);
-                if overdue {
-                    // As far as it goes: nobody waits for such a client.
-                    let _ = Pin::new(&mut *self.line.io.borrow_mut()).poll_write(context, HEAD_TOO_SLOW);
-                }
-                overdue
-            }
-            None => wait_until(&mut self.timer, rested + patience.idle, context),
-        }
-    }
-
-    fn has_ended(&mut self, context: &mut Context<'_>) -> bool {
-        let Some(ending) = &mut self.ending else { return false };
-        self.line.busy.get() == 0 && ending.as_mut().poll(context).is_ready()
     }
 }
 
@@ -233,45 +244,11 @@ impl AsyncRead for Wire {
         if let Some(outcome) = this.line.poll_held(context) {
             return outcome;
         }
-        if this.line.is_cut() {
-            return Poll::Ready(Ok(()));
+        if this.line.http2 {
+            this.poll_read_http2(context, buffer)
+        } else {
+            this.poll_read_http1(context, buffer)
         }
-        let before = buffer.filled().len();
-        if let (Some(frames), 0) = (&this.frames, this.line.busy.get()) {
-            // Streams that were reset before they were requests are over as well.
-            this.line.over.set(frames.0.opened);
-        }
-        let outcome = this.line.poll_bytes(context, buffer);
-        if let Some(frames) = &mut this.frames
-            && (frames.0.is_too_much(&buffer.filled()[before..])
-                || frames.0.opened.saturating_sub(this.line.over.get()) > frames::FAR_TOO_MANY)
-        {
-            buffer.set_filled(before);
-            this.line.doubt.ended.set(true);
-            return Poll::Ready(Ok(()));
-        }
-        match &outcome {
-            Poll::Ready(Ok(())) if buffer.filled().len() > before => {
-                if this.read_at.is_none_or(|at| at <= this.line.rested.get()) {
-                    this.read_at = Some(Instant::now());
-                }
-            }
-            Poll::Pending => {
-                if this.line.http2 {
-                    *this.line.reader.borrow_mut() = Some(context.waker().clone());
-                    if this.has_ended(context) {
-                        return Poll::Ready(Ok(()));
-                    }
-                }
-                if this.is_overdue(context) {
-                    this.line.doubt.ended.set(true);
-                    // As if it had closed: the server below then lets go of it.
-                    return Poll::Ready(Ok(()));
-                }
-            }
-            Poll::Ready(_) => this.line.doubt.ended.set(true),
-        }
-        outcome
     }
 }
 
@@ -280,19 +257,18 @@ impl AsyncWrite for Wire {
         let this = self.get_mut();
         let outcome = {
             let mut io = this.line.io.borrow_mut();
-            let first = match &mut this.frames {
-                Some(frames) => frames.1.poll_write(&mut *io, context, bytes, LONGEST_LIST),
-                None => Poll::Ready(Ok(None)),
-            };
-            match first {
-                Poll::Ready(Ok(None)) => Pin::new(&mut *io).poll_write(context, bytes),
-                first => first.map_ok(Option::unwrap_or_default),
+            match &mut this.frames {
+                Some(frames) => frames.poll_write(&mut *io, context, bytes),
+                None => Pin::new(&mut *io).poll_write(context, bytes),
             }
         };
-        if outcome.is_ready() {
+        if let Poll::Ready(outcome) = outcome {
             this.stalled_since = None;
             this.line.doubt.owed.set(false);
-            return outcome;
+            if outcome.is_err() {
+                this.line.doubt.ended.set(true);
+            }
+            return Poll::Ready(outcome);
         }
         let since = *this.stalled_since.get_or_insert_with(Instant::now);
         if wait_until(&mut this.timer, since + this.line.patience.write, context) {
@@ -302,19 +278,29 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let outcome = Pin::new(&mut *self.line.io.borrow_mut()).poll_flush(context);
+        let this = self.get_mut();
+        let outcome = Pin::new(&mut *this.line.io.borrow_mut()).poll_flush(context);
         if matches!(outcome, Poll::Ready(Ok(()))) {
-            self.line.flushed();
+            this.line.flushed();
+            if this.line.http2 {
+                this.watch_streams(context);
+            } else {
+                this.answers_are_out(context);
+            }
         }
         outcome
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.line.is_taken() {
+        let this = self.get_mut();
+        if this.line.is_taken() {
             return Poll::Ready(Ok(()));
         }
-        self.tell_of_malformed();
-        Pin::new(&mut *self.line.io.borrow_mut()).poll_shutdown(context)
+        if this.lingers_since.is_none() {
+            this.tell_of_malformed();
+            ready!(Pin::new(&mut *this.line.io.borrow_mut()).poll_shutdown(context))?;
+        }
+        this.poll_linger(context).map(Ok)
     }
 }
 
