@@ -18,6 +18,7 @@ use super::reload_api::Reloading;
 use super::status::{Around, CallerView, DatabaseView, RedisView, Status};
 use super::tokens::Bearer;
 use crate::config::Scope;
+use crate::doors::body;
 use crate::doors::exchange::request_id;
 use crate::doors::json;
 use crate::doors::problem::{Cause, Problem};
@@ -104,7 +105,7 @@ pub async fn put_rollout(
 ) -> Result<HttpResponse, Problem> {
     let only_asks = dry_run::asked(&request)?;
     may_be_json(&request)?;
-    let body = read(body).await?;
+    let body = read(&request, body).await?;
     let asked: PutRollout = json::object(&body).map_err(|error| {
         let detail = format!("{error}. Accepted: {{\"percent\": 0 to 100, \"backend\"?: \"memory\"|\"redis\", \"reason\": \"…\"}}.");
         Problem::new(Cause::Unprocessable, detail).with_code("bad_body")
@@ -170,7 +171,7 @@ pub async fn roll_back(
     if dry_run::asked(&request)? {
         return Ok(dry_run::answer(&admin, admin.steering.foresee_rollback(), None));
     }
-    let body = tokio::time::timeout(REASON_WAITED_FOR, read(body)).await;
+    let body = tokio::time::timeout(REASON_WAITED_FOR, read(&request, body)).await;
     let body = body.ok().and_then(Result::ok).unwrap_or_default();
     // A rollback whose reason can't be read is a rollback.
     let asked: PostRollback = json::object(&body).unwrap_or_default();
@@ -284,15 +285,9 @@ pub(super) fn may_be_json(request: &HttpRequest) -> Result<(), Problem> {
     Err(Problem::new(Cause::UnsupportedMediaType, detail))
 }
 
-/// A body of bounded length.
-pub(super) async fn read(body: web::Payload) -> Result<web::Bytes, Problem> {
-    match body.to_bytes_limited(LONGEST_BODY).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(_)) => Err(Problem::new(Cause::BadRequest, "The body broke off or was malformed.")),
-        Err(_) => {
-            Err(Problem::new(Cause::BodyTooLarge, format!("The body is longer than {LONGEST_BODY} bytes.")))
-        }
-    }
+/// A body of bounded length, in bounded time.
+pub(super) async fn read(request: &HttpRequest, body: web::Payload) -> Result<web::Bytes, Problem> {
+    body::read(request, body, LONGEST_BODY).await
 }
 
 pub(super) fn actor(request: &HttpRequest) -> String {

@@ -156,7 +156,8 @@ async fn make_once(
         }
     };
     let who = request.extensions().get::<Bearer>().map(|bearer| bearer.name.clone()).unwrap_or_default();
-    let body = match read(request.extract::<web::Payload>().await?).await {
+    let payload = request.extract::<web::Payload>().await?;
+    let body = match read(request.request(), payload).await {
         Ok(body) => body,
         Err(problem) => return Ok(request.into_response(problem.response())),
     };

@@ -10,13 +10,12 @@ use actix_web::error::ErrorInternalServerError;
 use actix_web::guard::fn_guard;
 use actix_web::http::Method;
 use actix_web::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use actix_web::web::{Bytes, BytesMut};
 use actix_web::{HttpRequest, HttpResponse, Route, web};
-use futures_util::StreamExt as _;
 use quanta::Instant;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
 
+use super::body;
 use super::client_ip::TrustedProxies;
 use super::facts;
 use super::json;
@@ -121,7 +120,7 @@ async fn check<S: Store>(
     verifier: Option<web::Data<Verifier>>,
 ) -> Result<HttpResponse, Problem> {
     callers.admit(&request)?;
-    let body = whole(body).await?;
+    let body = body::read(&request, body, LONGEST_BODY).await?;
     let question: Question<'_> = json::object(&body).map_err(|error| {
         let detail = format!(
             "{error}. Accepted: {{\"rule\"?, \"key\", \"cost\"?, \"peek\"?}} or {{\"attributes\", \"cost\"?, \"peek\"?}}."
@@ -161,28 +160,6 @@ async fn check<S: Store>(
         place.keep(Rc::new(decision), started.elapsed());
     }
     Ok(response)
-}
-
-/// The body. One that came in one piece, as nearly all do, is not copied: actix would set 32 KiB aside for it.
-async fn whole(mut body: web::Payload) -> Result<Bytes, Problem> {
-    let (mut first, mut all) = (Bytes::new(), BytesMut::new());
-    while let Some(piece) = body.next().await {
-        let piece =
-            piece.map_err(|_| Problem::new(Cause::BadRequest, "The body broke off or was malformed."))?;
-        if first.len().max(all.len()) + piece.len() > LONGEST_BODY {
-            let detail = format!("The body is longer than {LONGEST_BODY} bytes.");
-            return Err(Problem::new(Cause::BodyTooLarge, detail));
-        }
-        if first.is_empty() {
-            first = piece;
-        } else {
-            if all.is_empty() {
-                all.extend_from_slice(&first);
-            }
-            all.extend_from_slice(&piece);
-        }
-    }
-    Ok(if all.is_empty() { first } else { all.freeze() })
 }
 
 /// As `HttpResponseBuilder::json`, but with room for the answer, and the media type is not written out for each.

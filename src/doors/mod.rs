@@ -3,6 +3,8 @@
 //! Forward-auth for other proxies and Envoy's rate limit service will be doors beside these.
 
 #[cfg(feature = "server")]
+pub mod body;
+#[cfg(feature = "server")]
 pub mod check;
 pub mod client_ip;
 pub mod costs;

@@ -15,6 +15,7 @@ use super::registry::id_text;
 use super::seal::{open, seal};
 use super::signature::{Refused, Signatures, hex};
 use super::tell::Message;
+use crate::doors::body;
 use crate::doors::problem::{Cause, Problem};
 use crate::limiter::event::Event;
 
@@ -38,11 +39,7 @@ pub async fn page(
         // Before its body is read.
         return fleet.refuse(peers, &request, Refused::Unsigned);
     }
-    let body = match body.to_bytes_limited(LONGEST_BODY).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(_)) => return Err(Problem::new(Cause::BadRequest, "The body broke off or was malformed.")),
-        Err(_) => return Err(Problem::new(Cause::BodyTooLarge, "The body is longer than any of ours.")),
-    };
+    let body = body::read(&request, body, LONGEST_BODY).await?;
     let (here, method) = (id_text(fleet.id), request.method());
     let checked = peers.signatures.check(method.as_str(), header(AUTHORIZATION), &here, &body);
     let (_, mac) = match checked {

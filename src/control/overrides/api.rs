@@ -165,7 +165,7 @@ async fn put_one(
     if let Some(id) = &id {
         sound_id(id)?;
     }
-    let body = read(body).await?;
+    let body = read(&request, body).await?;
     let mut put = Put::read(&body)?;
     let given = put.id.take();
     if let (Some(id), Some(given)) = (&id, &given)
