@@ -143,6 +143,7 @@ impl Application {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let format = settled::format(settings);
         let (output, flush) = Output::start(format, &settings.logging.filter).map_err(StartError::Logs)?;
+        crate::telemetry::log_panics();
         let seed: [u8; 16] = rand::random();
         let clock = Clock::system();
         let memory = Memory::new(settings.memory.max_keys);

@@ -6,6 +6,7 @@ mod links;
 mod metrics;
 mod outage;
 mod output;
+mod panics;
 mod parts;
 mod reloads;
 mod request_line;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 pub use metrics::{Exposition, Scraped};
 pub use output::{Flush, Format, Output};
+pub use panics::log_panics;
 pub use request_line::RequestLines;
 pub use root_span::RootSpan;
 #[cfg(feature = "otel")]
