@@ -54,7 +54,7 @@ soak: ## Run the tests that are too long for every day (those under a module `so
 FUZZ_SECONDS ?= 60
 fuzz: ## Feed the parsers with what nobody would write, FUZZ_SECONDS (60) for each target; a finding stays in fuzz/artifacts
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
-	@set -e; cd fuzz; for target in policy_file limits headers jwt redis_url framing; do \
+	@set -e; cd fuzz; for target in policy_file limits headers jwt redis_url framing stream; do \
 		mkdir -p corpus/$$target; \
 		cargo fuzz run --sanitizer none $$target corpus/$$target seeds/$$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -verbosity=0; \
