@@ -31,7 +31,7 @@ use tidegate::limiter::settle::{Outcome, Settling, Tab};
 use tidegate::limiter::subject::{Facts, Part, Subject};
 use tidegate::limiter::{Hit, Limiter};
 use tidegate::redis::target::Target;
-use tidegate::redis::{Brought, Options, RecordOrder, RedisStore};
+use tidegate::redis::{Brought, Options, OverrideFront, RecordOrder, RedisStore};
 
 use support::redis_cluster::RedisCluster;
 use support::redis_server::RedisServer;
@@ -115,6 +115,7 @@ in_the_clear_and_over_tls!(
     a_request_with_subjects_in_both_stores_charges_both_or_neither,
     of_two_records_the_newer_stays_and_a_raise_takes_only_the_place_of_what_was_seen,
     who_is_there_is_on_the_list_until_it_is_silent_or_leaves,
+    overrides_in_redis_are_ordered_and_read_by_their_changes,
     the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts,
     an_instance_without_requests_finds_out_by_itself_that_redis_is_away_and_that_it_is_back,
 );
@@ -125,6 +126,7 @@ on_one_that_is_dear!(
     one_to_four_policies_of_a_subject_cost_one_evalsha_a_decision,
     a_forgotten_script_is_taught_again_within_the_same_call,
     a_request_with_subjects_in_both_stores_charges_both_or_neither,
+    overrides_in_redis_are_ordered_and_read_by_their_changes,
     the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts,
     // It flushes: whoever starts right after that makes another secret.
     a_key_that_moves_to_redis_takes_its_debt_along_and_brings_it_back,
@@ -505,18 +507,111 @@ async fn who_is_there_is_on_the_list_until_it_is_silent_or_leaves(server: &mut R
     let limiter = limiter(server, Rules::none(), Duration::from_secs(5)).await;
     let store = limiter.store().unwrap();
     let long = Duration::from_secs(60);
-    let beat = async |id: &str, row: Option<&str>, counts| store.beat(id, row, counts).await.unwrap();
-    assert_eq!(beat("a", Some("{\"a b\": 1}"), long).await, ["{\"a b\": 1}"]);
-    assert_eq!(beat("b", Some("first"), long).await, ["{\"a b\": 1}", "first"]);
-    assert_eq!(beat("b", Some("second"), long).await, ["{\"a b\": 1}", "second"], "a line each");
-    assert_eq!(beat("c", Some("brief"), Duration::from_millis(20)).await.len(), 3);
+    let beat = async |id: &str, row: &str, counts| {
+        store.write_member(id, row, counts).await.unwrap();
+        let mut rows = store.members().await.unwrap().rows;
+        rows.sort();
+        rows
+    };
+    assert_eq!(beat("a", "a {\"a b\": 1}", long).await, ["a {\"a b\": 1}"]);
+    assert_eq!(beat("b", "first", long).await, ["a {\"a b\": 1}", "first"]);
+    assert_eq!(beat("b", "second", long).await, ["a {\"a b\": 1}", "second"], "one row each");
+    assert_eq!(beat("c", "brief", Duration::from_millis(20)).await.len(), 3);
     tokio::time::sleep(Duration::from_millis(60)).await;
-    assert_eq!(beat("b", Some("second"), long).await, ["{\"a b\": 1}", "second"], "silent for too long");
-    assert_eq!(beat("a", None, long).await, ["second"], "it has left");
-    let _: () = server.run(&["SET", "tidegate:instances", "what nobody\nwrote\n"]);
-    assert_eq!(beat("a", Some("x"), long).await, ["x"]);
+    assert_eq!(beat("b", "second", long).await, ["a {\"a b\": 1}", "second"], "silent for too long");
+    store.remove_member("a").await.unwrap();
+    assert_eq!(beat("b", "second", long).await, ["second"], "it has left");
     let now = store.server_time().unwrap();
     assert!(store.ask_server_time().await.unwrap().abs_diff(now) < 10 * SECOND);
+    // Rows of a clock that stepped back, of long ago, and what is no row.
+    let (far, ago) = (now / 1_000 + 24 * 3_600_000, now / 1_000 - 660_000);
+    for (id, value) in [("far", format!("{far} x")), ("ago", format!("{ago} x")), ("odd", "odd".into())] {
+        let _: i64 = server.server_of("tidegate:members").run(&["HSET", "tidegate:members", id, &value]);
+    }
+    assert_eq!(store.member_count().await.unwrap(), 5);
+    assert_eq!(beat("b", "second", long).await, ["second"], "no row that counts");
+    let server = server.server_of("tidegate:members");
+    let mut left: Vec<String> = server.run(&["HKEYS", "tidegate:members"]);
+    left.sort();
+    assert_eq!(left, ["b", "c", "far"], "what is over for long is removed");
+    for damage in [["SET", "tidegate:members", "what nobody wrote"], ["LPUSH", "tidegate:members", "x"]] {
+        let _: i64 = server.run(&["DEL", "tidegate:members"]);
+        let _: redis::Value = server.run(&damage);
+        assert_eq!(beat("a", "x", long).await, ["x"], "{damage:?}");
+    }
+}
+
+async fn overrides_in_redis_are_ordered_and_read_by_their_changes(server: &mut Redis) {
+    const ENTRIES: &str = "tidegate:{overrides}:entries";
+    const CHANGES: &str = "tidegate:{overrides}:changes";
+    let limiter = limiter(server, Rules::none(), Duration::from_secs(5)).await;
+    let (store, server) = (limiter.store().unwrap(), &*server.server_of(ENTRIES));
+    let front = |name: u128, version, over, till| OverrideFront {
+        name,
+        order: [version, 1_764_530_000_000_000, 7, over],
+        till,
+        digest: (1 << 47) + (name % 1_000) as u64 + version,
+    };
+    let bring = async |fronts: &[OverrideFront]| {
+        let of = |front: &OverrideFront| (front.clone(), format!("{:x}{}", front.name, front.order[0]));
+        let lines: Vec<_> = fronts.iter().map(of).collect();
+        store.bring_overrides(&lines, &[], "").await.unwrap()
+    };
+    assert_eq!(store.overrides_summary().await.unwrap(), Some(Default::default()));
+    let (summary, newer) = bring(&[front(1, 1, 0, 0), front(2, 1, 0, 0), front(u128::MAX, 1, 0, 0)]).await;
+    assert_eq!((summary.changes, newer.as_slice()), (3, [].as_slice()));
+    // The same again is no change; an older one is answered with the newer.
+    assert_eq!(bring(&[front(2, 1, 0, 0)]).await.0, summary);
+    let (_, newer) = bring(&[front(1, 2, 0, 0), front(2, 0, 0, 0)]).await;
+    assert_eq!(newer, [front(2, 1, 0, 0)]);
+    let changes = store.override_changes(0, 99, 9).await.unwrap();
+    let expected = [(front(2, 1, 0, 0), 2), (front(u128::MAX, 1, 0, 0), 3), (front(1, 2, 0, 0), 4)];
+    assert_eq!(changes, expected.clone().map(|(front, change)| (Some(front), change)));
+    assert_eq!(store.override_changes(0, 99, 2).await.unwrap().len(), 2, "a page");
+    assert_eq!(store.override_changes(3, 99, 9).await.unwrap().len(), 1, "what is new");
+    assert_eq!(store.override_changes(0, 3, 9).await.unwrap().len(), 2, "no later than was asked for");
+    let contents = store.override_contents(&[1, 5, u128::MAX]).await.unwrap();
+    assert_eq!(contents, [Some("12".into()), None, Some(format!("{:x}1", u128::MAX))]);
+    let sum = |fronts: &[OverrideFront]| fronts.iter().map(|front| front.digest).sum::<u64>() % (1 << 48);
+    let summary = store.overrides_summary().await.unwrap().unwrap();
+    assert_eq!(summary.digest, sum(&expected.map(|(front, _)| front)));
+    // One that is over is removed an hour after its time, or before when there are too many.
+    let over = [front(1, 2, 1, 1_000), front(2, 1, 1, 1 << 50)];
+    bring(&over).await;
+    let remove = async |fronts: &[OverrideFront], early| {
+        let removed: Vec<_> = fronts.iter().map(|front| (front.clone(), early)).collect();
+        store.bring_overrides(&[], &removed, "").await.unwrap();
+        server.run::<usize>(&["ZCARD", CHANGES])
+    };
+    assert_eq!(remove(&[front(u128::MAX, 1, 0, 0), front(1, 3, 1, 1_000)], true).await, 3, "no such version");
+    assert_eq!(remove(&over, false).await, 2);
+    assert_eq!(remove(&over, true).await, 1);
+    let summary = store.overrides_summary().await.unwrap().unwrap();
+    assert_eq!((summary.changes, summary.digest), (6, sum(&[front(u128::MAX, 1, 0, 0)])));
+    assert_eq!(server.run::<usize>(&["HLEN", ENTRIES]), 3);
+    // What nobody has written so is begun again, by another history.
+    let damages: [&[&str]; 8] = [
+        &["SET", ENTRIES, "x"],
+        &["SET", CHANGES, "x"],
+        &["DEL", ENTRIES],
+        &["DEL", CHANGES],
+        &["HSET", ENTRIES, "#", "x"],
+        &["HSET", ENTRIES, "junk", "x"],
+        &["ZADD", CHANGES, "1", "junk"],
+        &["HSET", ENTRIES, &format!("{:032x}", 1), "x"],
+    ];
+    let mut history = summary.history;
+    for damage in damages {
+        let _: redis::Value = server.run(damage);
+        bring(&[front(1, 2, 0, 0)]).await;
+        let is = store.overrides_summary().await.unwrap().unwrap();
+        assert!(is.history != history && is.changes == 1, "{damage:?}: {is:?}");
+        history = is.history;
+    }
+    store.bring_overrides(&[], &[], "ab").await.unwrap();
+    assert_eq!(store.overrides_summary().await.unwrap().unwrap().history, history);
+    store.bring_overrides(&[], &[], &history).await.unwrap();
+    assert_eq!(store.overrides_summary().await.unwrap(), Some(Default::default()));
 }
 
 async fn a_request_with_subjects_in_both_stores_charges_both_or_neither(server: &mut Redis) {

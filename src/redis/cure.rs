@@ -6,6 +6,10 @@ use crate::limiter::store::{Fault, FaultKind};
 /// What a user of tidegate in Redis must be allowed for decisions; `tidegate:` is `redis.namespace`.
 pub const LEAST_PERMISSIONS: &str = "+evalsha +eval +get +set +mget +time";
 
+/// What it must be allowed besides, for the fleet: to reset a key, to broadcast a change, to list the members, and to keep
+/// the overrides.
+pub const FLEET_PERMISSIONS: &str = "+del +publish +subscribe +hset +hmget +hgetall +hlen +hdel +zadd +zrem +zcard +zrangebyscore +unlink +getrange";
+
 /// How to mend a fault. `namespace` is `redis.namespace`.
 pub fn cure(fault: &Fault, namespace: &str) -> String {
     let says = |words: &str| fault.detail.contains(words);
@@ -26,7 +30,7 @@ pub fn cure(fault: &Fault, namespace: &str) -> String {
         FaultKind::Auth if says("without any password configured") => "Redis wants no password: take it out of REDIS_URL, or set one in Redis (requirepass)".into(),
         FaultKind::Auth => "copy user and password into REDIS_URL again; in them \"@\" is written %40, \"/\" %2F, \":\" %3A, \"#\" %23, \"%\" %25".into(),
         FaultKind::Permission => format!(
-            "ACL SETUSER … ~{namespace}:* &{namespace}:* {LEAST_PERMISSIONS}, and +del +publish +subscribe to forgive keys and to tell the fleet at once"
+            "ACL SETUSER … ~{namespace}:* &{namespace}:* {LEAST_PERMISSIONS}, and {FLEET_PERMISSIONS} for the fleet: to reset keys, broadcast changes, list the members and keep the overrides"
         ),
         FaultKind::ReadOnly => "this is a replica: point REDIS_URL at the primary's endpoint".into(),
         FaultKind::Oom => "Redis is full and refuses writes: give it memory, or let it evict (maxmemory-policy volatile-lru)".into(),

@@ -12,10 +12,10 @@ mod fault;
 mod fleet;
 mod fresh;
 mod home;
-mod instances;
 mod lag;
 mod link;
 mod login;
+mod members;
 #[cfg(feature = "server")]
 pub mod needs;
 mod offset;
@@ -37,7 +37,8 @@ pub mod wire;
 
 pub use link::{LinkState, Options};
 pub use login::{BadLogin, Login, LoginFiles, Logins};
-pub use overrides::{OverrideLine, SharedOverrides};
+pub use members::Members;
+pub use overrides::{DIGEST_BITS, OverrideFront, OverridesSummary};
 pub use secret::{derive, peer_key};
 pub use shared_record::{Brought, RecordOrder};
 pub use spent::Spending;

@@ -20,17 +20,18 @@ const BYTES_A_POLICY: f64 = 140.0;
 const REST_OF_A_KEY: usize = 36;
 /// The fleet's secret is looked at every ten minutes where Redis keeps it.
 const SECRET_LOOKS: f64 = 144.0;
-/// A heartbeat is a script, a look at the rollout's record, and a script about overrides,
-const CALLS_A_BEAT: f64 = 3.0;
-/// and the script runs two commands.
-const COMMANDS_A_BEAT: f64 = 7.0;
+/// A heartbeat writes a row and reads all rows, the rollout's record, and one field about overrides, without a script.
+const CALLS_A_BEAT: f64 = 4.0;
+const COMMANDS_A_BEAT: f64 = 4.0;
 /// Where Redis keeps the fleet's secret each heartbeat looks at it as well: one GET,
 const SECRET_CALLS_A_BEAT: f64 = 1.0;
 /// which takes this many bytes on the wire, both ways, beside the namespace: at most this, measured.
 const SECRET_BYTES_A_BEAT: f64 = 130.0;
 /// What a beat takes on the wire, both ways, and what each instance adds to that by its row: at most this, measured.
-const BYTES_A_BEAT: f64 = 4_100.0;
+const BYTES_A_BEAT: f64 = 1_400.0;
 const BYTES_A_ROW: f64 = 450.0;
+/// Where there are more rows a beat reads so many on average.
+const ROWS_A_BEAT: f64 = 100.0;
 /// Who knows of no other instance beats once a minute at most.
 const SECONDS_ALONE: f64 = 60.0;
 const SECONDS_A_DAY: f64 = 86_400.0;
@@ -174,6 +175,10 @@ fn needs_of(
         connections: CONNECTIONS_AN_INSTANCE * load.instances,
         bandwidth_bytes_a_month: DAYS_A_MONTH
             * (calls * wire
-                + if is_used { instances * beats * (bytes_a_beat + BYTES_A_ROW * instances) } else { 0.0 }),
+                + if is_used {
+                    instances * beats * (bytes_a_beat + BYTES_A_ROW * instances.min(ROWS_A_BEAT))
+                } else {
+                    0.0
+                }),
     }
 }

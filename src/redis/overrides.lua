@@ -1,72 +1,99 @@
--- KEYS[1] the overrides of the fleet: a line of which history this is and how many changes it has seen, then a line each:
--- name, version, moment, draw, 1 when it is over, until when it is kept (milliseconds; 0: for good), the change that
--- brought it, and what only the fleet can read.
--- ARGV[1] a name for a new history, ARGV[2] and ARGV[3] which one the caller knows and up to which change, ARGV[4] now
--- (milliseconds), then lines to bring, without the change. Returns the first line and the lines that the caller lacks.
-local text = redis.pcall('GET', KEYS[1])
--- Another kind of value is nobody's: it is overwritten, and nothing waits for a person. Any other error is one.
-if type(text) == 'table' then
-  if not string.find(text.err or '', 'WRONGTYPE', 1, true) then return text end
-  text = false
-end
-local history, count, body = string.match(text or '', '^(%x+) (%d+)\n(.*)$')
--- Nobody makes so many changes, and the next one would have no number.
-if not history or tonumber(count) >= 2 ^ 46 then history, count, body = '0', '0', '' end
-count = tonumber(count)
-local since = tonumber(ARGV[3])
-if history ~= ARGV[2] or since > count then since = 0 end
-if #ARGV < 5 and history == ARGV[2] and since == count then return history .. ' ' .. ARGV[3] .. '\n' end
-local function line(name, version, moment, draw, over, till, change, sealed)
-  return {name = name, order = {tonumber(version), tonumber(moment), tonumber(draw), tonumber(over)},
-    till = tonumber(till), change = tonumber(change), front = table.concat({name, version, moment, draw, over, till}, ' '),
-    sealed = sealed}
-end
-local known, all = {}, {}
-local pattern = '(%x+) (%d+) (%d+) (%d+) (%d) (%d+) '
-for name, version, moment, draw, over, till, change, sealed in string.gmatch(body, pattern .. '(%d+) (%x+)\n') do
-  local one = line(name, version, moment, draw, over, till, change, sealed)
-  if one.order[1] < 2 ^ 46 and one.change <= count then
-    known[name] = one
-    all[#all + 1] = one
+-- KEYS[1] the entries, a hash: by the name of each its front, "name version moment draw over till digest", by the name and
+-- a colon what only the fleet can read, and under "#" the line of the whole, "history changes entries digest". KEYS[2] the
+-- changes, a sorted set: each front by the number of the change that brought it. A call costs what it brings, however many
+-- entries there are; reading needs no script.
+-- ARGV[1] a name for a new history; ARGV[2] a history that is damaged, or nothing; ARGV[3] how many entries follow, each
+-- as its front and what is sealed of it. Then removals, each as its front and 1 when it goes before its time, else 0.
+-- Returns the line of the whole, and the fronts of entries that are newer than the one that was brought. Numbers stay
+-- below 2^53, so a double holds each of them.
+local MODULUS, MOST, HOUR = 2 ^ 48, 2 ^ 46, 3600000
+local function text(number) return string.format('%.0f', number) end
+-- Another kind of value is damage, and is replaced. Any other error is an error.
+local function unless_wrong_type(answer)
+  if type(answer) == 'table' and answer.err then
+    if string.find(answer.err, 'WRONGTYPE', 1, true) then return nil end
+    error(answer.err)
   end
+  return answer
 end
-if #ARGV >= 5 then
-  local function is_newer(one, other)
-    for place = 1, 4 do
-      if one[place] ~= other[place] then return one[place] > other[place] end
+local function parse(front)
+  local name, version, moment, draw, over, till, digest =
+    string.match(front, '^(%x+) (%d+) (%d+) (%d+) (%d) (%d+) (%d+)$')
+  if not name then return nil end
+  local one = {tonumber(version), tonumber(moment), tonumber(draw), tonumber(over)}
+  one.name, one.front, one.till, one.digest = name, front, tonumber(till), tonumber(digest)
+  return one[1] < MOST and one.digest < MODULUS and one or nil
+end
+local function is_newer(one, other)
+  for place = 1, 4 do
+    if one[place] ~= other[place] then return one[place] > other[place] end
+  end
+  return false
+end
+
+local asked, names = {}, {'#'}
+for at = 4, #ARGV, 2 do
+  local one = parse(ARGV[at])
+  if not one then return redis.error_reply('ERR no front of an override: ' .. ARGV[at]) end
+  one.more = ARGV[at + 1]
+  asked[#asked + 1] = one
+  names[#names + 1] = one.name
+end
+local history, count, size, sum, stored
+-- False when no call has left it so: each call writes both keys, so both have the same names.
+local function read()
+  history, count, size, sum, stored = '0', 0, 0, 0, {}
+  local values = unless_wrong_type(redis.pcall('HMGET', KEYS[1], unpack(names)))
+  local indexed = unless_wrong_type(redis.pcall('ZCARD', KEYS[2]))
+  if not values or not indexed then return false end
+  local fields = redis.call('HLEN', KEYS[1])
+  if not values[1] then return fields == 0 and indexed == 0 end
+  history, count, size, sum = string.match(values[1], '^(%x+) (%d+) (%d+) (%d+)$')
+  count, size, sum = tonumber(count), tonumber(size), tonumber(sum)
+  if not sum or history == ARGV[2] or sum >= MODULUS or count >= MOST then return false end
+  for place = 2, #names do
+    local one = values[place] and parse(values[place])
+    if values[place] and not one then return false end
+    stored[names[place]] = one or nil
+  end
+  return size == indexed and 2 * size + 1 == fields
+end
+if not read() then
+  redis.call('UNLINK', KEYS[1], KEYS[2])
+  history, count, size, sum, stored = '0', 0, 0, 0, {}
+end
+
+local fields, scores, old, gone, newer = {}, {}, {}, {}, {}
+local brought, now = tonumber(ARGV[3]), nil
+for place, one in ipairs(asked) do
+  local there = stored[one.name]
+  if place > brought then
+    if not now then now = tonumber(redis.call('TIME')[1]) * 1000 end
+    -- This very version, and an hour after its time: clocks differ.
+    if there and there.front == one.front and one[4] == 1 and (one.more == '1' or one.till + HOUR <= now) then
+      size, sum, stored[one.name] = size - 1, (sum - one.digest) % MODULUS, nil
+      old[#old + 1], gone[#gone + 1], gone[#gone + 2] = one.front, one.name, one.name .. ':'
     end
-    return false
-  end
-  local changed = false
-  for at = 5, #ARGV do
-    local name, version, moment, draw, over, till, sealed = string.match(ARGV[at], '^' .. pattern .. '(%x+)$')
-    if name then
-      local one = line(name, version, moment, draw, over, till, count + 1, sealed)
-      local there = known[name]
-      if not there then
-        all[#all + 1] = one
-        known[name] = one
-        changed = true
-      elseif is_newer(one.order, there.order) then
-        for field, value in pairs(one) do there[field] = value end
-        changed = true
-      end
+  elseif not there or is_newer(one, there) then
+    if there then
+      old[#old + 1], sum = there.front, sum - there.digest
+    else
+      size = size + 1
     end
-  end
-  if changed then
-    count = count + 1
-    if history == '0' then history = ARGV[1] end
-    local kept = {history .. ' ' .. string.format('%.0f', count) .. '\n'}
-    for _, one in ipairs(all) do
-      if one.till == 0 or one.till > tonumber(ARGV[4]) then
-        kept[#kept + 1] = one.front .. ' ' .. string.format('%.0f', one.change) .. ' ' .. one.sealed .. '\n'
-      end
-    end
-    redis.call('SET', KEYS[1], table.concat(kept))
+    count, sum, stored[one.name] = count + 1, (sum + one.digest) % MODULUS, one
+    fields[#fields + 1], fields[#fields + 2] = one.name, one.front
+    fields[#fields + 1], fields[#fields + 2] = one.name .. ':', one.more
+    scores[#scores + 1], scores[#scores + 2] = text(count), one.front
+  elseif is_newer(there, one) then
+    newer[#newer + 1] = there.front
   end
 end
-local lacking = {history .. ' ' .. string.format('%.0f', count) .. '\n'}
-for _, one in ipairs(all) do
-  if one.change > since then lacking[#lacking + 1] = one.front .. ' ' .. one.sealed .. '\n' end
+if #fields + #gone > 0 then
+  if history == '0' then history = ARGV[1] end
+  if #old > 0 then redis.call('ZREM', KEYS[2], unpack(old)) end
+  if #gone > 0 then redis.call('HDEL', KEYS[1], unpack(gone)) end
+  if #scores > 0 then redis.call('ZADD', KEYS[2], unpack(scores)) end
+  fields[#fields + 1], fields[#fields + 2] = '#', table.concat({history, text(count), text(size), text(sum)}, ' ')
+  redis.call('HSET', KEYS[1], unpack(fields))
 end
-return table.concat(lacking)
+return {table.concat({history, text(count), text(size), text(sum)}, ' '), unpack(newer)}

@@ -28,7 +28,7 @@ impl RedisStore {
         other.send(command, asking).await.map_err(Refusal::into_fault)
     }
 
-    /// Runs a script on one key; `inside` is how many commands it runs, for those who bill them. As text each time, but
+    /// Runs a script on keys of one slot; `inside` is how many commands it runs, for those who bill them. As text each time, but
     /// for its comments: the background calls too rarely for a digest to be worth a second way to a server that has
     /// forgotten it.
     ///
@@ -36,14 +36,15 @@ impl RedisStore {
     /// As [`RedisStore::command`].
     pub(super) async fn script<T: FromRedisValue>(
         &self,
-        key: &str,
+        keys: &[&str],
         text: &str,
         arguments: &[&[u8]],
         inside: u64,
     ) -> Result<T, Fault> {
         let mut command = redis::cmd("EVAL");
         let code: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
-        command.arg(code.join("\n")).arg(1).arg(key).arg(arguments);
+        command.arg(code.join("\n")).arg(keys.len()).arg(keys).arg(arguments);
+        let key = keys.first().copied().unwrap_or_default();
         self.0.link_of(key)?.sent_inside(inside);
         self.command(key, &command).await
     }

@@ -83,7 +83,7 @@ impl RedisStore {
         arguments.insert(4, unreadable.unwrap_or_default().to_vec());
         let arguments: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
         let (taken, there): (u8, Vec<u8>) =
-            self.script(&self.key_of("rollout"), SCRIPT, &arguments, INSIDE).await?;
+            self.script(&[&self.key_of("rollout")], SCRIPT, &arguments, INSIDE).await?;
         Ok(if taken == 1 { Brought::Taken } else { Brought::Stays(there) })
     }
 

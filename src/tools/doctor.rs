@@ -13,7 +13,7 @@ mod way_in;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-pub use crate::redis::cure::LEAST_PERMISSIONS;
+pub use crate::redis::cure::{FLEET_PERMISSIONS, LEAST_PERMISSIONS};
 pub use report::{Latency, Outcome, Report, STEPS, Step, Verdict};
 
 use crate::config::{Errors, Redis, Settings};

@@ -239,25 +239,39 @@ async fn whatever_is_damaged_in_redis_is_made_anew_and_holds_nobody_up() {
         .await;
     }
     // Who is there, and overrides.
+    let [entries, changes] = ["tidegate:{overrides}:entries", "tidegate:{overrides}:changes"];
     let damaged = [
-        ("tidegate:instances", "'LPUSH', KEYS[1], 'x'"),
-        ("tidegate:instances", r"'SET', KEYS[1], '0123456789abcdef 99999999999999999 \255\n'"),
-        ("tidegate:overrides", "'LPUSH', KEYS[1], 'x'"),
-        ("tidegate:overrides", "'SET', KEYS[1], 'ab 99999999999999999999\\n'"),
+        ("tidegate:members", "return redis.call('LPUSH', KEYS[1], 'x')"),
+        (
+            "tidegate:members",
+            "return redis.call('HSET', KEYS[1], '0123456789abcdef', '99999999999999999 \\255')",
+        ),
+        (entries, "return redis.call('LPUSH', KEYS[1], 'x')"),
+        (entries, "return redis.call('HSET', KEYS[1], '#', 'ab 99999999999999999999 1 1')"),
+        (entries, "return 0"),
+        (changes, "return redis.call('LPUSH', KEYS[1], 'x')"),
+        (changes, "return redis.call('ZADD', KEYS[1], 1, 'x')"),
+        (changes, "return 0"),
     ];
-    for (number, (key, value)) in damaged.into_iter().enumerate() {
-        let script = format!("redis.call('DEL', KEYS[1]) return redis.call({value})");
+    for (number, (key, script)) in damaged.into_iter().enumerate() {
+        let script = format!("redis.call('DEL', KEYS[1]) {script}");
         let _: redis::Value = redis.run(&["EVAL", &script, "1", key]);
         let key_of_one = format!("192.0.2.{number}");
         let body = json!({"rule": "default", "key": key_of_one, "effect": "block", "reason": "a test"});
         let path = format!("/admin/overrides/o-{number}");
         assert_eq!(fleet[0].admin("PUT", &path).json(&body).send().await.unwrap().status(), 201);
-        until(&format!("{key} is what they have: {value}"), async || {
+        until(&format!("{key} is what they have: {script}"), async || {
             let kind: String = redis.run(&["TYPE", key]);
-            kind == "string" && {
-                let text: Vec<u8> = redis.run(&["GET", key]);
-                let text = String::from_utf8_lossy(&text).into_owned();
-                text.lines().count() >= 2 && !text.contains("99999999999999999")
+            match (kind.as_str(), key) {
+                ("hash", "tidegate:members") => redis.run::<usize>(&["HLEN", key]) >= 3,
+                ("hash" | "zset", _) => {
+                    let fields = redis.run::<usize>(&["HLEN", entries]);
+                    let line: Vec<String> = redis.run(&["HMGET", entries, "#"]);
+                    fields == 2 * (number + 1) + 1
+                        && redis.run::<usize>(&["ZCARD", changes]) == number + 1
+                        && !line[0].contains("99999999999999999999")
+                }
+                _ => false,
             }
         })
         .await;

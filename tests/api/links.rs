@@ -90,9 +90,8 @@ async fn with_one_worker_a_decision_by_redis_wakes_no_other_thread_and_the_goodb
     ];
     let mut tidegate = Tidegate::start(Some(ONE_KEY), &variables).await;
     tidegate.connected().await;
-    let instances =
-        || redis.run::<Option<String>>(&["GET", "tidegate:instances"]).unwrap_or_default().lines().count();
-    until("it is known to the fleet", async || instances() == 1).await;
+    let members = || redis.run::<usize>(&["HLEN", "tidegate:members"]);
+    until("it is known to the fleet", async || members() == 1).await;
     let before = waits_of_the_background(&tidegate);
     for request in 0..1_000 {
         let answer = check(&tidegate, &format!("key-{request}")).await;
@@ -103,7 +102,7 @@ async fn with_one_worker_a_decision_by_redis_wakes_no_other_thread_and_the_goodb
     // The worker's thread ends first, and the connection with it.
     tidegate.terminate();
     assert!(tidegate.wait(Duration::from_secs(10)).unwrap().success());
-    assert_eq!(instances(), 0, "it has said that it leaves");
+    assert_eq!(members(), 0, "it has said that it leaves");
     tidegate.says(CONNECTED, 1).await;
     tidegate.says(DEGRADED, 0).await;
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::run::{Ran, doctor};
 use crate::support::redis_cluster::RedisCluster;
-use crate::support::redis_server::{RedisServer, free_port};
+use crate::support::redis_server::{FLEET_PERMISSIONS, RedisServer, free_port};
 use crate::support::slot_endpoint::{Answers, SlotEndpoint};
 
 /// Some masters, each with a replica if wanted.
@@ -116,8 +116,9 @@ async fn a_sound_cluster_is_healthy_node_by_node_for_a_user_with_the_least_permi
     is(&ran, "role", "ok", "a primary of a cluster", "");
     let least = ["+evalsha", "+eval", "+get", "+set", "+mget", "+time", "+cluster|slots"];
     for node in &cluster.nodes {
-        let _: () = node
-            .run(&[&["ACL", "SETUSER", "tide", "on", ">s3cret-word", "~tidegate:*"], &least[..]].concat());
+        let mut words = vec!["ACL", "SETUSER", "tide", "on", ">s3cret-word", "~tidegate:*", "+del"];
+        words.extend(least.iter().copied().chain(FLEET_PERMISSIONS.split(' ')));
+        let _: () = node.run(&words);
     }
     let ran = on(&cluster.nodes[1], "tide:s3cret-word@").await;
     assert_eq!(ran.code, 0, "{}", ran.stdout);

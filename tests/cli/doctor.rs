@@ -15,6 +15,9 @@ fn add_user(server: &RedisServer, permissions: &str) {
 }
 
 const LEAST: &str = "+evalsha +eval +get +set +mget +time";
+/// Of the fleet, those whose lack the doctor finds: what the channel needs cannot be tried without using it.
+const FLEET: &str =
+    "+del +hset +hmget +hgetall +hlen +hdel +zadd +zrem +zcard +zrangebyscore +unlink +getrange";
 
 #[track_caller]
 fn failed(ran: &Ran, step: &str, kind: &str, found: &str, cure: &str) -> Value {
@@ -77,7 +80,7 @@ async fn results_go_to_stdout_progress_to_stderr_and_colours_to_neither_when_the
 #[tokio::test]
 async fn a_tls_only_redis_with_our_own_authority_and_a_user_with_the_least_permissions_is_healthy() {
     let redis = TlsRedis::start(Shown::default());
-    add_user(&redis.server, LEAST);
+    add_user(&redis.server, &format!("{LEAST} {FLEET}"));
     let url = format!("rediss://tide:s3cret-word@localhost:{}", redis.port);
     let ran = doctor(&url, &[("REDIS_CA_CERT", &redis.file("ca.pem")), ("REDIS_TIMEOUT_MS", "5000")]).await;
     assert_eq!(ran.code, 0, "{}", ran.stdout);
@@ -196,6 +199,23 @@ async fn each_permission_that_is_missing_is_named() {
             &format!("missing: {permission} "),
             "ACL SETUSER … ~tidegate:*",
         );
+    }
+}
+
+#[tokio::test]
+async fn missing_permission_of_the_fleet_is_a_warning() {
+    let redis = RedisServer::start();
+    let url = format!("redis://tide:s3cret-word@127.0.0.1:{}", redis.port);
+    for permission in FLEET.split_whitespace() {
+        let rest: Vec<&str> = FLEET.split_whitespace().filter(|one| *one != permission).collect();
+        let _: i64 = redis.run(&["ACL", "DELUSER", "tide"]);
+        add_user(&redis, &format!("{LEAST} {}", rest.join(" ")));
+        let ran = doctor(&url, &[("REDIS_TIMEOUT_MS", "5000")]).await;
+        let step = ran.step("permissions");
+        assert_eq!((ran.code, &step["outcome"]), (1, &json!("warning")), "{step:#}");
+        assert!(step["found"].as_str().unwrap().contains(&format!("missing: {permission}:")), "{step:#}");
+        assert_eq!(step["cure"], format!("ACL SETUSER … {permission}"));
+        assert_eq!(ran.step("script")["outcome"], "ok", "decisions do without: {}", ran.stdout);
     }
 }
 
@@ -320,13 +340,18 @@ async fn a_clock_that_is_off_is_a_warning() {
 #[test]
 fn every_page_has_the_permissions_that_the_tests_use() {
     assert_eq!(tidegate::tools::doctor::LEAST_PERMISSIONS, LEAST);
+    let of_the_fleet = tidegate::tools::doctor::FLEET_PERMISSIONS;
+    assert_eq!(of_the_fleet.replace(" +publish +subscribe", ""), FLEET);
     for (page, text) in [
         ("when-redis-is-away.md", include_str!("../../docs/when-redis-is-away.md")),
         ("upstash.md", include_str!("../../docs/providers/upstash.md")),
         ("redis-cloud.md", include_str!("../../docs/providers/redis-cloud.md")),
         ("elasticache.md", include_str!("../../docs/providers/elasticache.md")),
+        ("cluster.md", include_str!("../../docs/cluster.md")),
+        ("sentinel.md", include_str!("../../docs/sentinel.md")),
     ] {
         assert!(text.contains(LEAST) && text.contains("~tidegate:*"), "{page}");
+        assert!(text.contains(of_the_fleet), "{page}");
     }
 }
 

@@ -94,6 +94,7 @@ impl RedisServer {
             "+cluster|slots",
             "+asking",
         ]);
+        all.extend(FLEET_PERMISSIONS.split(' '));
         all.extend(arguments);
         let all: Vec<String> = all.into_iter().map(str::to_owned).collect();
         Self::start_as(&all.iter().map(String::as_str).collect::<Vec<_>>(), None, Some(certificates))
@@ -188,7 +189,7 @@ impl RedisServer {
     /// The keys of buckets: not the secret's, the probe's or the fleet's.
     pub fn buckets(&self) -> Vec<String> {
         let keys: Vec<String> = self.run(&["KEYS", "*"]);
-        let of_background = [":secret", ":rollout", ":instances"];
+        let of_background = [":secret", ":rollout", ":members", ":entries", ":changes"];
         let own =
             |key: &String| !of_background.iter().any(|end| key.ends_with(end)) && !key.contains(":probe:");
         keys.into_iter().filter(own).collect()
@@ -221,6 +222,10 @@ impl RedisServer {
         signal(self.child.id(), "CONT");
     }
 }
+
+/// What the list of members and the overrides need beside what decisions need.
+pub const FLEET_PERMISSIONS: &str =
+    "+hset +hmget +hgetall +hlen +hdel +zadd +zrem +zcard +zrangebyscore +unlink +getrange";
 
 impl Drop for RedisServer {
     fn drop(&mut self) {

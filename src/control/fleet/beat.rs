@@ -14,8 +14,8 @@ use super::tell::What;
 use crate::control::record::Source;
 use crate::limiter::breaker::State;
 use crate::limiter::event::Event;
-use crate::limiter::store::FaultKind;
-use crate::redis::{Brought, RedisStore};
+use crate::limiter::store::{Fault, FaultKind};
+use crate::redis::{Brought, Members, RedisStore};
 
 /// How often it is looked whether Redis is in use again.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -23,6 +23,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const ALONE: Duration = Duration::from_secs(60);
 /// Who is silent for so many beats is gone.
 const SILENT: u32 = 3;
+/// So many rows of the list are read at a beat, on average.
+const ROWS_A_BEAT: usize = 100;
+/// How long the list is waited for when it is read again.
+const REREAD: Duration = Duration::from_millis(200);
 /// How long the others are waited for when they are told what they lack.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -73,27 +77,36 @@ impl Fleet {
         }
     }
 
-    /// One beat: its keys in one way there and back. The secret is guarded by each beat: whoever starts after Redis lost it
-    /// would make another, with buckets and keys of its own.
+    /// One beat: the row, the list, the record and the secret in one way there and back. The secret is guarded by each beat:
+    /// whoever starts after Redis lost it would make another, with buckets and keys of its own.
     async fn beat(self: &Arc<Self>, store: &RedisStore, every: Duration) {
         let row = self.row().and_then(|row| serde_json::to_string(&row).ok());
         let Some(row) = row else { return };
         let id = id_text(self.id);
         // Who is alone by now may be so no longer, and be looked for by the pace of the others: the longer counts.
         let counts = every.max(self.pace(every)) * SILENT;
-        let (secret, lines, there) =
-            tokio::join!(store.guard_secret(), store.beat(&id, Some(&row), counts), store.shared_record());
+        let (secret, wrote, rows, there) = tokio::join!(
+            store.guard_secret(),
+            store.write_member(&id, &row, counts),
+            self.read_members(store),
+            store.shared_record()
+        );
         if let Err(fault) = secret {
             self.observer.observe(&Event::StoreFailed(fault.kind));
         }
-        let outcome = match (&lines, &there) {
-            (Ok(_), Ok(_)) => Ok(()),
-            (Err(fault), _) | (_, Err(fault)) => Err(fault.kind),
+        if self.leaving.load(Ordering::Relaxed) {
+            // It may have been removed just before it was written.
+            let _ = store.remove_member(&id).await;
+            return;
+        }
+        let outcome = match (&wrote, &rows, &there) {
+            (Ok(_), Ok(_), Ok(_)) => Ok(()),
+            (Err(fault), _, _) | (_, Err(fault), _) | (_, _, Err(fault)) => Err(fault.kind),
         };
         *self.redis.lock() = Some(outcome);
-        if let Ok(lines) = &lines {
+        if let Ok(Some(rows)) = &rows {
             let alone = self.registry.len() == 0;
-            self.registry.are(lines, &id);
+            self.registry.are(rows, &id);
             store.is_shared_by(u32::try_from(self.registry.len()).unwrap_or(u32::MAX).saturating_add(1));
             if alone && self.registry.len() > 0 {
                 // They may know of nobody either.
@@ -104,11 +117,30 @@ impl Fleet {
         match there {
             Ok(there) => self.settle(store, there.as_deref()).await,
             // Perhaps another kind of value is there: to bring ours finds out.
-            Err(_) if lines.is_ok() => self.settle(store, None).await,
+            Err(_) if wrote.is_ok() => self.settle(store, None).await,
             Err(_) => {}
         }
-        // What fails now is what the next beat does.
-        let _ = self.share_overrides(store).await;
+        self.overrides_due.notify_one();
+    }
+
+    /// The rows of the list in Redis; `None` when they are not read at this beat. Where there are many, all of them are read
+    /// when their number has changed, and else so rarely that a beat reads a hundred on average.
+    async fn read_members(&self, store: &RedisStore) -> Result<Option<Vec<String>>, Fault> {
+        let (stored, beats) = *self.members_read.lock();
+        if beats + 1 < stored.div_ceil(ROWS_A_BEAT) && store.member_count().await? == stored {
+            self.members_read.lock().1 += 1;
+            return Ok(None);
+        }
+        let Members { rows, stored } = store.members().await?;
+        *self.members_read.lock() = (stored, 0);
+        Ok(Some(rows))
+    }
+
+    /// Reads the list again, beside the beats.
+    pub(super) async fn reread_members(&self, store: &RedisStore) {
+        if let Ok(Ok(members)) = timeout(REREAD, store.members()).await {
+            self.registry.are(&members.rows, &id_text(self.id));
+        }
     }
 
     /// Ours or theirs: the newer is everybody's.

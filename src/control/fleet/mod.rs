@@ -75,12 +75,14 @@ pub struct Fleet {
     steering: OnceLock<Weak<Steering>>,
     /// Single subjects' own terms.
     overrides: Arc<Book>,
-    /// How far what Redis has of them is known.
-    overrides_there: tokio::sync::Mutex<overrides::There>,
+    /// What Redis has of them is to be looked at.
+    overrides_due: Notify,
     /// Where the admin API listens.
     admin: OnceLock<String>,
     heartbeat: Option<Duration>,
     registry: Registry,
+    /// How many rows the list in Redis had when it was read last, and how many beats ago that was.
+    members_read: Mutex<(usize, usize)>,
     peers: Option<Peers>,
     /// Whether Redis answered when it was asked last about the fleet; what it said, when it did not.
     redis: Mutex<Option<Result<(), FaultKind>>>,
@@ -121,10 +123,11 @@ impl Fleet {
             exposure,
             steering: OnceLock::new(),
             overrides,
-            overrides_there: tokio::sync::Mutex::default(),
+            overrides_due: Notify::new(),
             admin: OnceLock::new(),
             heartbeat,
             registry: Registry::default(),
+            members_read: Mutex::default(),
             peers,
             redis: Mutex::default(),
             hurry: Notify::new(),
@@ -153,7 +156,11 @@ impl Fleet {
             tokio::spawn(Arc::clone(&self).follow(Arc::clone(peer)));
         }
         let Some(store) = self.limiter.store() else { return };
-        tokio::join!(Arc::clone(&self).keep_beating(), self.hear(store));
+        tokio::join!(
+            Arc::clone(&self).keep_beating(),
+            Arc::clone(&self).keep_overrides_shared(),
+            self.hear(store)
+        );
     }
 
     async fn hear(self: &Arc<Self>, store: &RedisStore) {
@@ -176,7 +183,7 @@ impl Fleet {
             let gone = async {
                 // The thread that it lived on may have ended just now.
                 store.replaced().await;
-                let _ = store.beat(&id, None, Duration::ZERO).await;
+                let _ = store.remove_member(&id).await;
                 let _ = self.publish(store, &bye).await;
             };
             // Who does not hear of it finds out.

@@ -1,6 +1,6 @@
 //! Who is there: what each instance says of itself, and by which way it was heard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::doors::json::object;
 use crate::limiter::clock::Micros;
+
+/// So many ids of instances that have left are remembered.
+const MOST_LEFT: usize = 256;
 
 /// What an instance says of itself: a line in Redis, and what peers tell each other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,8 +42,8 @@ pub struct Row {
     /// Whether it hears at once what is told through Redis; else by its next beat.
     #[serde(default)]
     pub listens: bool,
-    /// What tells its overrides from others; empty: a version that has none.
-    #[serde(default)]
+    /// What tells its overrides from others; empty: a version that says so otherwise, and is handed none.
+    #[serde(default, rename = "overrides_digest")]
     pub overrides: String,
     /// When it said so, in milliseconds of the fleet's clock.
     pub at: u64,
@@ -65,6 +68,8 @@ pub(super) struct Registry {
     rows: Mutex<BTreeMap<String, Row>>,
     /// When others were there last.
     company: Mutex<Option<Instant>>,
+    /// The last of those that have left: a list that was read before is late.
+    left: Mutex<VecDeque<String>>,
 }
 
 impl Registry {
@@ -72,7 +77,9 @@ impl Registry {
     pub(super) fn are(&self, lines: &[String], here: &str) {
         let rows = lines.iter().filter_map(|line| object::<Row>(line.as_bytes()).ok());
         let rows: BTreeMap<_, _> =
-            rows.filter(|row| row.id != here && is_id(&row.id)).map(|row| (row.id.clone(), row)).collect();
+            rows.filter(|row| row.id != here && is_id(&row.id) && !self.has_left(&row.id))
+                .map(|row| (row.id.clone(), row))
+                .collect();
         if !rows.is_empty() {
             *self.company.lock() = Some(Instant::now());
         }
@@ -93,7 +100,18 @@ impl Registry {
 
     /// This one has ended.
     pub(super) fn gone(&self, id: &str) {
+        let mut left = self.left.lock();
+        left.push_back(id.to_owned());
+        if left.len() > MOST_LEFT {
+            left.pop_front();
+        }
+        drop(left);
         self.rows.lock().remove(id);
+    }
+
+    /// Whether the instance with this id has said that it ends. An id is made at each start.
+    pub(super) fn has_left(&self, id: &str) -> bool {
+        self.left.lock().iter().any(|left| left == id)
     }
 
     /// The others' rows.

@@ -108,7 +108,15 @@ impl Fleet {
             }
         }
         self.waiting.lock().remove(&telling);
-        let mut others = all;
+        let missing = all.difference(&acked).next().is_some() || acked.len() + own < listening;
+        let mut others = match self.limiter.store().filter(|_| through_redis && missing) {
+            // One of them may have left without being heard.
+            Some(store) => {
+                self.reread_members(store).await;
+                self.expected(true).1
+            }
+            None => all,
+        };
         others.extend(acked.iter().cloned());
         let pending: Vec<&String> = others.difference(&acked).collect();
         Told {
@@ -126,8 +134,8 @@ impl Fleet {
         let (mut there, mut all) = (BTreeSet::new(), BTreeSet::new());
         for peer in self.peers.iter().flat_map(super::Peers::others) {
             let state = peer.state();
-            let counts = state.is_there() || !through_redis;
             let id = state.id_or(peer);
+            let counts = (state.is_there() && !self.registry.has_left(&id)) || !through_redis;
             if state.is_expected() {
                 there.insert(id.clone());
             }

@@ -5,6 +5,7 @@ mod api;
 mod entry;
 mod keep;
 mod put;
+mod sharing;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use super::database::Database;
 use crate::limiter::Limiter;
 use crate::limiter::overrides::Override;
 use crate::redis::RedisStore;
+use sharing::Sharing;
 
 /// So many are in force at most.
 pub const MOST: usize = 10_000;
@@ -53,10 +55,11 @@ pub struct Book {
 #[derive(Default)]
 struct Held {
     entries: BTreeMap<String, Entry>,
-    /// Ids of what the disk, and Redis, do not have as it is here.
+    /// Ids of what the disk does not have as it is here.
     unkept: BTreeSet<String>,
-    unshared: BTreeSet<String>,
-    /// What tells all of this from others: the digests of all versions, in any order.
+    /// What is known of Redis.
+    sharing: Sharing,
+    /// What tells all of this from others: the sum of the digests of all versions.
     digest: u64,
 }
 
@@ -181,24 +184,19 @@ impl Book {
             }
             let known = held.entries.get(&entry.id).map(Entry::order);
             let id = entry.id.clone();
-            let (has_it, lacks_it) = match known {
-                Some(known) if known == entry.order() => (true, false),
-                Some(known) if known > entry.order() => (false, true),
+            let has_it = match known {
+                Some(known) if known >= entry.order() => known == entry.order(),
                 _ => {
                     changed = true;
                     held.insert(entry);
-                    (true, false)
+                    true
                 }
             };
-            let of = match origin {
-                Origin::Disk => &mut held.unkept,
-                Origin::Redis => &mut held.unshared,
-                Origin::Fleet => continue,
-            };
-            if has_it {
-                of.remove(&id);
-            } else if lacks_it {
-                of.insert(id);
+            match origin {
+                Origin::Fleet => {}
+                Origin::Redis => held.sharing.is_shared(&id, has_it),
+                Origin::Disk if has_it => _ = held.unkept.remove(&id),
+                Origin::Disk => _ = held.unkept.insert(id),
             }
         }
         if changed {
@@ -206,38 +204,6 @@ impl Book {
             drop(held);
             self.wake.notify_one();
         }
-    }
-
-    /// Everything has to be brought to Redis again.
-    pub fn share_all(&self) {
-        let mut held = self.held.lock();
-        held.unshared = held.entries.keys().cloned().collect();
-    }
-
-    /// So many of those that Redis may not have.
-    pub fn unshared(&self, most: usize) -> Vec<Entry> {
-        let held = self.held.lock();
-        held.unshared.iter().filter_map(|id| held.entries.get(id)).take(most).cloned().collect()
-    }
-
-    /// Redis has these now, or newer ones.
-    pub fn are_shared(&self, brought: &[Entry]) {
-        let mut held = self.held.lock();
-        for entry in brought {
-            if held.entries.get(&entry.id).is_none_or(|known| known.order() == entry.order()) {
-                held.unshared.remove(&entry.id);
-            }
-        }
-    }
-
-    /// Whether Redis may lack any,
-    pub fn has_unshared(&self) -> bool {
-        !self.held.lock().unshared.is_empty()
-    }
-
-    /// and whether this one.
-    pub fn is_unshared(&self, id: &str) -> bool {
-        self.held.lock().unshared.contains(id)
     }
 
     /// Ends what has run out and forgets what is over for long. For whom it was is forgotten at once.
@@ -250,7 +216,7 @@ impl Book {
             let at = entry.body.as_ref().and_then(|body| body.expires_at).unwrap_or(now);
             held.insert(entry.over(at));
         }
-        let mut forgotten: Vec<String> = held
+        let forgotten: Vec<String> = held
             .entries
             .values()
             .filter(|entry| is_forgotten(entry, now))
@@ -262,9 +228,9 @@ impl Book {
         if over.len() > MOST {
             over.sort_unstable();
             over.truncate(over.len() - MOST);
-            forgotten.extend(over.into_iter().map(|(_, id)| id));
+            over.iter().for_each(|(_, id)| held.forget(id, true));
         }
-        forgotten.iter().for_each(|id| held.forget(id));
+        forgotten.iter().for_each(|id| held.forget(id, false));
         if any {
             self.put_in_force(&held, now);
         }
@@ -299,18 +265,19 @@ impl Held {
 
     fn insert(&mut self, entry: Entry) {
         self.unkept.insert(entry.id.clone());
-        self.unshared.insert(entry.id.clone());
-        self.digest ^= digest(&entry);
+        self.sharing.inserted(&entry.id);
+        self.digest = self.digest.wrapping_add(digest(&entry));
         if let Some(old) = self.entries.insert(entry.id.clone(), entry) {
-            self.digest ^= digest(&old);
+            self.digest = self.digest.wrapping_sub(digest(&old));
         }
     }
 
-    fn forget(&mut self, id: &str) {
+    /// `early`: before the time until which it is to be known.
+    fn forget(&mut self, id: &str, early: bool) {
         if let Some(old) = self.entries.remove(id) {
-            self.digest ^= digest(&old);
+            self.digest = self.digest.wrapping_sub(digest(&old));
+            self.sharing.forgotten(&old, early);
             self.unkept.insert(old.id);
-            self.unshared.remove(id);
         }
     }
 }

@@ -78,9 +78,10 @@ fn what_is_taken_back_does_not_come_back_with_one_who_was_away() {
     away.merge(vec![made.clone()], Origin::Fleet);
     let deleted = here.delete("a", None).unwrap().is;
     assert!(deleted.body.is_none() && deleted.supersedes(&made));
+    here.are_shared(&here.all());
     here.merge(away.all(), Origin::Redis);
     assert!(here.get("a").is_none());
-    assert!(here.is_unshared("a"), "Redis, which had the older one, is told");
+    assert_eq!(here.to_bring(9), [deleted], "Redis, which had the older one, is told");
     away.merge(here.all(), Origin::Fleet);
     assert!(away.get("a").is_none());
     assert_eq!(here.digest(), away.digest());

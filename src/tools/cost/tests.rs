@@ -23,13 +23,13 @@ fn a_hundred_requests_a_minute_do_not_fit_into_10_000_commands_a_day_which_are_6
     let needs = needs(&settings, load(&settings, 100.0, None, None)).unwrap();
     assert_eq!(
         (needs.calls_a_day, needs.commands_a_day),
-        (144_000.0 + 3.0 * BEATS_ALONE, 576_000.0 + 7.0 * BEATS_ALONE)
+        (144_000.0 + 4.0 * BEATS_ALONE, 576_000.0 + 4.0 * BEATS_ALONE)
     );
     let text = providers::COMPILED_IN.replace("commands_per_month = 500_000", "commands_per_day = 10_000");
     let judged = judge(&needs, &providers::parse("old", &text).unwrap());
     let free = plan(&judged, "Free");
     assert_eq!(free.fits, Some(false));
-    assert_eq!(free.exceeded[0], "commands a day: 586 080 of 10 000");
+    assert_eq!(free.exceeded[0], "commands a day: 581 760 of 10 000");
     assert_eq!(format!("{:.1}", 10_000.0 / MINUTES_A_DAY), "6.9");
 }
 
@@ -40,11 +40,11 @@ fn the_percentage_and_the_background_count() {
     let needs = needs(&settings, load(&settings, 100.0, tenth, Some(3))).unwrap();
     // Three of them speak every ten seconds, and look at the secret in Redis.
     let beats = 3.0 * 8_640.0;
-    assert_eq!(needs.calls_a_day, 14_400.0 + 3.0 * 144.0 + 4.0 * beats);
+    assert_eq!(needs.calls_a_day, 14_400.0 + 3.0 * 144.0 + 5.0 * beats);
     assert_eq!(needs.connections, 9);
     let judged = judge(&needs, &providers::parse("in", providers::COMPILED_IN).unwrap());
     let payg = plan(&judged, "Pay as you go");
-    let billed = 4.0 * 14_400.0 + 432.0 + 8.0 * beats;
+    let billed = 4.0 * 14_400.0 + 432.0 + 5.0 * beats;
     assert_eq!((payg.billed_a_day, payg.usd_a_month), (billed, Some(billed * 31.0 / 100_000.0 * 0.2)));
     assert_eq!(payg.fits, None, "nobody says how many connections");
 }

@@ -52,14 +52,48 @@ impl Inside<'_, '_> {
         self.examination.begin("permissions");
         let key = self.probe.key();
         let no_script = "0".repeat(40);
-        let commands: [&[&str]; 6] = [
-            &["EVALSHA", &no_script, "1", &key],
-            &["EVAL", "return 1", "1", &key],
-            &["GET", &key],
-            &["SET", &key, "0", "PX", "1000"],
-            &["MGET", &key],
-            &["TIME"],
+        let commands = [
+            vec!["EVALSHA", &no_script, "1", &key],
+            vec!["EVAL", "return 1", "1", &key],
+            vec!["GET", &key],
+            vec!["SET", &key, "0", "PX", "1000"],
+            vec!["MGET", &key],
+            vec!["TIME"],
         ];
+        let (missing, said) = self.missing(&commands).await?;
+        match said {
+            None if self.sentinels.is_some() && self.may_not_see_role().await? => {
+                self.examination.warn(
+                    "missing: +role: a replica that takes writes would be taken for the master",
+                    "ACL SETUSER … +role, beside what decisions need",
+                );
+                Ok(())
+            }
+            None => {
+                let (missing, _) = self.missing(&of_the_fleet(&key)).await?;
+                if missing.is_empty() {
+                    self.examination.good(format!("{LEAST_PERMISSIONS} on {key}, and those of the fleet"));
+                } else {
+                    self.examination.warn(
+                        format!(
+                            "missing: {}: decisions do without, but instances do not share the list of members, overrides, or changes",
+                            missing.join(" ")
+                        ),
+                        format!("ACL SETUSER … {}", missing.join(" ")),
+                    );
+                }
+                Ok(())
+            }
+            Some(said) => {
+                let fault =
+                    Fault::new(FaultKind::Permission, format!("missing: {} ({said})", missing.join(" ")));
+                Err(self.examination.failed(&fault))
+            }
+        }
+    }
+
+    /// Which of these commands the user may not run, and how the server says so.
+    async fn missing(&mut self, commands: &[Vec<&str>]) -> Result<(Vec<String>, Option<Box<str>>), Stop> {
         let (mut missing, mut said) = (Vec::new(), None);
         for command in commands {
             match self.wire.ask(command).await {
@@ -74,24 +108,7 @@ impl Inside<'_, '_> {
                 _ => {}
             }
         }
-        match said {
-            None if self.sentinels.is_some() && self.may_not_see_role().await? => {
-                self.examination.warn(
-                    "missing: +role: a replica that takes writes would be taken for the master",
-                    "ACL SETUSER … +role, beside what decisions need",
-                );
-                Ok(())
-            }
-            None => {
-                self.examination.good(format!("{LEAST_PERMISSIONS} on {key}"));
-                Ok(())
-            }
-            Some(said) => {
-                let fault =
-                    Fault::new(FaultKind::Permission, format!("missing: {} ({said})", missing.join(" ")));
-                Err(self.examination.failed(&fault))
-            }
-        }
+        Ok((missing, said))
     }
 
     async fn may_not_see_role(&mut self) -> Result<bool, Stop> {
@@ -328,6 +345,24 @@ fn advice(p95: Duration, timeout: Duration) -> Option<String> {
             "measured {measured} ms, REDIS_TIMEOUT_MS is {timeout}: no request can wait for that; use a Redis that is nearer"
         ),
     })
+}
+
+/// What the list of members, the overrides and the reset of a key need. The key is removed at last, whatever became of it.
+fn of_the_fleet(key: &str) -> [Vec<&str>; 12] {
+    [
+        vec!["HSET", key, "f", "v"],
+        vec!["HMGET", key, "f"],
+        vec!["HGETALL", key],
+        vec!["HLEN", key],
+        vec!["HDEL", key, "f"],
+        vec!["ZADD", key, "1", "m"],
+        vec!["ZREM", key, "m"],
+        vec!["ZCARD", key],
+        vec!["ZRANGEBYSCORE", key, "0", "1"],
+        vec!["GETRANGE", key, "0", "0"],
+        vec!["DEL", key],
+        vec!["UNLINK", key],
+    ]
 }
 
 /// By the nearest rank; 0 of nothing.
