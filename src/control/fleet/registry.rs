@@ -76,10 +76,10 @@ impl Registry {
     /// These lines are there. What is no row is passed over: a later version may say other things.
     pub(super) fn are(&self, lines: &[String], here: &str) {
         let rows = lines.iter().filter_map(|line| object::<Row>(line.as_bytes()).ok());
-        let rows: BTreeMap<_, _> =
-            rows.filter(|row| row.id != here && is_id(&row.id) && !self.has_left(&row.id))
-                .map(|row| (row.id.clone(), row))
-                .collect();
+        let rows: BTreeMap<_, _> = rows
+            .filter(|row| row.id != here && is_id(&row.id) && !self.has_left(&row.id))
+            .map(|row| (row.id.clone(), row))
+            .collect();
         if !rows.is_empty() {
             *self.company.lock() = Some(Instant::now());
         }
