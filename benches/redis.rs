@@ -31,7 +31,7 @@ use tidegate::limiter::route::Route;
 use tidegate::limiter::store::SharedCharge;
 use tidegate::limiter::subject::{Part, Subject, SubjectHash};
 use tidegate::limiter::{Hit, Limiter};
-use tidegate::redis::charge;
+use tidegate::redis::charge::{self, Tag};
 use tidegate::redis::target::Target;
 use tidegate::redis::{Options, RedisStore};
 
@@ -171,7 +171,7 @@ impl Server {
             change: None,
         };
         let sent_at = Clock::system().now();
-        let call = charge::call("EVALSHA", &self.script, "tidegate", &[charge], false, sent_at);
+        let call = charge::call("EVALSHA", &self.script, "tidegate", &[charge], false, (sent_at, Tag::of(1)));
         let words = call.args_iter().map(|word| match word {
             redis::Arg::Simple(word) => String::from_utf8(word.to_vec()).unwrap(),
             _ => unreachable!("a call has words only"),

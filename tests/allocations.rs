@@ -29,7 +29,7 @@ use tidegate::limiter::policy::{Policy, Rules};
 use tidegate::limiter::rollout::{InForce, Percent, Rollout};
 use tidegate::limiter::route::Route;
 use tidegate::limiter::settle::Outcome;
-use tidegate::limiter::store::{Charged, Fault, SharedCharge, Store};
+use tidegate::limiter::store::{Charged, Charger, Fault, SharedCharge, Store};
 use tidegate::limiter::subject::{Facts, FleetKeys, Part, Subject, SubjectHash};
 use tidegate::limiter::{DecisionFuture, Hit, Limiter};
 
@@ -99,7 +99,8 @@ impl Store for AtOnce {
     async fn charge(&self, charges: &[SharedCharge<'_>], _: bool, now: Micros) -> Result<Charged, Fault> {
         let reading = Reading { allowed: true, remaining: 9, debt: 1, reset_after: 1, retry_after: Some(0) };
         let readings = charges.iter().map(|_| reading).collect();
-        Ok(Charged { readings, from: charges.iter().map(|_| now).collect(), judged_at: now })
+        let last = charges.iter().map(|_| Some(Charger::This)).collect();
+        Ok(Charged { readings, from: charges.iter().map(|_| now).collect(), judged_at: now, last })
     }
 
     fn lag(&self, _: SubjectHash) -> Option<Micros> {

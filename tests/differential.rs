@@ -23,9 +23,9 @@ use tidegate::limiter::clock::{Micros, SECOND};
 use tidegate::limiter::gcra::{Quota, Reading};
 use tidegate::limiter::memory::Memory;
 use tidegate::limiter::share::Share;
-use tidegate::limiter::store::SharedCharge;
+use tidegate::limiter::store::{Charger, SharedCharge};
 use tidegate::limiter::subject::{PolicyTag, ProcessKey, Subject, SubjectHash};
-use tidegate::redis::charge;
+use tidegate::redis::charge::{self, Tag};
 use tidegate::redis::cluster::slot;
 
 use support::redis_cluster::RedisCluster;
@@ -159,11 +159,23 @@ impl InRedis {
     }
 }
 
-/// The real body of the script behind a prologue that puts the test's instant in place of the server's.
+/// What the script sets, and the same of keys that stay.
+const WITHOUT_EXPIRY: [(&str, &str); 2] = [
+    (
+        "call('SET', KEYS[i], value, 'PX', string.format('%.0f', math.ceil(lives / 1000)))",
+        "call('SET', KEYS[i], value)",
+    ),
+    (", 'PX', lives)", ")"),
+];
+
+/// The real body of the script behind a prologue that puts the test's instant in place of the server's. Two instances
+/// take turns.
 fn in_redis(history: &History, connection: &mut redis::Connection, subject: u128) -> Vec<Vec<Reading>> {
     let mut now = history.start;
+    let mut tag = Tag::of(1);
     let mut answer = |step: &Step| {
         now += step.after;
+        tag = if tag == Tag::of(1) { Tag::of(2) } else { Tag::of(1) };
         let charges: Vec<SharedCharge<'_>> = step
             .owed
             .iter()
@@ -181,19 +193,13 @@ fn in_redis(history: &History, connection: &mut redis::Connection, subject: u128
         let mut command = redis::cmd("EVAL");
         // Keys would expire by the server's own clock in the midst of a history that lasts days: without it.
         let mut body = charge::BODY.to_owned();
-        for (set, without) in [
-            (
-                "call('SET', KEYS[i], value, 'PX', string.format('%.0f', math.ceil(lives / 1000)))",
-                "call('SET', KEYS[i], value)",
-            ),
-            (", 'PX', lives)", ")"),
-        ] {
+        for (set, without) in WITHOUT_EXPIRY {
             assert_eq!(body.matches(set).count(), 1, "the script's SET has changed: change it here as well");
             body = body.replace(set, without);
         }
         // The instant rides behind the script's own arguments.
         command.arg(format!("local now = tonumber(ARGV[#ARGV])\n{body}"));
-        charge::arguments(&mut command, "test", &charges, step.peek, 0);
+        charge::arguments(&mut command, "test", &charges, step.peek, (0, tag));
         command.arg(now);
         let value: redis::Value = command.query(connection).unwrap();
         let answer = charge::answer(&value, &charges).unwrap();
@@ -334,19 +340,19 @@ fn a_key_expires_with_its_debt_and_holds_every_digit_of_its_time() {
     }];
     let mut command = redis::cmd("EVAL");
     command.arg(charge::SCRIPT);
-    charge::arguments(&mut command, "test", &charges, false, 0);
+    charge::arguments(&mut command, "test", &charges, false, (0, Tag::of(1)));
     let value: redis::Value = command.query(&mut connection).unwrap();
     let charge::Answer { now: at, readings, .. } = charge::answer(&value, &charges).unwrap();
     assert_eq!((readings[0].debt, readings[0].remaining), (20 * SECOND, 1));
     let key = "test:p:{07070707070707070707070707070707}";
     let stored: String = server.run(&["GET", key]);
-    assert_eq!(stored, (at + 20 * SECOND).to_string());
+    assert_eq!(stored, format!("{}.000001", at + 20 * SECOND));
     let expires_in: u64 = server.run(&["PTTL", key]);
     assert!((19_000..=20_000).contains(&expires_in), "{expires_in}");
 }
 
 /// Everything that one bucket is judged by: what stands there, and the arguments that follow the instant.
-fn one_bucket() -> impl Strategy<Value = (String, u64, [String; 5])> {
+fn one_bucket() -> impl Strategy<Value = (String, u64, [String; 6])> {
     const NOW: u64 = 1_764_000_000_123_457;
     let near =
         |least: i64, most: i64| (least..most).prop_map(|off| NOW.saturating_add_signed(off).to_string());
@@ -354,9 +360,22 @@ fn one_bucket() -> impl Strategy<Value = (String, u64, [String; 5])> {
         Just(String::new()),
         near(-5_000_000, 20_000_000),
         near(0, 1_000),
+        near(-5_000_000, 20_000_000).prop_map(|stored| format!("{stored}.000001")),
+        near(-5_000_000, 20_000_000).prop_map(|stored| format!("{stored}.067890")),
         Just(format!("w{}:7", NOW + 1_000_000)),
-        prop::sample::select(vec!["0", "-5", "nan", "inf", "1e16", "0x7f", "oddness", " 1764000001000000 "])
-            .prop_map(str::to_owned),
+        Just(format!("w{}:7.000001", NOW + 1_000_000)),
+        prop::sample::select(vec![
+            "0",
+            "-5",
+            "nan",
+            "inf",
+            "1e16",
+            "0x7f",
+            "oddness",
+            " 1764000001000000 ",
+            "1764000001000000.5000000000",
+        ])
+        .prop_map(str::to_owned),
     ];
     let sent = prop_oneof![Just("0".to_owned()), near(-6_000_000, 1_000_000)];
     let amount =
@@ -364,7 +383,7 @@ fn one_bucket() -> impl Strategy<Value = (String, u64, [String; 5])> {
     let flags = prop::sample::select(vec!["0".to_owned(), "1".to_owned()]);
     let arguments = (sent, amount(10_000_000), amount(4_000_000), amount(20_000_000), flags);
     (stored, arguments).prop_map(|(stored, (sent, tolerance, charge, note, flags))| {
-        (stored, NOW, [sent, tolerance, charge, note, flags])
+        (stored, NOW, [sent, ".000001".into(), tolerance, charge, note, flags])
     })
 }
 
@@ -404,6 +423,156 @@ fn the_short_way_of_a_single_bucket_decides_and_writes_what_the_long_way_does() 
         .unwrap();
 }
 
+/// The call of one instance about some buckets, and which instance charged each of them before.
+fn last_charges(
+    connection: &mut redis::Connection,
+    charges: &[SharedCharge<'_>],
+    (tag, peek): (u32, bool),
+    now: Micros,
+) -> (Vec<Reading>, Vec<Option<Charger>>) {
+    let mut body = charge::BODY.to_owned();
+    WITHOUT_EXPIRY.iter().for_each(|(set, without)| body = body.replace(set, without));
+    let mut command = redis::cmd("EVAL");
+    command.arg(format!("local now = {now}\n{body}"));
+    charge::arguments(&mut command, "test", charges, peek, (0, Tag::of(tag)));
+    let value: redis::Value = command.query(connection).unwrap();
+    let answer = charge::answer(&value, charges).unwrap();
+    (answer.readings.to_vec(), answer.last.to_vec())
+}
+
+/// Of the charge of an empty bucket, and of one in 32 after it by the clock: any history of three instances, GCRA and windows, one bucket and
+/// several, denials, peeks, and hits that cost nothing.
+#[test]
+fn a_charge_reports_the_instance_of_an_earlier_one() {
+    let server = RedisServer::start();
+    let connection = RefCell::new(server.connection());
+    let subjects = Cell::new(0_u128);
+    let answered = Cell::new(0_usize);
+    let strategy = (history(), proptest::collection::vec(1u32..4, 40));
+    let mut runner = TestRunner::new(Config { cases: 300, failure_persistence: None, ..Config::default() });
+    runner
+        .run(&strategy, |(history, tags)| {
+            let connection = &mut *connection.borrow_mut();
+            subjects.set(subjects.get() + 1);
+            let subject = SubjectHash(subjects.get().to_be_bytes());
+            let (mut now, mut last) = (history.start, [None; 3]);
+            for (step, tag) in history.steps.iter().zip(tags) {
+                now += step.after;
+                let charge = |owed: &Owed| SharedCharge {
+                    policy: ["policy-0", "policy-1", "policy-2"][owed.bucket],
+                    subject,
+                    quota: history.limits[owed.bucket].quota,
+                    span: history.limits[owed.bucket].span(now),
+                    cost: owed.cost,
+                    enforce: owed.enforce,
+                    note: 0,
+                    change: None,
+                };
+                let charges: Vec<SharedCharge<'_>> = step.owed.iter().map(charge).collect();
+                let (before, silent) = last_charges(connection, &charges, (9, true), now);
+                prop_assert!(silent.iter().all(Option::is_none), "a peek charges nothing: {:?}", silent);
+                let (readings, told) = last_charges(connection, &charges, (tag, step.peek), now);
+                let granted = !step.peek
+                    && step
+                        .owed
+                        .iter()
+                        .zip(&readings)
+                        .all(|(owed, reading)| reading.allowed || !owed.enforce);
+                for (at, owed) in step.owed.iter().enumerate() {
+                    let charged = granted && readings[at].allowed && owed.cost > 0;
+                    let wanted =
+                        (charged && before[at].debt > 0).then(|| match last[owed.bucket] == Some(tag) {
+                            true => Charger::This,
+                            false => Charger::Other,
+                        });
+                    prop_assert_eq!(told[at], wanted, "{:?} after {:?}", owed, last[owed.bucket]);
+                    answered.set(answered.get() + usize::from(wanted.is_some()));
+                    if charged && (before[at].debt == 0 || now % 32 == 0) {
+                        last[owed.bucket] = Some(tag);
+                    }
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert!(answered.get() > 500, "{} answers are no test", answered.get());
+}
+
+#[test]
+fn a_change_after_the_fact_is_no_charge_of_an_instance() {
+    let server = RedisServer::start();
+    let connection = &mut server.connection();
+    let hourly = Quota::each(NonZeroU32::new(60).unwrap(), Unit::Hour).unwrap();
+    let gcra = Quota::new(NonZeroU32::MIN, SECOND, NonZeroU32::new(60).unwrap()).unwrap();
+    let now = 1_800_000_000 * SECOND;
+    let span = Calendar::new(Unit::Hour, "UTC").unwrap().span(now, 0);
+    for (policy, quota, span) in [("bucket", gcra, None), ("window", hourly, Some(span))] {
+        let mut ask = |tag: u32, change: Option<i64>, note: Micros| {
+            let subject = SubjectHash([5; 16]);
+            let charges =
+                [SharedCharge { policy, subject, quota, span, cost: 1, enforce: true, note, change }];
+            last_charges(connection, &charges, (tag, false), now).1[0]
+        };
+        let unit = quota.interval() as i64;
+        assert_eq!(ask(1, None, 0), None, "{policy}: it was empty");
+        assert_eq!(ask(2, Some(5 * unit), 0), None);
+        assert_eq!(
+            ask(1, None, 0),
+            Some(Charger::This),
+            "{policy}: more was charged after the fact by another"
+        );
+        assert_eq!(ask(2, Some(-3 * unit), 0), None);
+        assert_eq!(ask(2, None, 0), Some(Charger::Other), "{policy}: another gave back");
+        // A greater debt that a denied hit brings along is no charge either.
+        assert_eq!(ask(1, None, 60 * quota.interval()), None, "{policy}: denied");
+        ask(1, Some(-20 * unit), 0);
+        assert_eq!(ask(2, None, 0), Some(Charger::This), "{policy}");
+    }
+}
+
+/// A version before tags writes none and reads what stands there as a number.
+#[test]
+fn versions_with_and_without_tags_read_each_others_buckets() {
+    let server = RedisServer::start();
+    let connection = &mut server.connection();
+    let quota = Quota::new(NonZeroU32::MIN, SECOND, NonZeroU32::new(60).unwrap()).unwrap();
+    let hourly = Quota::each(NonZeroU32::new(60).unwrap(), Unit::Hour).unwrap();
+    for now in [1_764_000_000_123_457, 2_300_000_000_999_999, 4_600_000_000_000_001, YEAR_2200] {
+        redis::cmd("FLUSHALL").exec(connection).unwrap();
+        let window = Calendar::new(Unit::Hour, "UTC").unwrap().span(now, 0);
+        for (policy, quota, span, untagged) in [
+            ("bucket", quota, None, (now + 7 * SECOND).to_string()),
+            ("window", hourly, Some(window), format!("w{}:7", window.end)),
+        ] {
+            let subject = SubjectHash([6; 16]);
+            let charges = [SharedCharge {
+                policy,
+                subject,
+                quota,
+                span,
+                cost: 1,
+                enforce: true,
+                note: 0,
+                change: None,
+            }];
+            let key = format!("test:{policy}:{{{}}}", "06".repeat(16));
+            redis::cmd("SET").arg(&key).arg(untagged).exec(connection).unwrap();
+            let (readings, last) = last_charges(connection, &charges, (99_999, false), now);
+            assert_eq!(
+                (readings[0].remaining, last[0]),
+                (52, None),
+                "{policy}: nobody knows who was there before"
+            );
+            let (readings, last) = last_charges(connection, &charges, (99_999, false), now);
+            assert_eq!((readings[0].remaining, last[0]), (51, Some(Charger::This)), "{policy}");
+        }
+        let read = "return string.format('%.0f', tonumber(redis.call('GET', KEYS[1])))";
+        let key = format!("test:bucket:{{{}}}", "06".repeat(16));
+        let read: String = redis::cmd("EVAL").arg(read).arg(1).arg(key).query(connection).unwrap();
+        assert_eq!(read, (now + 9 * SECOND).to_string(), "to the microsecond, as without a tag");
+    }
+}
+
 #[test]
 fn a_note_raises_the_count_in_redis_and_a_peek_writes_nothing() {
     let server = RedisServer::start();
@@ -424,7 +593,7 @@ fn a_note_raises_the_count_in_redis_and_a_peek_writes_nothing() {
         let sent_at = (now[0] * SECOND + now[1]) - sent_before;
         let mut command = redis::cmd("EVAL");
         command.arg(charge::SCRIPT);
-        charge::arguments(&mut command, "test", &charges, peek, sent_at);
+        charge::arguments(&mut command, "test", &charges, peek, (sent_at, Tag::of(1)));
         let value: redis::Value = command.query(&mut connection).unwrap();
         charge::answer(&value, &charges).unwrap().readings[0]
     };
@@ -462,7 +631,7 @@ fn a_debt_of_a_greater_limit_drains_from_the_smaller_one_as_soon_as_it_is_asked_
         }];
         let mut command = redis::cmd("EVAL");
         command.arg(format!("local now = {now}\n{}", charge::BODY));
-        charge::arguments(&mut command, "test", &charges, false, 0);
+        charge::arguments(&mut command, "test", &charges, false, (0, Tag::of(1)));
         let value: redis::Value = command.query(&mut connection).unwrap();
         charge::answer(&value, &charges).unwrap().readings[0]
     };
@@ -487,7 +656,7 @@ fn a_window_in_redis_takes_the_note_of_its_own_window_only_and_expires_at_its_en
             [SharedCharge { policy: "p", subject, quota, span, cost, enforce: true, note, change: None }];
         let mut command = redis::cmd("EVAL");
         command.arg(format!("local now = {now}\n{}", charge::BODY));
-        charge::arguments(&mut command, "test", &charges, false, 0);
+        charge::arguments(&mut command, "test", &charges, false, (0, Tag::of(1)));
         let value: redis::Value = command.query(&mut connection).unwrap();
         let answer = charge::answer(&value, &charges).unwrap();
         (answer.readings[0], answer.from[0])
@@ -499,7 +668,7 @@ fn a_window_in_redis_takes_the_note_of_its_own_window_only_and_expires_at_its_en
     assert_eq!((reading.allowed, reading.remaining, end), (true, 3, window.end));
     assert_eq!(reading.reset_after, window.end - real);
     let key = |subject: u8| format!("test:p:{{{}}}", format!("{subject:02x}").repeat(16));
-    assert_eq!(server.run::<String>(&["GET", &key(1)]), format!("w{}:7", window.end));
+    assert_eq!(server.run::<String>(&["GET", &key(1)]), format!("w{}:7.000001", window.end));
     let expires_in: u64 = server.run(&["PTTL", &key(1)]);
     assert!(expires_in.abs_diff((window.end - real) / 1000) < 60_000, "{expires_in}");
     // A smaller note adds nothing, a greater one is kept though the hit is denied.
@@ -552,7 +721,7 @@ fn a_change_after_the_fact_is_never_denied_and_ends_between_nothing_and_a_full_b
         }];
         let mut command = redis::cmd("EVAL");
         command.arg(format!("local now = {now}\n{}", charge::BODY));
-        charge::arguments(&mut command, "test", &charges, false, sent);
+        charge::arguments(&mut command, "test", &charges, false, (sent, Tag::of(1)));
         let value: redis::Value = command.query(&mut *connection.borrow_mut()).unwrap();
         charge::answer(&value, &charges).unwrap().readings[0]
     };

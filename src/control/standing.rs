@@ -195,7 +195,9 @@ fn in_words(kind: FaultKind) -> &'static str {
         FaultKind::Lost => "The connection was lost.",
         FaultKind::Protocol => "What it answers is no answer of Redis.",
         FaultKind::Saturated => "More calls wait for it than it has room for.",
-        FaultKind::Other | FaultKind::Open | FaultKind::Warming => "It answers with an error.",
+        FaultKind::Other | FaultKind::Open | FaultKind::Warming | FaultKind::Share => {
+            "It answers with an error."
+        }
     }
 }
 

@@ -119,7 +119,7 @@ struct MemoryView {
 #[derive(Debug, Serialize)]
 struct ShareView {
     share: f64,
-    /// `learned` from what Redis told, `fleet_size` from the configuration, or `unknown`: all of it.
+    /// See [`ShareSource`](crate::limiter::share::ShareSource).
     source: &'static str,
 }
 
@@ -343,6 +343,7 @@ impl Status {
         let standing = self.standing(&around);
         let Around { record, environment, database, exposure, fleet, policies, caller, .. } = around;
         let memory = self.limiter.memory();
+        let (share, source) = self.limiter.share_and_source();
         StatusView {
             version: env!("CARGO_PKG_VERSION"),
             started_at: self.started_at.to_rfc3339_opts(SecondsFormat::Millis, true),
@@ -362,14 +363,7 @@ impl Status {
             },
             policies,
             blocked_keys: self.limiter.held().blocked,
-            fallback_share: ShareView {
-                share: self.limiter.share().as_f64(),
-                source: match memory.share() {
-                    Some(_) => "learned",
-                    None if self.limiter.fleet_size().is_some() => "fleet_size",
-                    None => "unknown",
-                },
-            },
+            fallback_share: ShareView { share: share.as_f64(), source: source.as_str() },
             database,
             fleet,
             requests: self.requests(),

@@ -70,6 +70,9 @@ pub struct Answer<'a> {
     /// What Redis told before was enough to deny: it was not asked.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     cached: bool,
+    /// This instance has used up its share of the limit, and Redis is only just back: it was not asked.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    by_share: bool,
     policy: Option<&'a str>,
     limit: Option<u32>,
     remaining: Option<u32>,
@@ -93,6 +96,7 @@ impl<'a> From<&'a Decision> for Answer<'a> {
             backend: decision.backend().as_str(),
             fallback: decision.fallback().is_some(),
             cached: decision.cached,
+            by_share: decision.is_by_share(),
             policy: bound
                 .map_or_else(|| decision.ruling().and(decision.policy()), |(policy, _)| Some(&policy.name)),
             limit: bound.map(|(policy, verdict)| verdict.quota(policy).limit()),

@@ -75,6 +75,16 @@ impl Charge {
         Reading { retry_after: reading.retry_after.map(|wait| wait + above), ..reading }
     }
 
+    /// What is known of a bucket in `state`, calls under way left out.
+    pub(super) fn known(&self, state: Micros, now: Micros) -> Reading {
+        let from = self.from(state, now);
+        let debt = state.saturating_sub(from).min(self.quota.tolerance());
+        match debt + self.amount() <= self.quota.tolerance() {
+            true => self.reading(debt, true, from, now),
+            false => self.denial(debt, state, from, now),
+        }
+    }
+
     /// When the bucket is full again; 0 when it is. A debt that was made under a greater limit is cut to the present
     /// one for good: it would otherwise stand at the tolerance, undrained, and whoever comes back when told to would
     /// be denied again.

@@ -60,7 +60,12 @@ impl Store for LateStore {
             Does::Admits => one.quota.reading(one.note + one.quota.charge(one.cost), one.cost, true),
             Does::Denies => one.quota.reading(one.quota.tolerance(), one.cost, false),
         };
-        Ok(Charged { readings: smallvec![reading], from: smallvec![now], judged_at: now })
+        Ok(Charged {
+            readings: smallvec![reading],
+            from: smallvec![now],
+            judged_at: now,
+            last: smallvec![None],
+        })
     }
 
     /// Each policy has a place of its own.

@@ -13,7 +13,7 @@ use super::passage::Passage;
 use super::places::{self, Answered, ChargedHere, Part, Payment};
 use super::policy::{Mode, OnRedisError, PolicyId, Rules};
 use super::rollout::Arm;
-use super::share::Share;
+use super::share::{Share, ShareSource};
 use super::store::{Fault, FaultKind, SharedCharge, Store};
 use super::{Hit, Limiter};
 
@@ -68,29 +68,42 @@ impl<S: Store> Limiter<S> {
             lag = store.lag(subject)?.max(lag);
             recovering |= store.is_recovering(subject, now);
         }
-        let share = if recovering { self.share() } else { Share::WHOLE };
         let charges = |arm: Arm, share: Share| -> Charges {
             let items = bill.items.iter().filter(|item| item.arm == arm);
             items.map(|item| Charge { share, ..self.charge(item, rules, cost, now) }).collect()
         };
-        let readings = self.memory.denies(&charges(Arm::Canary, share), lag, now)?;
+        let share = if recovering { self.share() } else { Share::WHOLE };
+        let by_share = || self.memory.denies_by_share(&charges(Arm::Canary, share), now);
+        let by_share = if share == Share::WHOLE { None } else { by_share() };
+        let there = charges(Arm::Canary, Share::WHOLE);
+        let readings = by_share.or_else(|| self.memory.denies(&there, lag, now))?;
         // The others are told as they stand.
         let here = self.memory.charge(&charges(Arm::Control, Share::WHOLE), true, now);
         let mut verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here);
-        verdicts.extend(bill.verdicts(Arm::Canary, Backend::Redis, None, &readings));
+        let items = bill.items.iter().filter(|item| item.arm == Arm::Canary);
+        verdicts.extend(items.zip(&there).zip(&readings).map(|((item, charge), &reading)| {
+            match self.memory.is_unconfirmed(charge, now) {
+                true => item.verdict(Backend::Memory, Some(FaultKind::Share), reading),
+                false => item.verdict(Backend::Redis, None, reading),
+            }
+        }));
         let decision = Decision::of_what_is_known(Arc::clone(rules), bill.revision, verdicts);
-        // A share is a guess: nobody is shut out by it.
-        if share == Share::WHOLE {
-            self.penalise(bill, &decision, false, now);
-        }
+        self.penalise(bill, &decision, false, now);
         Some(decision.overridden(bill.overridden.clone()))
     }
 
-    /// Which share of its subjects' traffic this instance sees: what it was taught, else an equal part of the fleet that it
-    /// was told to be one of, else all of it.
+    /// Which share of its subjects' traffic this instance sees.
     pub fn share(&self) -> Share {
-        let told = || self.fleet_size.map(Share::one_of);
-        self.memory.share().or_else(told).unwrap_or(Share::WHOLE)
+        self.share_and_source().0
+    }
+
+    /// The share and where it comes from: learned from the charges in Redis, else an equal part of the members that the
+    /// heartbeats name, else of the configured fleet size, else all of it.
+    pub fn share_and_source(&self) -> (Share, ShareSource) {
+        let learned = || Some((self.memory.share()?, ShareSource::Learned));
+        let members = || Some((Share::one_of(self.memory.sight.members()?), ShareSource::Members));
+        let configured = || Some((Share::one_of(self.fleet_size?), ShareSource::FleetSize));
+        learned().or_else(members).or_else(configured).unwrap_or((Share::WHOLE, ShareSource::Unknown))
     }
 
     /// Holds a throttled request against its client, under each policy that denied it and shuts out whoever goes on.

@@ -344,6 +344,11 @@ impl Decision {
         }
     }
 
+    /// Whether Redis is only just back, and the request was denied because this instance has used up its share of the limit.
+    pub fn is_by_share(&self) -> bool {
+        !self.allowed() && self.bound_by().is_some_and(|(_, bound)| bound.fallback == Some(FaultKind::Share))
+    }
+
     /// Time until the same request is admitted, or its client no longer shut out: 0 when it was, `None` when it never
     /// will be.
     pub fn retry_after(&self) -> Option<Micros> {

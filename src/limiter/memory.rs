@@ -26,6 +26,8 @@ pub(super) struct Shard {
     pub(super) entries: Table,
     /// Few at a time, so a list is searched faster than a map is hashed.
     pub(super) voyages: Vec<Voyage>,
+    /// When the last of the [fallback buckets](super::fallback) has drained.
+    pub(super) fallbacks_until: Micros,
     /// Where the next search for a victim begins.
     hand: usize,
 }
@@ -199,7 +201,7 @@ impl Memory {
         self.ahead.store(micros, Ordering::Relaxed);
     }
 
-    fn past(&self, now: Micros) -> Micros {
+    pub(super) fn past(&self, now: Micros) -> Micros {
         now.saturating_sub(self.ahead.load(Ordering::Relaxed))
     }
 
@@ -246,7 +248,7 @@ impl Memory {
     }
 
     #[inline]
-    fn write(&self, shard: &mut Shard, charge: &Charge, debt: Micros, now: Micros) -> Micros {
+    pub(super) fn write(&self, shard: &mut Shard, charge: &Charge, debt: Micros, now: Micros) -> Micros {
         let amount = charge.amount();
         let from = charge.from(shard.entry(charge.key).map_or(0, |entry| entry.full_at), now);
         if amount == 0 {
@@ -295,7 +297,7 @@ impl Shard {
     }
 
     #[inline]
-    fn entry_mut(&mut self, key: Key) -> Option<&mut Entry> {
+    pub(super) fn entry_mut(&mut self, key: Key) -> Option<&mut Entry> {
         self.entries.find_mut(key)
     }
 
@@ -306,7 +308,7 @@ impl Shard {
 
     /// Whether the bucket has room, and its debt before the hit, calls in flight included.
     #[inline]
-    fn judge(&mut self, charge: &Charge, peek: bool, now: Micros) -> (Reading, Micros) {
+    pub(super) fn judge(&mut self, charge: &Charge, peek: bool, now: Micros) -> (Reading, Micros) {
         let tolerance = charge.quota.tolerance();
         let full_at = self.settled(charge, peek, now);
         let from = charge.from(full_at, now);
@@ -332,8 +334,13 @@ impl Shard {
         self.entry_mut(charge.key).map_or(0, |entry| charge.settle(entry, peek, now))
     }
 
-    /// Makes a bucket as good as new. The sweep takes it away.
+    /// Makes a bucket as good as new, and its fallback bucket. The sweep takes them away.
     pub(super) fn drain(&mut self, key: Key) {
+        self.empty(key);
+        self.forget_fallback(key, 0);
+    }
+
+    pub(super) fn empty(&mut self, key: Key) {
         if let Some(entry) = self.entry_mut(key) {
             // Long past, and not the 0 of a free place.
             entry.full_at = 1;

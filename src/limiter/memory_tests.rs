@@ -45,7 +45,12 @@ fn hourly(number: u64, limit: u32, cost: u32) -> Charge {
 
 /// What Redis said at [`NOW`] of the one bucket of a call.
 fn told(reading: Reading) -> Charged {
-    Charged { readings: Readings::from_elem(reading, 1), from: SmallVec::from_elem(NOW, 1), judged_at: NOW }
+    Charged {
+        readings: Readings::from_elem(reading, 1),
+        from: SmallVec::from_elem(NOW, 1),
+        judged_at: NOW,
+        last: SmallVec::new(),
+    }
 }
 
 /// The debt of a bucket of [`quota`], in whole units.
@@ -657,7 +662,7 @@ mod invariant {
                 }
                 readings.push(charge.reading(debt, fits[at], from[at], now));
             }
-            Charged { readings, from, judged_at: now }
+            Charged { readings, from, judged_at: now, last: SmallVec::new() }
         }
     }
 

@@ -14,6 +14,7 @@ pub mod decision;
 mod disputed;
 pub mod event;
 pub mod exposure;
+mod fallback;
 pub mod forgive;
 pub mod gcra;
 mod identity;
@@ -146,6 +147,11 @@ impl<S: Store> Limiter<S> {
     pub fn in_a_fleet_of(mut self, instances: Option<NonZeroU32>) -> Self {
         self.fleet_size = instances;
         self
+    }
+
+    /// Takes over how many instances of the fleet are there, this one included, as the heartbeats say.
+    pub fn fleet_has(&self, members: usize) {
+        self.memory.sight.of_members(u32::try_from(members).unwrap_or(u32::MAX));
     }
 
     /// With a shared store for the subjects that the rollout picks.
@@ -316,11 +322,6 @@ impl<S: Store> Limiter<S> {
     /// The store in this process.
     pub fn memory(&self) -> &Memory {
         &self.memory
-    }
-
-    /// How many instances it was told to be one of.
-    pub fn fleet_size(&self) -> Option<NonZeroU32> {
-        self.fleet_size
     }
 
     /// What is held in this process, and what was lost of it.

@@ -37,9 +37,7 @@ struct Ticket {
     charged: Micros,
     /// The voyage's era when it left.
     era: u32,
-    /// What was known when it left: when the bucket would be full again.
-    known: Micros,
-    /// The same with this charge, and with those that were in flight before it.
+    /// When the bucket would be full again with this charge, and with those that were in flight before it.
     charged_by: Micros,
 }
 
@@ -48,8 +46,6 @@ struct Ticket {
 pub(super) struct Voyage {
     pub(super) key: Key,
     calls: u32,
-    /// How many have left, those that are over included.
-    left: u32,
     /// The sum of their charges: each may be granted at any moment.
     pub(super) in_flight: Micros,
     /// All that was charged here since the voyage began. It only grows.
@@ -155,7 +151,6 @@ impl Memory {
             // once it has charged this one, and no answer that came before is added to it twice.
             let debt = (told + voyage.in_flight + amount).min(charge.quota.tolerance());
             voyage.calls += 1;
-            voyage.left += 1;
             voyage.in_flight += amount;
             let span = charge.span.map(|span| span.around(from));
             tickets.push(Ticket {
@@ -164,7 +159,6 @@ impl Memory {
                 amount,
                 charged,
                 era,
-                known: full_at,
                 charged_by: from + debt,
             });
         }
@@ -187,7 +181,7 @@ impl Passage<'_> {
     /// be too much, because Redis lost data while calls were under way: that one is denied after all.
     pub fn answered(mut self, charged: Charged, now: Micros) -> Readings {
         self.over = true;
-        let Charged { mut readings, from, judged_at } = charged;
+        let Charged { mut readings, from, judged_at, last } = charged;
         let charges = self.charges.iter().zip(&self.tickets);
         if self.peek {
             for (charge, ticket) in charges {
@@ -199,6 +193,8 @@ impl Passage<'_> {
         }
         let granted =
             self.charges.iter().zip(&readings).all(|(charge, reading)| reading.allowed || !charge.enforce);
+        // Before anything is left out: the store has made these charges, whatever becomes of its answer here.
+        last.into_iter().flatten().for_each(|last| self.memory.sight.sample(last));
         for (((charge, ticket), reading), from) in charges.zip(&mut readings).zip(from) {
             let mut shard = self.memory.shard(self.memory.shard_of(charge.key));
             // The ends of windows mean the same on every clock. Only where the clocks are further apart than a whole
@@ -215,7 +211,6 @@ impl Passage<'_> {
                 continue;
             }
             let charged = granted && reading.allowed;
-            self.memory.learn(&shard, charge, *ticket, (from, reading.debt), charged);
             if charged && let Some(voyage) = shard.voyage_mut(charge.key) {
                 if !voyage.grant(from, ticket.amount, charge.quota.tolerance()) {
                     let debt = voyage.own_full_at().saturating_sub(from);
@@ -224,7 +219,11 @@ impl Passage<'_> {
                 full_at = full_at.max(voyage.own_full_at());
             }
             let stale = shard.voyage_mut(charge.key).is_some_and(|voyage| judged_at < voyage.returned_at);
-            full_at += shard.arrive(charge.key, *ticket, true);
+            let unconfirmed = shard.arrive(charge.key, *ticket, true);
+            full_at += unconfirmed;
+            if unconfirmed == 0 {
+                shard.forget_fallback(charge.key, self.memory.past(now));
+            }
             let known = shard.entry(charge.key).map_or(0, |entry| entry.full_at);
             if full_at > known && full_at > past && !stale {
                 self.memory.set(&mut shard, charge.key, full_at, now);
@@ -254,7 +253,7 @@ impl Passage<'_> {
             shard.arrive(charge.key, *ticket, false);
             unknown.push(shard.entry(charge.key).is_none());
         }
-        let readings = self.memory.charge_locked(&mut locked, charges, self.peek, now);
+        let readings = self.memory.charge_in_fallback(&mut locked, charges, self.peek, now);
         for (charge, unknown) in charges.iter().zip(unknown) {
             if unknown && locked.shard(self.memory.shard_of(charge.key)).entry(charge.key).is_some() {
                 self.memory.decided_unknown.fetch_add(1, Ordering::Relaxed);
@@ -282,42 +281,21 @@ impl Drop for Passage<'_> {
 }
 
 impl Memory {
-    /// What a bucket's debt says of other instances: what it grew by since this one was told last, beyond its own charge.
-    /// Only where nothing else happened here meanwhile and it did not run empty: else nobody knows since when it grew.
-    fn learn(
-        &self,
-        shard: &Shard,
-        charge: &Charge,
-        ticket: Ticket,
-        (from, debt): (Micros, Micros),
-        charged: bool,
-    ) {
-        let alone = |voyage: &Voyage| voyage.key == charge.key && voyage.left == 1 && voyage.charged == 0;
-        let own = if charged { ticket.amount } else { 0 };
-        if ticket.known <= from || !shard.voyages.iter().any(alone) {
-            return;
-        }
-        let interval = charge.quota.interval();
-        let others = (from + debt).saturating_sub(ticket.known + own);
-        // To whole units: clocks that agree to the microsecond would be a wonder.
-        self.sight.sample(own / interval, (others + interval / 2) / interval);
-    }
-
     /// Whether these charges would be denied by Redis, by what it told last and was charged here since, also when it
-    /// judges them `lag` from now. Then there is no need to ask. What is in flight does not count: it may be denied.
+    /// judges them `lag` from now. Then there is no need to ask. What is in flight does not count: it may be denied. Nor does
+    /// what is known of a key of which Redis does not know all charges.
     pub fn denies(&self, charges: &[Charge], lag: Micros, now: Micros) -> Option<Readings> {
         let mut denied = false;
         let readings = charges.iter().map(|charge| {
             let mut shard = self.shard(self.shard_of(charge.key));
             let full_at = shard.settled(charge, false, now);
             let (amount, tolerance) = (charge.amount(), charge.quota.tolerance());
-            let debt_at = |now: Micros| full_at.saturating_sub(charge.from(full_at, now)).min(tolerance);
-            denied |= charge.enforce && amount > 0 && debt_at(now + lag) + amount > tolerance;
-            let (debt, from) = (debt_at(now), charge.from(full_at, now));
-            match debt + amount <= tolerance {
-                true => charge.reading(debt, true, from, now),
-                false => charge.denial(debt, full_at, from, now),
-            }
+            let debt_then = full_at.saturating_sub(charge.from(full_at, now + lag)).min(tolerance);
+            denied |= charge.enforce
+                && amount > 0
+                && debt_then + amount > tolerance
+                && !shard.has_fallback(charge.key, self.past(now));
+            charge.known(full_at, now)
         });
         let readings = readings.collect();
         denied.then_some(readings)
@@ -344,7 +322,6 @@ impl Shard {
             self.voyages.push(Voyage {
                 key,
                 calls: 0,
-                left: 0,
                 in_flight: 0,
                 charged: 0,
                 confirmed: 0,

@@ -111,7 +111,12 @@ impl<S: Store> Limiter<S> {
         match fault {
             // All of it or nothing.
             Some(_) if denied(here, readings) => {}
-            Some(_) => self.memory.refund(here, readings, charged_at, self.clock.now()),
+            Some(_) => {
+                let now = self.clock.now();
+                self.memory.refund(here, readings, charged_at, now);
+                let charged = here.iter().zip(readings).filter(|(_, reading)| reading.allowed);
+                charged.for_each(|(charge, _)| self.memory.refund_fallback(charge, charged_at, now));
+            }
             None if denied(&part.charges, readings) => {}
             None => {
                 let charged = part.items.iter().zip(readings).filter(|(_, reading)| reading.allowed);

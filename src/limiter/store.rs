@@ -47,6 +47,18 @@ pub struct Charged {
     pub from: SmallVec<[Micros; 2]>,
     /// When the store judged, on this process' clock.
     pub judged_at: Micros,
+    /// Of each bucket that was charged and was not empty, which instance made an earlier charge, chosen by chance; `None`
+    /// where the store does not know or nothing was charged.
+    pub last: SmallVec<[Option<Charger>; 2]>,
+}
+
+/// Which instance made a charge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Charger {
+    /// This one.
+    This,
+    /// Another one of the fleet.
+    Other,
 }
 
 /// The shared store: asynchronous and fallible. Not object-safe on purpose: a closed set, dispatched statically.
@@ -169,11 +181,14 @@ pub enum FaultKind {
     Warming,
     /// As many calls as may be are under way: nobody was asked.
     Saturated,
+    /// The store is only just back, and this instance has used up its share of the limit since the store was lost: nobody
+    /// was asked.
+    Share,
 }
 
 impl FaultKind {
     /// Every kind, in the order of the contract; those that stand for no call come last.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Timeout,
         Self::Refused,
         Self::Dns,
@@ -192,6 +207,7 @@ impl FaultKind {
         Self::Open,
         Self::Warming,
         Self::Saturated,
+        Self::Share,
     ];
 
     /// The word of the contract.
@@ -215,12 +231,13 @@ impl FaultKind {
             Self::Open => "open",
             Self::Warming => "warming",
             Self::Saturated => "saturated",
+            Self::Share => "share",
         }
     }
 
     /// Whether a call failed; else nobody was asked, and memory decided without one.
     pub fn is_of_the_store(self) -> bool {
-        !matches!(self, Self::Open | Self::Warming | Self::Saturated)
+        !matches!(self, Self::Open | Self::Warming | Self::Saturated | Self::Share)
     }
 
     /// Whether a person has to mend it, so that asking again at once is of no use.
@@ -276,7 +293,8 @@ mod tests {
                 FaultKind::Loading | FaultKind::MaxClients | FaultKind::Quota | FaultKind::Cluster => false,
                 FaultKind::Lost | FaultKind::Protocol | FaultKind::Other => false,
                 FaultKind::Open | FaultKind::Warming => false,
-                FaultKind::Saturated => true,
+                FaultKind::Saturated => false,
+                FaultKind::Share => true,
             };
             assert_eq!(kind as usize, place, "{kind}");
             assert_eq!(last, place + 1 == FaultKind::ALL.len(), "{kind}");

@@ -4,7 +4,7 @@ use redis::{Cmd, RedisError, Value};
 use smallvec::SmallVec;
 
 use crate::limiter::clock::Micros;
-use crate::limiter::store::{Fault, FaultKind, Readings, SharedCharge};
+use crate::limiter::store::{Charger, Fault, FaultKind, Readings, SharedCharge};
 use crate::limiter::subject::SubjectHash;
 
 /// Reads the server's clock. A test puts `local now = …` in its place.
@@ -21,6 +21,30 @@ const AFTER: u8 = 4;
 /// The flag of a charge that is judged and not written.
 const PEEK: u8 = 8;
 
+/// The mark of one instance behind the values that it charges: `.0` and five digits.
+///
+/// Two of a hundred instances have the same one with a probability of 5 %; each then takes the other's charges for its
+/// own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag([u8; 7]);
+
+impl Tag {
+    /// The tag of this number, of which the last five digits count.
+    pub fn of(mut number: u32) -> Self {
+        let mut text = *b".000000";
+        for digit in text[2..].iter_mut().rev() {
+            *digit = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
+        Self(text)
+    }
+
+    /// A tag for this process.
+    pub fn random() -> Self {
+        Self::of(rand::random())
+    }
+}
+
 /// A call of the script: `how` is EVALSHA and `script` its hash, or EVAL and its text.
 pub fn call(
     how: &str,
@@ -28,14 +52,14 @@ pub fn call(
     namespace: &str,
     charges: &[SharedCharge<'_>],
     peek: bool,
-    sent_at: Micros,
+    (sent_at, tag): (Micros, Tag),
 ) -> Cmd {
     // Room for the usual call, so that nothing is moved while it is written: four numbers of at most sixteen digits and a
     // key for each charge.
-    let size = script.len() + 40 + charges.len() * (120 + namespace.len());
-    let mut command = Cmd::with_capacity(4 + 8 * charges.len(), size);
+    let size = script.len() + 50 + charges.len() * (120 + namespace.len());
+    let mut command = Cmd::with_capacity(5 + 8 * charges.len(), size);
     command.arg(how).arg(script);
-    arguments(&mut command, namespace, charges, peek, sent_at);
+    arguments(&mut command, namespace, charges, peek, (sent_at, tag));
     command
 }
 
@@ -45,13 +69,13 @@ pub fn arguments(
     namespace: &str,
     charges: &[SharedCharge<'_>],
     peek: bool,
-    sent_at: Micros,
+    (sent_at, tag): (Micros, Tag),
 ) {
     command.arg(charges.len());
     for charge in charges {
         command.arg(key(namespace, charge.policy, charge.subject));
     }
-    command.arg(sent_at);
+    command.arg(sent_at).arg(&tag.0[..]);
     for charge in charges {
         command
             .arg(charge.quota.tolerance())
@@ -90,6 +114,8 @@ pub struct Answer {
     pub readings: Readings,
     /// From when each debt counts: now, or the end of the calendar window.
     pub from: SmallVec<[Micros; 2]>,
+    /// See [`Charged::last`](crate::limiter::store::Charged::last).
+    pub last: SmallVec<[Option<Charger>; 2]>,
 }
 
 /// Reads the script's answer.
@@ -106,15 +132,24 @@ pub fn answer(value: &Value, charges: &[SharedCharge<'_>]) -> Result<Answer, Fau
     if items.len() != 1 + 3 * charges.len() {
         return Err(odd());
     }
-    let mut answer = Answer { now: number(0)?, readings: Readings::new(), from: SmallVec::new() };
+    let mut answer =
+        Answer { now: number(0)?, readings: Readings::new(), from: SmallVec::new(), last: SmallVec::new() };
     for (at, charge) in charges.iter().enumerate() {
-        let (allowed, debt, from) = (number(1 + 3 * at)? == 1, number(2 + 3 * at)?, number(3 + 3 * at)?);
+        let (outcome, debt, from) = (number(1 + 3 * at)?, number(2 + 3 * at)?, number(3 + 3 * at)?);
+        let (allowed, last) = match outcome {
+            0 => (false, None),
+            1 => (true, None),
+            3 => (true, Some(Charger::Other)),
+            5 => (true, Some(Charger::This)),
+            _ => return Err(odd()),
+        };
         let reading = charge.quota.reading(debt, charge.cost, allowed);
         answer.readings.push(match charge.span {
             None => reading,
             Some(_) => reading.ending_in(from.saturating_sub(answer.now)),
         });
         answer.from.push(from);
+        answer.last.push(last);
     }
     Ok(answer)
 }

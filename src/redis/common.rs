@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::charge::SCRIPT;
+use super::charge::{SCRIPT, Tag};
 use super::home::Home;
 use super::login::{BadLogin, LoginFiles, Logins};
 use super::pacing::Members;
@@ -63,6 +63,8 @@ pub(super) struct Common {
     pub(super) home: Home,
     /// EVALSHA's first argument.
     pub(super) script: redis::Script,
+    /// The mark of this instance's charges.
+    pub(super) tag: Tag,
 }
 
 impl Common {
@@ -78,6 +80,7 @@ impl Common {
             members: Members::default(),
             home: Home::default(),
             script: redis::Script::new(SCRIPT),
+            tag: Tag::random(),
         })
     }
 }

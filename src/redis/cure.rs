@@ -48,6 +48,6 @@ pub fn cure(fault: &Fault, namespace: &str) -> String {
             "give tidegate a namespace of its own (TIDEGATE__REDIS__NAMESPACE), or run the doctor again".into()
         }
         FaultKind::Protocol => "whoever listens there does not speak Redis: look at host and port in REDIS_URL".into(),
-        FaultKind::Other | FaultKind::Open | FaultKind::Warming | FaultKind::Saturated => "see what Redis says, in its log as well".into(),
+        FaultKind::Other | FaultKind::Open | FaultKind::Warming | FaultKind::Saturated | FaultKind::Share => "see what Redis says, in its log as well".into(),
     }
 }

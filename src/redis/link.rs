@@ -194,13 +194,13 @@ impl Link {
             Err(_) => Err(Fault::new(FaultKind::Timeout, "no answer within REDIS_TIMEOUT_MS").into()),
         };
         match outcome {
-            Ok(Answer { now: server, readings, from }) => {
+            Ok(Answer { now: server, readings, from, last }) => {
                 let received = self.common.clock.now();
                 permit.succeeded(received);
                 self.lag.learn(received.saturating_sub(now), received);
                 self.observer.observe(&Event::StoreAnswered { took: started.elapsed() });
                 let judged_at = self.offset.learn(server, now, received);
-                Ok(Charged { readings, from, judged_at })
+                Ok(Charged { readings, from, judged_at, last })
             }
             Err(Refusal::Fault(fault)) => {
                 self.failed(permit, &connection, &fault);
@@ -219,7 +219,7 @@ impl Link {
         peek: bool,
         (now, asking): (Micros, bool),
     ) -> Result<Answer, Refusal> {
-        let sent_at = self.offset.server_time(now);
+        let sent_at = (self.offset.server_time(now), self.common.tag);
         let (namespace, script) = (&*self.options.namespace, self.common.script.get_hash());
         self.spend(self.common.spent.call(now));
         let command = charge::call("EVALSHA", script, namespace, charges, peek, sent_at);

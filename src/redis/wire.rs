@@ -18,7 +18,7 @@ use tokio::time::timeout;
 pub use super::cluster::slot::SLOTS;
 pub use tls::{Certificate, Handshake, Trust};
 
-use super::charge::{self, SCRIPT};
+use super::charge::{self, SCRIPT, Tag};
 use super::cluster::slot;
 use super::target::Target;
 use super::{fault, probe};
@@ -212,7 +212,7 @@ impl Wire {
         let mut taught = false;
         let value = loop {
             let (how, script) = if taught { ("EVAL", SCRIPT) } else { ("EVALSHA", &*hash) };
-            let command = charge::call(how, script, namespace, &probe, false, now);
+            let command = charge::call(how, script, namespace, &probe, false, (now, Tag::of(0)));
             match self.send(&command).await {
                 Err(Refused::Said(error)) if charge::is_unknown_script(&error) && !taught => taught = true,
                 outcome => break outcome.map_err(|error| error.into_fault())?,
@@ -232,7 +232,7 @@ impl Wire {
     pub async fn takes_several_slots(&mut self, namespace: &str, now: Micros) -> Result<bool, Fault> {
         let Some(probe) = probe::charge() else { return Ok(true) };
         let probes = [probe, SharedCharge { subject: probe::subject(1), ..probe }];
-        let command = charge::call("EVAL", SCRIPT, namespace, &probes, true, now);
+        let command = charge::call("EVAL", SCRIPT, namespace, &probes, true, (now, Tag::of(0)));
         match self.send(&command).await {
             Ok(_) => Ok(true),
             Err(Refused::Said(error)) if fault::is_cross_slot(&error) => Ok(false),

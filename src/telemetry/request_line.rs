@@ -50,6 +50,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     cached: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    by_share: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     mixed: bool,
     rollout_revision: u64,
     /// Of a 5xx: whose it is.
@@ -122,6 +124,7 @@ impl RequestLines {
                     arm: decision.map_or("control", |decision| decision.arm().as_str()),
                     fallback: decision.is_some_and(|decision| decision.fallback().is_some()),
                     cached: decision.is_some_and(|decision| decision.cached),
+                    by_share: decision.is_some_and(|decision| decision.is_by_share()),
                     mixed: decision.is_some_and(|decision| decision.mixed),
                     rollout_revision: decision.map_or(0, |decision| decision.revision),
                     origin: (exchange.status >= 500).then(|| exchange.origin.as_str()),

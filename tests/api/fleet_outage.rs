@@ -1,5 +1,5 @@
-//! Four instances: with their Redis they admit what one would, to the unit. When they lose it they keep about one limit
-//! together, and who keeps to half of it notices nothing.
+//! Several instances: with their Redis they admit what one would, to the unit, and learn which share of the traffic each of
+//! them sees. When they lose it they keep about one limit together, and a client that keeps to half of it notices nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::support::process::Tidegate;
 use crate::support::redis_server::RedisServer;
+use crate::support::until;
 
 const INSTANCES: usize = 4;
 /// Units a second of each key.
@@ -22,6 +23,14 @@ name = "default"
   by = "header:x-api-key"
   limit = "10/second"
   burst = 40
+
+[[rule]]
+name = "teaching"
+match = { path = "/teaching" }
+  [[rule.policy]]
+  name = "teaching"
+  by = "header:x-api-key"
+  limit = "1000000/day"
 "#;
 
 /// How requests find an instance.
@@ -70,17 +79,157 @@ fn client(
 
 /// The instances, all of them in touch with their Redis.
 async fn fleet_on(redis: &RedisServer, policies: &str, more: &[(&str, &str)]) -> Arc<Vec<Tidegate>> {
+    fleet_of(INSTANCES, redis, policies, more).await
+}
+
+async fn fleet_of(
+    instances: usize,
+    redis: &RedisServer,
+    policies: &str,
+    more: &[(&str, &str)],
+) -> Arc<Vec<Tidegate>> {
     let url = redis.url();
     let mut variables = vec![("REDIS_URL", url.as_str()), ("TIDEGATE__LOGGING__REQUESTS", "false")];
     variables.extend_from_slice(more);
     let mut fleet = Vec::new();
-    for _ in 0..INSTANCES {
+    for _ in 0..instances {
         fleet.push(Tidegate::start(Some(policies), &variables).await);
     }
     for tidegate in &fleet {
         tidegate.connected().await;
     }
     Arc::new(fleet)
+}
+
+/// Charges so many requests that Redis decides, sixteen at a time, until every instance has learned its share of the
+/// traffic; returns the shares.
+async fn learned_shares(fleet: &Arc<Vec<Tidegate>>, balancing: Balancing, requests: usize) -> Vec<f64> {
+    const TASKS: usize = 16;
+    let instances = fleet.len();
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|task| {
+            let fleet = Arc::clone(fleet);
+            tokio::spawn(async move {
+                for _ in 0..requests / TASKS {
+                    // One hot key for all; behind a sticky balancer each instance has its own.
+                    let (instance, key) = match balancing {
+                        Balancing::Random => (rand::random_range(0..instances), 0),
+                        Balancing::Sticky => (task % instances, task % instances),
+                    };
+                    let answer =
+                        fleet[instance].check(json!({"rule": "teaching", "key": format!("hot-{key}")}));
+                    assert_eq!(answer.await["allowed"], true);
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let mut shares = Vec::new();
+    for tidegate in fleet.iter() {
+        let share = tidegate.status().await["fallback_share"].clone();
+        assert_eq!(share["source"], "learned", "{share}");
+        shares.push(share["share"].as_f64().unwrap());
+    }
+    shares
+}
+
+/// Whether the instances have learned equal shares from one key. It has another tag once in 32 charges, so few requests
+/// show little of each share and much of their sum: batches of calls of one instance, for which it takes its own charges
+/// too often for the earlier ones, add to it. In a soak the standard error of each is a thirtieth.
+async fn equal_shares_are_learned(instances: usize) {
+    let soak = std::env::var_os("TIDEGATE_SOAK").is_some();
+    let redis = RedisServer::start();
+    let fleet = fleet_of(instances, &redis, POLICIES, &[("REDIS_TIMEOUT_MS", "5000")]).await;
+    let requests = if soak { 28_800 * (instances - 1) } else { 1_600 * (instances - 1) };
+    let shares = learned_shares(&fleet, Balancing::Random, requests).await;
+    eprintln!("{instances} instances learned {shares:.4?}");
+    let of_truth: Vec<f64> = shares.iter().map(|share| share * instances as f64).collect();
+    let most = if soak { 0.1 } else { 0.7 };
+    assert!(of_truth.iter().all(|of_truth| (of_truth - 1.0).abs() <= most), "{shares:?}");
+    let mean = of_truth.iter().sum::<f64>() / instances as f64;
+    assert!((mean - 1.0).abs() <= 0.1, "{mean:.3} of the truth: {shares:?}");
+}
+
+#[tokio::test]
+async fn two_instances_learn_their_share_from_one_hot_key() {
+    equal_shares_are_learned(2).await;
+}
+
+#[tokio::test]
+async fn four_instances_learn_their_share_from_one_hot_key() {
+    equal_shares_are_learned(4).await;
+}
+
+#[tokio::test]
+async fn sixteen_instances_learn_their_share_in_a_soak() {
+    if std::env::var_os("TIDEGATE_SOAK").is_some() {
+        equal_shares_are_learned(16).await;
+    }
+}
+
+/// Before anything is learned the members of the fleet count, as the heartbeats name them: also where the burst is smaller
+/// than the fleet.
+#[tokio::test]
+async fn four_instances_without_redis_keep_the_rate_of_any_burst() {
+    const BURSTS: [u32; 3] = [1, 2, 20];
+    let lasts = Duration::from_secs(10);
+    let rule = |burst: u32| {
+        format!(
+            "[[rule]]\nname = \"burst-{burst}\"\nmatch = {{ path = \"/{burst}\" }}\n[[rule.policy]]\nname = \"burst-{burst}\"\n\
+             by = \"header:x-api-key\"\nlimit = \"10/second\"\nburst = {burst}\n"
+        )
+    };
+    let mut redis = RedisServer::start();
+    let variables = [("REDIS_TIMEOUT_MS", "1000"), ("TIDEGATE__REDIS__RECONNECT_INTERVAL_S", "60")];
+    let fleet = fleet_on(&redis, &BURSTS.map(rule).concat(), &variables).await;
+    for tidegate in fleet.iter() {
+        until("the members are known", async || {
+            tidegate.status().await["fallback_share"] == json!({"share": 0.25, "source": "members"})
+        })
+        .await;
+    }
+    redis.kill();
+    for tidegate in fleet.iter() {
+        until("Redis is lost", async || {
+            tidegate.check(json!({"rule": "burst-1", "key": "another"})).await;
+            tidegate.status().await["redis"]["state"] == "open"
+        })
+        .await;
+    }
+    // Each client asks one instance three times as often as its share is.
+    let clients: Vec<_> = BURSTS
+        .into_iter()
+        .flat_map(|burst| (0..INSTANCES).map(move |instance| (burst, instance)))
+        .map(|(burst, instance)| {
+            let fleet = Arc::clone(&fleet);
+            tokio::spawn(async move {
+                let (started, mut admitted, mut last) = (Instant::now(), 0, Duration::ZERO);
+                while last < lasts {
+                    let question = json!({"rule": format!("burst-{burst}"), "key": "one"});
+                    let answer = fleet[instance].check(question).await;
+                    last = started.elapsed();
+                    assert_eq!(answer["fallback"], true, "{answer}");
+                    admitted += u32::from(answer["allowed"] == true);
+                    tokio::time::sleep(Duration::from_millis(130)).await;
+                }
+                (burst, admitted, last.as_secs_f64())
+            })
+        })
+        .collect();
+    let mut totals = [(0, 0.0_f64); BURSTS.len()];
+    for client in clients {
+        let (burst, admitted, lasted) = client.await.unwrap();
+        let total = &mut totals[BURSTS.iter().position(|one| *one == burst).unwrap()];
+        *total = (total.0 + admitted, total.1.max(lasted));
+    }
+    for (burst, (admitted, lasted)) in BURSTS.into_iter().zip(totals) {
+        let limit = f64::from(burst) + RATE * lasted;
+        eprintln!("burst {burst}: {admitted} of {limit:.0} in {lasted:.1} s");
+        assert!(f64::from(admitted) <= 1.1 * limit, "burst {burst}: {admitted} of {limit:.0}");
+        assert!(f64::from(admitted) >= 0.5 * limit, "burst {burst}: {admitted} of {limit:.0}");
+    }
 }
 
 /// How many of a client's requests were admitted from one instant to another.
@@ -97,6 +246,16 @@ async fn keeps_about_one_limit(balancing: Balancing) {
         ("TIDEGATE__REDIS__WARM_UP_S", "1"),
     ];
     let fleet = fleet_on(&redis, POLICIES, &variables).await;
+    let learned = learned_shares(&fleet, balancing, 3_200).await;
+    let (least, most) = match balancing {
+        Balancing::Random => (0.08, 0.42),
+        // All of the traffic of its keys.
+        Balancing::Sticky => (1.0, 1.0),
+    };
+    assert!(learned.iter().all(|share| (least..=most).contains(share)), "{balancing:?}: {learned:?}");
+    let sum: f64 = learned.iter().sum();
+    let truth = if matches!(balancing, Balancing::Random) { 1.0 } else { INSTANCES as f64 };
+    assert!((sum / truth - 1.0).abs() <= 0.1, "{balancing:?}: {sum} of {truth}: {learned:?}");
     let lasts = Duration::from_secs(teaching + away + back);
     // Four that want three times the limit, and eight that want half of it.
     let clients: Vec<Client> = (0..12)

@@ -51,6 +51,7 @@ mod overrides_fleet;
 mod page;
 mod pipelining;
 mod record;
+mod recovery;
 mod reload;
 mod reload_load;
 mod reserved;

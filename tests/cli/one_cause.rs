@@ -107,6 +107,9 @@ async fn row(kind: FaultKind) -> Row {
         FaultKind::Open => Row::NoCall("the breaker is open: nobody is asked"),
         FaultKind::Warming => Row::NoCall("the warm-up has not come to this key: nobody is asked"),
         FaultKind::Saturated => Row::NoCall("as many calls as may be are under way: nobody is asked"),
+        FaultKind::Share => {
+            Row::NoCall("the share is used up while Redis is only just back: nobody is asked")
+        }
         new => panic!("{new} has no row: make one by running into it"),
     }
 }

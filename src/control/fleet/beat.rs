@@ -108,6 +108,7 @@ impl Fleet {
             let alone = self.registry.len() == 0;
             self.registry.are(rows, &id);
             store.is_shared_by(u32::try_from(self.registry.len()).unwrap_or(u32::MAX).saturating_add(1));
+            self.limiter.fleet_has(self.registry.len() + 1);
             if alone && self.registry.len() > 0 {
                 // They may know of nobody either.
                 let this = Arc::clone(self);

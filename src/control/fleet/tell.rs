@@ -194,7 +194,10 @@ impl Fleet {
                 self.registry.is(*row, &id_text(message.from), &id_text(self.id));
                 self.answered(message.telling, message.from);
             }
-            What::Bye => self.registry.gone(&id_text(message.from)),
+            What::Bye => {
+                self.registry.gone(&id_text(message.from));
+                self.limiter.fleet_has(self.registry.len() + 1);
+            }
             _ if message.from == self.id => self.answered(message.telling, self.id),
             _ => {
                 let this = Arc::clone(self);

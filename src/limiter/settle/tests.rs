@@ -225,6 +225,7 @@ fn an_answer_that_left_before_something_came_back_and_arrives_after_it_teaches_n
         readings: Readings::from_elem(quota.reading(debt, 4, true), 1),
         from: SmallVec::from_elem(judged_at, 1),
         judged_at,
+        last: SmallVec::new(),
     };
     let debt = |now| memory.charge(&[charge(0)], true, now)[0].debt;
     let charges = [charge(4)];
@@ -257,6 +258,7 @@ fn what_comes_back_after_its_key_was_forgiven_brings_no_debt_along() {
         readings: Readings::from_elem(quota.reading(9 * SECOND, 4, true), 1),
         from: SmallVec::from_elem(NOON, 1),
         judged_at: NOON,
+        last: SmallVec::new(),
     };
     let charges = [charge(4)];
     memory.depart(&charges, false, NOON).answered(answer.clone(), NOON);
