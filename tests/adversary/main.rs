@@ -60,18 +60,18 @@ macro_rules! seeds {
     };
 }
 
-// Of the themes that hold today: hang-ups and operators.
+// Of all themes but the crowd, whose seeds (2, 7, 12, …) fail until memory evicts by fill.
 seeds! {
+    seed_1: 1,
     seed_3: 3,
+    seed_4: 4,
     seed_5: 5,
+    seed_6: 6,
     seed_8: 8,
+    seed_9: 9,
     seed_10: 10,
-    seed_13: 13,
-    seed_15: 15,
-    seed_18: 18,
-    seed_20: 20,
-    seed_23: 23,
-    seed_25: 25,
+    seed_11: 11,
+    seed_14: 14,
 }
 
 /// The seed, or the range of seeds, that TIDEGATE_ADVERSARY_SEED names, one after the other: `17`, or `0..100`.
