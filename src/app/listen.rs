@@ -45,6 +45,8 @@ use crate::doors::jwt::Verifier;
 use crate::doors::middleware::RateLimit;
 use crate::doors::problem::{Cause, Problem};
 use crate::doors::reserved::Reserved;
+use crate::doors::wire::Patience;
+use crate::doors::wire::framer::HeadLimits;
 use crate::doors::wire::tls::Certificates;
 use crate::limiter::Limiter;
 use crate::limiter::event::Observer;
@@ -131,7 +133,7 @@ pub(super) fn listen(
         tcp: main,
         unix,
         certificates: parts.certificates.clone(),
-        patience: settled::patience(settings),
+        patience: patience(settings),
         workers,
         connections: files.clients,
         grace_s: settings.server.grace.as_secs(),
@@ -170,7 +172,7 @@ pub(super) fn listen(
             tcp: listener,
             unix: None,
             certificates: None,
-            patience: settled::patience(settings),
+            patience: patience(settings),
             workers: 1,
             connections: files.admin,
             grace_s: settings.server.grace.as_secs(),
@@ -181,6 +183,18 @@ pub(super) fn listen(
         servers.push(admin.serve(move || (app(), app()))?);
     }
     Ok((addresses, servers))
+}
+
+/// How long clients may take.
+fn patience(settings: &Settings) -> Patience {
+    let limits = settings.server.limits;
+    Patience {
+        head: limits.head_timeout,
+        idle: limits.keep_alive,
+        body: limits.body_timeout,
+        write: limits.send_timeout,
+        heads: HeadLimits { target: limits.target, headers: limits.headers },
+    }
 }
 
 fn bind(variable: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {

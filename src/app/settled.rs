@@ -30,8 +30,6 @@ use crate::doors::header_names::HeaderNames;
 use crate::doors::headers::{Sets, XRateLimit};
 use crate::doors::jwt::Verifier;
 use crate::doors::trace::Tracing;
-use crate::doors::wire::Patience;
-use crate::doors::wire::framer::HeadLimits;
 use crate::doors::wire::tls::{CertificateFiles, Certificates};
 use crate::limiter::Limiter;
 use crate::limiter::clock::Clock;
@@ -271,18 +269,6 @@ pub(super) fn workers(settings: &Settings) -> usize {
     match settings.server.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         workers => workers,
-    }
-}
-
-/// How long clients may take.
-pub(super) fn patience(settings: &Settings) -> Patience {
-    let limits = settings.server.limits;
-    Patience {
-        head: limits.head_timeout,
-        idle: limits.keep_alive,
-        body: limits.body_timeout,
-        write: limits.send_timeout,
-        heads: HeadLimits { target: limits.target, headers: limits.headers },
     }
 }
 
