@@ -48,6 +48,7 @@ mod openapi;
 mod outages;
 mod overrides;
 mod overrides_fleet;
+mod overrides_large;
 mod page;
 mod pipelining;
 mod record;

@@ -25,9 +25,9 @@ const FRONTS: usize = 200;
 const CONTENTS: usize = 50;
 /// So many entries are put in force at once: each time the limiter's table is made again.
 const MERGED_AT_ONCE: usize = 2_000;
-/// What a call in a row waits for first, for each member: all of them together keep Redis' thread busy for a tenth of the
+/// What a call in a row waits for first, for each member: all of them together keep Redis' thread busy for a sixth of the
 /// time. The first two wait for nothing, since a change needs no more.
-const PAUSE: Duration = Duration::from_millis(4);
+const PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const UNPAUSED: u32 = 2;
 /// How often it is checked that what is in Redis is sound, and how long between two attempts to settle a difference that no
