@@ -44,6 +44,8 @@ pub struct Blocked {
 }
 
 struct Offender {
+    key: Key,
+    penalty: Penalty,
     throttles: u32,
     since: Micros,
     /// 0 while it is not shut out.
@@ -52,9 +54,75 @@ struct Offender {
     who: Option<Box<[u8]>>,
 }
 
+impl Offender {
+    /// How near it is to what ends its being held, in 65 536ths: of a block how much of it is left, else how many of the
+    /// throttles that lead to one there were. Never by time: a policy that looks far back would outlast the others.
+    fn fill(&self, now: Micros) -> u64 {
+        let (part, whole) = match self.until > now {
+            true => (self.until - now, self.penalty.lasts),
+            false if now.saturating_sub(self.since) > self.penalty.within => (0, 1),
+            false => (u64::from(self.throttles), u64::from(self.penalty.after.get())),
+        };
+        (u128::from(part) * 65_536 / u128::from(whole.max(1))) as u64
+    }
+}
+
+/// Offenders in a row, which an eviction walks through, and where each of them stands.
+#[derive(Default)]
+struct Shard {
+    places: HashMap<Key, usize>,
+    offenders: Vec<Offender>,
+    /// Where the next search for a victim begins.
+    hand: usize,
+}
+
+impl Shard {
+    fn get(&self, key: Key) -> Option<&Offender> {
+        Some(&self.offenders[*self.places.get(&key)?])
+    }
+
+    fn remove(&mut self, key: Key) -> Option<Offender> {
+        let place = self.places.remove(&key)?;
+        let offender = self.offenders.swap_remove(place);
+        if let Some(moved) = self.offenders.get(place) {
+            self.places.insert(moved.key, place);
+        }
+        Some(offender)
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Offender) -> bool) {
+        self.offenders.retain(keep);
+        self.places.clear();
+        self.places.extend(self.offenders.iter().enumerate().map(|(place, offender)| (offender.key, place)));
+    }
+
+    /// Makes room: of the next few the one with the least fill, and a blocked one only where there is no other.
+    fn evict_one(&mut self, now: Micros) {
+        let held = self.offenders.len();
+        let mut least: Option<((u64, Micros), Key)> = None;
+        let (mut least_blocked, mut not_blocked) = (None, 0);
+        for step in 0..held {
+            let offender = &self.offenders[(self.hand + step) % held];
+            let rank = (offender.fill(now), offender.since);
+            let least_of = if offender.until > now { &mut least_blocked } else { &mut least };
+            if least_of.is_none_or(|(other, _)| rank < other) {
+                *least_of = Some((rank, offender.key));
+            }
+            not_blocked += usize::from(offender.until <= now);
+            if not_blocked >= VICTIMS_LOOKED_AT || not_blocked > 0 && step >= LOOKED_AT {
+                self.hand = (self.hand + step + 1) % held;
+                break;
+            }
+        }
+        if let Some((_, key)) = least.or(least_blocked) {
+            self.remove(key);
+        }
+    }
+}
+
 /// Everybody who was throttled lately under a policy that has a penalty.
 pub(super) struct PenaltyBox {
-    shards: Box<[Mutex<HashMap<Key, Offender>>]>,
+    shards: Box<[Mutex<Shard>]>,
     /// How many are held, so that an empty box costs one look.
     held: AtomicUsize,
 }
@@ -62,15 +130,17 @@ pub(super) struct PenaltyBox {
 const SHARDS: usize = 16;
 /// The most that a shard holds: a hundred thousand in all, some ten megabytes.
 const HELD_BY_A_SHARD: usize = 6_250;
-/// How many an eviction looks at.
+/// How many that are not blocked an eviction looks at,
 const VICTIMS_LOOKED_AT: usize = 16;
+/// and after how many in all one of them is enough.
+const LOOKED_AT: usize = 256;
 
 impl PenaltyBox {
     pub(super) fn new() -> Self {
         Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), held: AtomicUsize::new(0) }
     }
 
-    fn shard(&self, key: Key) -> &Mutex<HashMap<Key, Offender>> {
+    fn shard(&self, key: Key) -> &Mutex<Shard> {
         &self.shards[key.0 as usize % SHARDS]
     }
 
@@ -79,7 +149,7 @@ impl PenaltyBox {
         if self.held.load(Ordering::Relaxed) == 0 {
             return Standing::Clear;
         }
-        match self.shard(key).lock().get(&key) {
+        match self.shard(key).lock().get(key) {
             None => Standing::Clear,
             Some(offender) if offender.until > now => Standing::Blocked(offender.until - now),
             Some(_) => Standing::Offending,
@@ -95,13 +165,28 @@ impl PenaltyBox {
         now: Micros,
     ) -> bool {
         let mut shard = self.shard(key).lock();
-        if !shard.contains_key(&key) && shard.len() >= HELD_BY_A_SHARD {
-            self.evict_one(&mut shard, now);
-        }
-        let offender = shard.entry(key).or_insert_with(|| {
+        let place = shard.places.get(&key).copied().unwrap_or_else(|| {
+            if shard.offenders.len() >= HELD_BY_A_SHARD {
+                shard.evict_one(now);
+                self.held.fetch_sub(1, Ordering::Relaxed);
+            }
             self.held.fetch_add(1, Ordering::Relaxed);
-            Offender { throttles: 0, since: now, until: 0, policy: policy.into(), who: None }
+            let (penalty, policy) = (*penalty, policy.into());
+            shard.offenders.push(Offender {
+                key,
+                penalty,
+                throttles: 0,
+                since: now,
+                until: 0,
+                policy,
+                who: None,
+            });
+            let place = shard.offenders.len() - 1;
+            shard.places.insert(key, place);
+            place
         });
+        let offender = &mut shard.offenders[place];
+        offender.penalty = *penalty;
         if offender.until > now {
             return false;
         }
@@ -122,7 +207,7 @@ impl PenaltyBox {
 
     /// Forgets what is held against this key. True when it was shut out.
     pub(super) fn forgive(&self, key: Key, now: Micros) -> bool {
-        let offender = self.shard(key).lock().remove(&key);
+        let offender = self.shard(key).lock().remove(key);
         if offender.is_some() {
             self.held.fetch_sub(1, Ordering::Relaxed);
         }
@@ -134,8 +219,8 @@ impl PenaltyBox {
         if self.held.load(Ordering::Relaxed) == 0 {
             return 0;
         }
-        let of = |shard: &Mutex<HashMap<Key, Offender>>| {
-            shard.lock().values().filter(|offender| offender.until > now).count()
+        let of = |shard: &Mutex<Shard>| {
+            shard.lock().offenders.iter().filter(|offender| offender.until > now).count()
         };
         self.shards.iter().map(of).sum()
     }
@@ -145,7 +230,7 @@ impl PenaltyBox {
         let mut all = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
-            let blocked = shard.values().filter(|offender| offender.until > now);
+            let blocked = shard.offenders.iter().filter(|offender| offender.until > now);
             all.extend(blocked.map(|offender| Blocked {
                 policy: offender.policy.clone(),
                 who: offender.who.clone(),
@@ -162,23 +247,12 @@ impl PenaltyBox {
             return;
         }
         let mut shard = self.shards[part % SHARDS].lock();
-        let before = shard.len();
-        shard.retain(|_, offender| {
-            offender.until > now || now.saturating_sub(offender.since) <= longest_within
-        });
-        self.held.fetch_sub(before - shard.len(), Ordering::Relaxed);
-        if shard.capacity() > 64 && shard.capacity() / 4 > shard.len() {
-            shard.shrink_to_fit();
-        }
-    }
-
-    /// Makes room: who is not shut out goes first, the longest ago throttled of those that are looked at.
-    fn evict_one(&self, shard: &mut HashMap<Key, Offender>, now: Micros) {
-        let rank = |offender: &Offender| (offender.until > now, offender.until, offender.since);
-        let victim = shard.iter().take(VICTIMS_LOOKED_AT).min_by_key(|(_, offender)| rank(offender));
-        if let Some(key) = victim.map(|(key, _)| *key) {
-            shard.remove(&key);
-            self.held.fetch_sub(1, Ordering::Relaxed);
+        let before = shard.offenders.len();
+        shard.retain(|offender| offender.until > now || now.saturating_sub(offender.since) <= longest_within);
+        self.held.fetch_sub(before - shard.offenders.len(), Ordering::Relaxed);
+        if shard.offenders.capacity() > 64 && shard.offenders.capacity() / 4 > shard.offenders.len() {
+            shard.offenders.shrink_to_fit();
+            shard.places.shrink_to_fit();
         }
     }
 }
@@ -190,8 +264,12 @@ mod tests {
 
     const NOW: Micros = 1_800_000_000 * SECOND;
 
+    fn n(value: u32) -> NonZeroU32 {
+        NonZeroU32::new(value).unwrap()
+    }
+
     fn penalty(after: u32) -> Penalty {
-        Penalty { after: NonZeroU32::new(after).unwrap(), within: 10 * SECOND, lasts: 60 * SECOND }
+        Penalty { after: n(after), within: 10 * SECOND, lasts: 60 * SECOND }
     }
 
     fn key(number: u64) -> Key {
@@ -226,6 +304,26 @@ mod tests {
             held.sweep(shard, 10 * SECOND, NOW + 1_000 * SECOND);
         }
         assert_eq!(held.held.load(Ordering::Relaxed), 0);
+    }
+
+    /// A thousand are blocked for a minute, and one has been throttled two times of three.
+    #[test]
+    fn strangers_evict_no_blocked_client_and_none_that_is_near_it() {
+        let held = PenaltyBox::new();
+        for number in 1..=1_000 {
+            assert!(held.throttled(key(number), ("p", &penalty(1)), None, NOW));
+        }
+        let near = key(5_000);
+        (0..2).for_each(|_| assert!(!held.throttled(near, ("p", &penalty(3)), None, NOW)));
+        // Each once, under a policy that looks back for longer, blocks for longer, and has just seen them.
+        let long = Penalty { after: n(3), within: 3_600 * SECOND, lasts: 3_600 * SECOND };
+        for number in 10_000..400_000 {
+            held.throttled(key(number), ("q", &long), None, NOW + SECOND);
+        }
+        assert_eq!(held.count(NOW + SECOND), 1_000);
+        assert!(held.throttled(near, ("p", &penalty(3)), None, NOW + 2 * SECOND));
+        let all: usize = held.shards.iter().map(|shard| shard.lock().offenders.len()).sum();
+        assert_eq!(all, held.held.load(Ordering::Relaxed));
     }
 
     #[test]
