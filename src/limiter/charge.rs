@@ -3,10 +3,10 @@
 
 use super::calendar::Span;
 use super::clock::{Micros, SECOND};
+use super::entry::{Entry, Measure};
 use super::gcra::{Quota, Reading};
 use super::share::Share;
 use super::subject::Key;
-use super::table::Entry;
 
 /// A debt that exceeds the tolerance by more than this is that of a greater limit; less may be a thread that was held
 /// up on its way here and knows an older time than the one before it.
@@ -90,25 +90,28 @@ impl Charge {
     /// be denied again.
     #[inline]
     pub(super) fn settle(&self, entry: &mut Entry, peek: bool, now: Micros) -> Micros {
-        let from = self.from(entry.full_at, now);
+        let full_at = entry.full_at();
+        let from = self.from(full_at, now);
         if let Some(span) = &self.span
-            && let Some(further) = entry.full_at.checked_sub(span.end_at(from))
+            && let Some(further) = full_at.checked_sub(span.end_at(from))
         {
             // The count of a window that is neither this one nor the next. This thread may have been held up, and such a
             // window has begun; else the wall clock was far ahead, and its count says nothing about ours.
             return match further < HELD_UP {
-                true => entry.full_at,
+                true => full_at,
                 false if peek => 0,
                 false => {
-                    entry.full_at = 1;
+                    entry.drain();
                     0
                 }
             };
         }
         let held_up = if self.span.is_none() { HELD_UP } else { 0 };
-        if entry.full_at > from + self.quota.tolerance() + held_up && !peek {
-            entry.full_at = from + self.quota.tolerance();
+        let tolerance = self.quota.tolerance();
+        if full_at > from + tolerance + held_up && !peek {
+            entry.set(from + tolerance, Measure::of(self, tolerance), tolerance);
+            return from + tolerance;
         }
-        entry.full_at
+        full_at
     }
 }

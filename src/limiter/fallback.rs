@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 use super::calendar::Span;
 use super::charge::Charge;
 use super::clock::{Micros, SECOND};
+use super::entry::Measure;
 use super::gcra::Reading;
 use super::memory::{Locked, Memory, Shard};
 use super::share::Share;
@@ -151,19 +152,19 @@ impl Shard {
     #[inline]
     pub(super) fn has_fallback(&self, key: Key, now: Micros) -> bool {
         // Hardly ever anything but no: then a look at the table is saved.
-        self.fallbacks_until > now && self.entry(apart(key)).is_some_and(|entry| entry.full_at > now)
+        self.fallbacks_until > now && self.entry(apart(key)).is_some_and(|entry| entry.full_at() > now)
     }
 
     /// What the fallback bucket says of a charge. A debt that is greater than any of the present limit is cut to it for
     /// good.
     fn own(&mut self, charge: &Charge, peek: bool, now: Micros) -> Own {
-        let most = charge.own_most(now);
+        let (most, tolerance) = (charge.own_most(now), charge.quota.tolerance());
         let state = match self.entry_mut(apart(charge.key)) {
             None => 0,
-            Some(entry) if entry.full_at <= most + HELD_UP => entry.full_at,
+            Some(entry) if entry.full_at() <= most + HELD_UP => entry.full_at(),
             Some(_) if peek => most,
             Some(entry) => {
-                entry.full_at = most;
+                entry.set(most, Measure::of(charge, tolerance), tolerance);
                 most
             }
         };
@@ -194,7 +195,12 @@ impl Memory {
             let shard = locked.shard(self.shard_of(charge.key));
             let (reading, debt) = shard.judge(charge, peek, now);
             let own = shard.own(charge, peek, now);
-            readings.push(charge.both(reading, &own, own.debt));
+            let both = charge.both(reading, &own, own.debt);
+            if !both.allowed && !peek {
+                shard.mark_denied(charge.key);
+                shard.mark_denied(apart(charge.key));
+            }
+            readings.push(both);
             judged.push((own, debt));
         }
         let denied = |(charge, reading): (&Charge, &Reading)| charge.enforce && !reading.allowed;
@@ -211,7 +217,8 @@ impl Memory {
             *reading = charge.both(of_key, &own, own.debt + own.amount);
             let state = charge.own_after(&own);
             shard.fallbacks_until = shard.fallbacks_until.max(state);
-            self.set(shard, apart(charge.key), state, now);
+            let fallback = Charge { key: apart(charge.key), ..*charge };
+            self.set(shard, &fallback, (own.from, state - own.from), now);
         }
         readings
     }
@@ -221,19 +228,21 @@ impl Memory {
         let mut shard = self.shard(self.shard_of(charge.key));
         let Some(entry) = shard.entry_mut(apart(charge.key)) else { return };
         let amount = charge.share.scale(charge.quota.charge(charge.cost));
-        match &charge.span {
+        let (from, full_at) = match &charge.span {
             None => {
                 let drained = now.saturating_sub(then);
-                entry.full_at = entry.full_at.saturating_sub(amount.saturating_sub(drained)).max(1);
+                (now, entry.full_at().saturating_sub(amount.saturating_sub(drained)))
             }
             Some(span) => {
                 let from = span.end_at(span.wall(then));
-                let (passed, rest) = Windows::of(span, from).place(entry.full_at);
+                let (passed, rest) = Windows::of(span, from).place(entry.full_at());
                 let debt = (passed * charge.quota.tolerance() + rest).saturating_sub(amount);
                 let own = Own { debt, amount: 0, ..charge.own(0, then) };
-                entry.full_at = charge.own_after(&own).max(1);
+                (from, charge.own_after(&own))
             }
-        }
+        };
+        let debt = full_at.saturating_sub(from);
+        entry.set(full_at, Measure::of(charge, debt), debt);
     }
 
     /// Whether the shared store does not know all charges of this key, so that what is known here is not its word.

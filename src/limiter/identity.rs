@@ -162,11 +162,20 @@ impl Key {
     /// The top byte of the second half depends on the subject alone, so that all policies of a subject
     /// live in one shard of the memory store and are charged under one lock.
     const SUBJECT_BITS: u64 = 0xFF << 56;
+    /// The lowest bits of the second half depend on the policy alone, so that an eviction knows whose keys are how many.
+    /// 112 bits of hash are left.
+    const POLICY_BITS: u64 = 0xFFFF;
 
     /// The same subject under the policy with this tag.
     #[inline]
     pub fn under(self, tag: PolicyTag) -> Self {
         Self(self.0 ^ tag.0, self.1 ^ tag.1)
+    }
+
+    /// A mark of the policy, the same for all of its keys.
+    #[inline]
+    pub(super) fn policy(self) -> u16 {
+        (self.1 & Self::POLICY_BITS) as u16
     }
 }
 
@@ -196,7 +205,7 @@ impl ProcessKey {
     #[inline]
     pub fn hash(&self, identity: &Identity) -> Key {
         let hash = self.0.hash(&identity.bytes);
-        Key(hash.h1, hash.h2)
+        Key(hash.h1, hash.h2 & !Key::POLICY_BITS)
     }
 
     /// A short pseudonym of an address for the request log.

@@ -14,12 +14,13 @@ use smallvec::SmallVec;
 
 use super::charge::Charge;
 use super::clock::Micros;
+use super::entry::{Entry, Measure};
 use super::gcra::{self, Reading};
 use super::passage::Voyage;
 use super::share::{Share, ShareEstimate};
 use super::store::Readings;
 use super::subject::Key;
-use super::table::{Entry, Table};
+use super::table::Table;
 
 #[derive(Default)]
 pub(super) struct Shard {
@@ -29,7 +30,7 @@ pub(super) struct Shard {
     /// When the last of the [fallback buckets](super::fallback) has drained.
     pub(super) fallbacks_until: Micros,
     /// Where the next search for a victim begins.
-    hand: usize,
+    pub(super) hand: usize,
 }
 
 /// A shard on cache lines of its own, so that threads in neighbouring shards do not slow each other down.
@@ -40,8 +41,8 @@ struct Padded(Mutex<Shard>);
 /// The in-process store.
 pub struct Memory {
     shards: Box<[Padded]>,
-    keys_per_shard: usize,
-    evicted_in_debt: AtomicU64,
+    pub(super) keys_per_shard: usize,
+    pub(super) evicted_in_debt: AtomicU64,
     /// Keys of Redis of which nothing was known here when they had to be decided here.
     pub(super) decided_unknown: AtomicU64,
     /// Which share of its subjects' traffic this process sees.
@@ -53,8 +54,6 @@ pub struct Memory {
 const MOST_SHARDS: usize = 256;
 /// Below this many keys a shard of its own is not worth its lock.
 const KEYS_WORTH_A_SHARD: usize = 64;
-/// How many places an eviction looks at: enough for a good victim, few enough to be no pause.
-const VICTIMS_LOOKED_AT: usize = 32;
 /// How often a lock is tried before the thread goes to sleep: 85 pauses in all, a few microseconds.
 const SPINS: u32 = 4;
 
@@ -92,6 +91,9 @@ impl Memory {
         let mut shard = self.shard(self.shard_of(charge.key));
         if !shard.voyages.is_empty() {
             let (reading, debt) = shard.judge(charge, peek, now);
+            if !reading.allowed && !peek {
+                shard.mark_denied(charge.key);
+            }
             if !reading.allowed || peek {
                 return reading;
             }
@@ -106,9 +108,14 @@ impl Memory {
         if allowed && !peek && amount > 0 {
             debt += amount;
             match entry {
-                Some(entry) => entry.full_at = from + debt,
-                None => self.set(&mut shard, charge.key, from + debt, now),
+                Some(entry) => entry.set(from + debt, Measure::of(charge, debt), debt),
+                None => self.insert(&mut shard, charge, (from, debt), now),
             }
+        } else if !allowed
+            && !peek
+            && let Some(entry) = entry
+        {
+            entry.mark_denied();
         }
         drop(shard);
         if allowed { charge.reading(debt, true, from, now) } else { charge.denial(debt, full_at, from, now) }
@@ -127,6 +134,11 @@ impl Memory {
             let (reading, debt) = locked.shard(self.shard_of(charge.key)).judge(charge, peek, now);
             readings.push(reading);
             debts.push(debt);
+        }
+        if !peek {
+            for (charge, _) in charges.iter().zip(&readings).filter(|(_, reading)| !reading.allowed) {
+                locked.shard(self.shard_of(charge.key)).mark_denied(charge.key);
+            }
         }
         let denied = |(charge, reading): (&Charge, &Reading)| charge.enforce && !reading.allowed;
         if peek || charges.iter().zip(&readings).any(denied) {
@@ -154,13 +166,15 @@ impl Memory {
             }
             let mut shard = self.shard(self.shard_of(charge.key));
             let Some(entry) = shard.entry_mut(charge.key) else { continue };
-            let charged_from = charge.from(0, then);
-            entry.full_at = match charge.span {
-                None => entry.full_at.saturating_sub(charge.amount().saturating_sub(drained)),
+            let (charged_from, full_at) = (charge.from(0, then), entry.full_at());
+            let (from, full_at) = match charge.span {
+                None => (now, full_at.saturating_sub(charge.amount().saturating_sub(drained))),
                 // The window is over, or another thread has begun the next: nothing of the charge is left.
-                Some(_) if charge.from(entry.full_at, then) != charged_from => continue,
-                Some(_) => entry.full_at.saturating_sub(charge.amount()).max(charged_from),
+                Some(_) if charge.from(full_at, then) != charged_from => continue,
+                Some(_) => (charged_from, full_at.saturating_sub(charge.amount()).max(charged_from)),
             };
+            let debt = full_at.saturating_sub(from);
+            entry.set(full_at, Measure::of(charge, debt), debt);
         }
     }
 
@@ -214,7 +228,7 @@ impl Memory {
     /// Holds that shard's lock for as long as it takes to look at each of its keys once.
     pub fn sweep(&self, shard: usize, now: Micros) {
         let mut shard = self.shard(shard % self.shards.len());
-        shard.forget_drained(self.past(now));
+        shard.forget_drained(now, self.past(now));
         let kept = shard.entries.len();
         if shard.entries.capacity() > 64 && shard.entries.capacity() / 4 > kept {
             shard.entries.shrink_to(kept * 2);
@@ -250,7 +264,7 @@ impl Memory {
     #[inline]
     pub(super) fn write(&self, shard: &mut Shard, charge: &Charge, debt: Micros, now: Micros) -> Micros {
         let amount = charge.amount();
-        let from = charge.from(shard.entry(charge.key).map_or(0, |entry| entry.full_at), now);
+        let from = charge.from(shard.entry(charge.key).map_or(0, Entry::full_at), now);
         if amount == 0 {
             return from;
         }
@@ -263,30 +277,16 @@ impl Memory {
             None => 0,
         };
         let own = debt.saturating_sub(in_flight);
-        self.set(shard, charge.key, from + own + amount, now);
+        self.set(shard, charge, (from, own + amount), now);
         from
     }
 
-    /// Writes an entry, making room for it when the shard is full.
-    pub(super) fn set(&self, shard: &mut Shard, key: Key, full_at: Micros, now: Micros) {
-        if let Some(entry) = shard.entry_mut(key) {
-            entry.full_at = full_at;
-            return;
+    /// Writes an entry: a debt, and from when it counts.
+    pub(super) fn set(&self, shard: &mut Shard, charge: &Charge, (from, debt): (Micros, Micros), now: Micros) {
+        match shard.entry_mut(charge.key) {
+            Some(entry) => entry.set(from + debt, Measure::of(charge, debt), debt),
+            None => self.insert(shard, charge, (from, debt), now),
         }
-        if shard.entries.len() >= self.keys_per_shard {
-            if shard.evict_one(self.past(now)) {
-                self.evicted_in_debt.fetch_add(1, Ordering::Relaxed);
-            }
-        } else if shard.entries.len() == shard.entries.capacity() {
-            // About to grow: first see whether the drained ones make room. Paid for by the insertions
-            // that filled the table.
-            shard.forget_drained(self.past(now));
-            // Few made room: then it grows now, lest the next few insertions look at every entry again.
-            if shard.entries.len() > shard.entries.capacity() / 4 * 3 {
-                shard.entries.grow();
-            }
-        }
-        shard.entries.insert(Entry { key, full_at });
     }
 }
 
@@ -342,39 +342,20 @@ impl Shard {
 
     pub(super) fn empty(&mut self, key: Key) {
         if let Some(entry) = self.entry_mut(key) {
-            // Long past, and not the 0 of a free place.
-            entry.full_at = 1;
+            entry.drain();
         }
     }
 
-    fn forget_drained(&mut self, now: Micros) {
-        self.entries.retain(|entry| entry.full_at > now);
+    /// A hit on this key was denied: an eviction takes other keys first.
+    #[inline]
+    pub(super) fn mark_denied(&mut self, key: Key) {
+        if let Some(entry) = self.entry_mut(key) {
+            entry.mark_denied();
+        }
     }
 
-    /// Removes the entry with the least debt among the next few. True when it had any.
-    fn evict_one(&mut self, now: Micros) -> bool {
-        let places = self.entries.places();
-        let mut victim: Option<(usize, Micros)> = None;
-        let mut looked_at = 0;
-        for step in 0..places {
-            let place = (self.hand + step) % places;
-            let Some(entry) = self.entries.at(place) else {
-                continue;
-            };
-            if victim.is_none_or(|(_, least)| entry.full_at < least) {
-                victim = Some((place, entry.full_at));
-            }
-            looked_at += 1;
-            if entry.full_at <= now || looked_at == VICTIMS_LOOKED_AT {
-                self.hand = place + 1;
-                break;
-            }
-        }
-        let Some((place, full_at)) = victim else {
-            return false;
-        };
-        self.entries.remove(place);
-        full_at > now
+    pub(super) fn forget_drained(&mut self, now: Micros, wall: Micros) {
+        self.entries.retain(|entry| !entry.is_drained(now, wall));
     }
 }
 

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::calendar::Span;
 use super::charge::Charge;
 use super::clock::Micros;
+use super::entry::Entry;
 use super::memory::{Locked, Memory, Shard};
 use super::store::{Charged, Readings};
 use super::subject::Key;
@@ -37,8 +38,8 @@ struct Ticket {
     charged: Micros,
     /// The voyage's era when it left.
     era: u32,
-    /// When the bucket would be full again with this charge, and with those that were in flight before it.
-    charged_by: Micros,
+    /// The debt with this charge and with those that were in flight before it, and from when it counts.
+    charged_by: (Micros, Micros),
 }
 
 /// The calls to Redis that are under way for one key, and what was charged here meanwhile.
@@ -159,7 +160,7 @@ impl Memory {
                 amount,
                 charged,
                 era,
-                charged_by: from + debt,
+                charged_by: (from, debt),
             });
         }
         Passage { memory: self, charges, tickets, left_at: now, peek, over: false }
@@ -224,9 +225,12 @@ impl Passage<'_> {
             if unconfirmed == 0 {
                 shard.forget_fallback(charge.key, self.memory.past(now));
             }
-            let known = shard.entry(charge.key).map_or(0, |entry| entry.full_at);
+            let known = shard.entry(charge.key).map_or(0, Entry::full_at);
             if full_at > known && full_at > past && !stale {
-                self.memory.set(&mut shard, charge.key, full_at, now);
+                self.memory.set(&mut shard, charge, (from, full_at - from), now);
+            }
+            if !reading.allowed {
+                shard.mark_denied(charge.key);
             }
         }
         readings
@@ -272,9 +276,10 @@ impl Drop for Passage<'_> {
             let mut shard = self.memory.shard(self.memory.shard_of(charge.key));
             let reset = shard.voyage_mut(charge.key).is_some_and(|voyage| voyage.era != ticket.era);
             shard.arrive(charge.key, *ticket, false);
-            let known = shard.entry(charge.key).map_or(0, |entry| entry.full_at);
-            if ticket.amount > 0 && ticket.charged_by > known && !reset {
-                self.memory.set(&mut shard, charge.key, ticket.charged_by, self.left_at);
+            let known = shard.entry(charge.key).map_or(0, Entry::full_at);
+            let (from, debt) = ticket.charged_by;
+            if ticket.amount > 0 && from + debt > known && !reset {
+                self.memory.set(&mut shard, charge, ticket.charged_by, self.left_at);
             }
         }
     }
@@ -295,7 +300,11 @@ impl Memory {
                 && amount > 0
                 && debt_then + amount > tolerance
                 && !shard.has_fallback(charge.key, self.past(now));
-            charge.known(full_at, now)
+            let reading = charge.known(full_at, now);
+            if !reading.allowed {
+                shard.mark_denied(charge.key);
+            }
+            reading
         });
         let readings = readings.collect();
         denied.then_some(readings)

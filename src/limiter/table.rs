@@ -5,15 +5,8 @@
 //! together. Who finds the bucket full goes to the next; how many passed is counted, so that a search knows when
 //! to stop and no removal leaves a tombstone.
 
-use super::clock::Micros;
+use super::entry::Entry;
 use super::subject::Key;
-
-/// A key and when its bucket of budget is full again, which is never 0 for a key that is held.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Entry {
-    pub(super) key: Key,
-    pub(super) full_at: Micros,
-}
 
 const WAYS: usize = 5;
 /// A bucket holds four on average at most: then about one search in ten goes on to the next.
@@ -22,7 +15,6 @@ const MEAN_WAYS: usize = 4;
 #[derive(Clone, Default)]
 #[repr(align(128))]
 struct Bucket {
-    /// Those with `full_at` 0 are free.
     entries: [Entry; WAYS],
     /// How many entries live further on because this bucket was full when they passed it.
     passed: u32,
@@ -33,6 +25,34 @@ pub(super) struct Table {
     /// As many as a power of two, or none.
     buckets: Vec<Bucket>,
     len: usize,
+    holdings: Holdings,
+}
+
+/// How many entries each policy has, by [`Key::policy`]. Sorted: few policies are found in few steps.
+#[derive(Default)]
+struct Holdings(Vec<(u16, u32)>);
+
+impl Holdings {
+    fn of(&self, policy: u16) -> u32 {
+        self.0.binary_search_by_key(&policy, |&(policy, _)| policy).map_or(0, |at| self.0[at].1)
+    }
+
+    fn add(&mut self, policy: u16) {
+        match self.0.binary_search_by_key(&policy, |&(policy, _)| policy) {
+            Ok(at) => self.0[at].1 += 1,
+            Err(at) => self.0.insert(at, (policy, 1)),
+        }
+    }
+
+    fn take(&mut self, policy: u16) {
+        if let Ok(at) = self.0.binary_search_by_key(&policy, |&(policy, _)| policy) {
+            self.0[at].1 -= 1;
+            // A policy that a reload took away leaves nothing behind.
+            if self.0[at].1 == 0 {
+                self.0.remove(at);
+            }
+        }
+    }
 }
 
 impl Table {
@@ -62,7 +82,14 @@ impl Table {
         if self.len >= self.capacity() {
             self.grow();
         }
+        self.holdings.add(entry.key.policy());
         self.place(entry);
+    }
+
+    /// How many entries the policy with this mark has.
+    #[inline]
+    pub(super) fn held_by(&self, policy: u16) -> u32 {
+        self.holdings.of(policy)
     }
 
     /// Makes room for as many again.
@@ -96,17 +123,18 @@ impl Table {
     /// The entry at a place.
     pub(super) fn at(&self, place: usize) -> Option<&Entry> {
         let entry = &self.buckets[place / WAYS].entries[place % WAYS];
-        (entry.full_at != 0).then_some(entry)
+        (!entry.is_free()).then_some(entry)
     }
 
     /// Frees a place.
     pub(super) fn remove(&mut self, place: usize) {
         let (bucket, way) = (place / WAYS, place % WAYS);
         let entry = std::mem::take(&mut self.buckets[bucket].entries[way]);
-        if entry.full_at == 0 {
+        if entry.is_free() {
             return;
         }
         self.len -= 1;
+        self.holdings.take(entry.key.policy());
         let mut passed = self.home(entry.key);
         while passed != bucket {
             self.buckets[passed].passed -= 1;
@@ -131,11 +159,11 @@ impl Table {
                 }
             }
             if let Some(entry) = bucket.entries.get(found) {
-                if entry.key.1 == key.1 && entry.full_at != 0 {
+                if entry.key.1 == key.1 && !entry.is_free() {
                     return Some((at, found));
                 }
                 // Two keys with the same half, or a free place that looks like the key: never but in a test.
-                let is = |entry: &Entry| entry.key == key && entry.full_at != 0;
+                let is = |entry: &Entry| entry.key == key && !entry.is_free();
                 if let Some(way) = bucket.entries.iter().position(is) {
                     return Some((at, way));
                 }
@@ -152,7 +180,7 @@ impl Table {
         let mut at = self.home(entry.key);
         loop {
             let bucket = &mut self.buckets[at];
-            if let Some(free) = bucket.entries.iter_mut().find(|entry| entry.full_at == 0) {
+            if let Some(free) = bucket.entries.iter_mut().find(|entry| entry.is_free()) {
                 *free = entry;
                 self.len += 1;
                 return;
@@ -165,7 +193,7 @@ impl Table {
     fn resize(&mut self, buckets: usize) {
         let old = std::mem::replace(&mut self.buckets, vec![Bucket::default(); buckets]);
         self.len = 0;
-        for entry in old.iter().flat_map(|bucket| &bucket.entries).filter(|entry| entry.full_at != 0) {
+        for entry in old.iter().flat_map(|bucket| &bucket.entries).filter(|entry| !entry.is_free()) {
             self.place(*entry);
         }
     }
@@ -188,6 +216,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limiter::clock::Micros;
+    use crate::limiter::entry::Measure;
 
     #[test]
     fn five_entries_and_the_count_fill_two_cache_lines() {
@@ -225,8 +255,8 @@ mod tests {
                     Step::Put(key, full_at) => {
                         map.insert(key, full_at);
                         match table.find_mut(key) {
-                            Some(entry) => entry.full_at = full_at,
-                            None => table.insert(Entry { key, full_at }),
+                            Some(entry) => *entry = Entry::new(key, full_at, Measure::default()),
+                            None => table.insert(Entry::new(key, full_at, Measure::default())),
                         }
                     }
                     Step::Remove(key) => {
@@ -238,21 +268,26 @@ mod tests {
                     }
                     Step::KeepAbove(least) => {
                         map.retain(|_, full_at| *full_at > least);
-                        table.retain(|entry| entry.full_at > least);
+                        table.retain(|entry| entry.full_at() > least);
                     }
                     Step::Shrink => table.shrink_to(0),
                 }
                 prop_assert_eq!(table.len(), map.len());
                 prop_assert!(table.len() <= table.capacity());
+                for policy in 0..12u16 {
+                    let held = map.keys().filter(|key| key.policy() == policy).count();
+                    prop_assert_eq!(table.held_by(policy) as usize, held);
+                }
                 for first in 0..6 {
                     for second in 0..12 {
                         let key = Key(first * 3, second);
-                        prop_assert_eq!(table.find(key).map(|entry| entry.full_at), map.get(&key).copied());
+                        prop_assert_eq!(table.find(key).map(Entry::full_at), map.get(&key).copied());
                     }
                 }
             }
             table.retain(|_| false);
-            prop_assert!(table.buckets.iter().all(|bucket| bucket.passed == 0), "nobody is counted twice");
+            prop_assert!(table.buckets.iter().all(|bucket| bucket.passed == 0), "no entry is counted twice");
+            prop_assert!(table.holdings.0.is_empty());
         }
     }
 }

@@ -22,6 +22,7 @@ mod disk;
 mod dry_run;
 mod edges;
 mod events;
+mod eviction;
 mod fastapi;
 mod faults;
 mod fleet;

@@ -4,6 +4,7 @@
 use crate::limiter::calendar::Span;
 use crate::limiter::charge::Charge;
 use crate::limiter::clock::{Clock, Micros};
+use crate::limiter::entry::Entry;
 use crate::limiter::memory::Memory;
 use crate::limiter::passage::Passage;
 use crate::limiter::policy::PolicyId;
@@ -132,14 +133,15 @@ impl Memory {
         if let Some(voyage) = shard.voyage_mut(charge.key) {
             voyage.charge(from, amount);
         }
-        self.set(&mut shard, charge.key, from + debt + amount, now);
+        self.set(&mut shard, charge, (from, debt + amount), now);
     }
 
     fn charge_less(&self, charge: &Charge, amount: Micros, now: Micros) {
         let mut shard = self.shard(self.shard_of(charge.key));
-        let Some(full_at) = shard.entry(charge.key).map(|entry| entry.full_at) else { return };
+        let Some(full_at) = shard.entry(charge.key).map(Entry::full_at) else { return };
         if full_at > now {
-            self.set(&mut shard, charge.key, full_at.saturating_sub(amount).max(now), now);
+            let debt = (full_at - now).saturating_sub(amount);
+            self.set(&mut shard, charge, (now, debt), now);
         }
     }
 
@@ -186,7 +188,7 @@ impl Memory {
             let full_at = (from + charged.readings[at].debt).max(voyage.own_full_at()) + unknown_there;
             let past = charge.span.map_or(now, |span| span.wall(now));
             if full_at > past || shard.entry(charge.key).is_some() {
-                self.set(&mut shard, charge.key, full_at, now);
+                self.set(&mut shard, charge, (from, full_at - from), now);
             }
         }
     }
