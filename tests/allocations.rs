@@ -100,10 +100,18 @@ impl Store for AtOnce {
         let reading = Reading { allowed: true, remaining: 9, debt: 1, reset_after: 1, retry_after: Some(0) };
         let readings = charges.iter().map(|_| reading).collect();
         let last = charges.iter().map(|_| Some(Charger::This)).collect();
-        Ok(Charged { readings, from: charges.iter().map(|_| now).collect(), judged_at: now, last })
+        Ok(Charged { readings, from: charges.iter().map(|_| now).collect(), judged_at: now, last, ahead: 0 })
     }
 
     fn lag(&self, _: SubjectHash) -> Option<Micros> {
+        Some(0)
+    }
+
+    fn ahead(&self, _: SubjectHash) -> Option<i64> {
+        Some(0)
+    }
+
+    fn least_ahead(&self) -> Option<i64> {
         Some(0)
     }
 

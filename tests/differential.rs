@@ -688,6 +688,12 @@ fn a_window_in_redis_takes_the_note_of_its_own_window_only_and_expires_at_its_en
         ask(5, 1, 0, window.end - 1, window.end - 1),
         (ask(5, 0, 0, window.end - 1, window.end - 1).0, window.next)
     );
+    // A count of the window after this one, which begins in an hour: the server's clock was set back.
+    assert_eq!(ask(7, 4, 0, window.end + 1, window.end + 1).0.remaining, 6);
+    let back = window.start + 1;
+    assert_eq!(ask(7, 1, 0, back, back), (ask(7, 0, 0, back, back).0, window.end));
+    assert_eq!(ask(7, 1, 0, back, back).0.remaining, 4);
+    assert_eq!(server.run::<String>(&["GET", &key(7)]), format!("w{}:6.000001", window.end));
     // What another algorithm has written under this name means nothing here.
     let _: () = server.run(&["SET", &key(6), &(window.end + 3).to_string()]);
     assert_eq!(ask(6, 1, 0, real, real).0.remaining, 9);

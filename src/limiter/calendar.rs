@@ -248,11 +248,6 @@ impl Span {
         self.end_at(end)
     }
 
-    /// Whether the clock that found this end agrees with ours about the window, or is a neighbour's.
-    pub(super) fn knows(&self, end: Micros) -> bool {
-        [self.start, self.end, self.next].contains(&end)
-    }
-
     /// The same windows, seen from the one that ends at `end`.
     pub(super) fn around(self, end: Micros) -> Self {
         if end == self.end {

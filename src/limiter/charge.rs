@@ -12,6 +12,10 @@ use super::subject::Key;
 /// up on its way here and knows an older time than the one before it.
 const HELD_UP: Micros = 5 * SECOND;
 
+/// A count of a calendar window that begins later than this is no sign of two clocks that differ: the clock of windows was
+/// set back. The script of the shared store has the same bound.
+pub(super) const SET_BACK: Micros = 60 * SECOND;
+
 /// One bucket that a request owes.
 #[derive(Clone, Copy, Debug)]
 pub struct Charge {
@@ -86,26 +90,18 @@ impl Charge {
     }
 
     /// When the bucket is full again; 0 when it is. A debt that was made under a greater limit is cut to the present
-    /// one for good: it would otherwise stand at the tolerance, undrained, and whoever comes back when told to would
-    /// be denied again.
+    /// one for good: it would otherwise stand at the tolerance, undrained, and a client that comes back at the reported
+    /// time would be denied again.
     #[inline]
     pub(super) fn settle(&self, entry: &mut Entry, peek: bool, now: Micros) -> Micros {
         let full_at = entry.full_at();
-        let from = self.from(full_at, now);
-        if let Some(span) = &self.span
-            && let Some(further) = full_at.checked_sub(span.end_at(from))
-        {
-            // The count of a window that is neither this one nor the next. This thread may have been held up, and such a
-            // window has begun; else the wall clock was far ahead, and its count says nothing about ours.
-            return match further < HELD_UP {
-                true => full_at,
-                false if peek => 0,
-                false => {
-                    entry.drain();
-                    0
-                }
-            };
+        if let Some(span) = &self.span {
+            let end = span.end_at(span.wall(now));
+            if full_at >= span.end_at(end) {
+                return self.settle_later(span, end, entry, (peek, now));
+            }
         }
+        let from = self.from(full_at, now);
         let held_up = if self.span.is_none() { HELD_UP } else { 0 };
         let tolerance = self.quota.tolerance();
         if full_at > from + tolerance + held_up && !peek {
@@ -113,5 +109,42 @@ impl Charge {
             return from + tolerance;
         }
         full_at
+    }
+
+    /// The same of a count that belongs to a later window than the present one, which ends at `end`.
+    fn settle_later(
+        &self,
+        span: &Span,
+        end: Micros,
+        entry: &mut Entry,
+        (peek, now): (bool, Micros),
+    ) -> Micros {
+        let (full_at, next) = (entry.full_at(), span.end_at(end));
+        if let Some(further) = full_at.checked_sub(span.end_at(next)) {
+            // Of a window that is neither this one nor the next. This thread may have been held up, and such a window has
+            // begun; else the clock of windows was far ahead, and its count says nothing about ours.
+            if further < HELD_UP {
+                return full_at;
+            }
+            if !peek {
+                entry.drain();
+            }
+            return 0;
+        }
+        let (count, tolerance) = ((full_at - next).min(self.quota.tolerance()), self.quota.tolerance());
+        if end - span.wall(now) <= SET_BACK {
+            // The next window has begun on another thread, or by another server's clock: the hit counts there.
+            if full_at > next + tolerance && !peek {
+                entry.set(next + count, Measure::of(self, count), count);
+                return next + count;
+            }
+            return full_at;
+        }
+        // The clock of windows was set back. Left in the next window, the count would deny until the end of that one,
+        // which may be two months away: it is carried into the present one.
+        if !peek {
+            entry.set(end + count, Measure::of(self, count), count);
+        }
+        end + count
     }
 }

@@ -65,6 +65,7 @@ impl Store for LateStore {
             from: smallvec![now],
             judged_at: now,
             last: smallvec![None],
+            ahead: 0,
         })
     }
 
@@ -74,6 +75,14 @@ impl Store for LateStore {
     }
 
     fn lag(&self, _: SubjectHash) -> Option<Micros> {
+        Some(0)
+    }
+
+    fn ahead(&self, _: SubjectHash) -> Option<i64> {
+        Some(0)
+    }
+
+    fn least_ahead(&self) -> Option<i64> {
         Some(0)
     }
 

@@ -15,6 +15,7 @@ use super::policy::{Mode, OnRedisError, PolicyId, Rules};
 use super::rollout::Arm;
 use super::share::{Share, ShareSource};
 use super::store::{Fault, FaultKind, SharedCharge, Store};
+use super::subject::SubjectHash;
 use super::{Hit, Limiter};
 
 impl<S: Store> Limiter<S> {
@@ -264,10 +265,17 @@ impl<S: Store> Limiter<S> {
         Ok(Answered { readings, fault: Some(fault), here })
     }
 
+    /// By how many microseconds the clock of calendar windows is ahead of the clock of decisions: the shared store's for
+    /// the subjects that it decides, since a client that waits as it was told is admitted by that clock; else the wall's.
+    pub(super) fn ahead(&self, shared: Option<SubjectHash>) -> i64 {
+        let theirs = || self.store.as_ref()?.ahead(shared?);
+        theirs().unwrap_or_else(|| self.clock.behind_the_wall())
+    }
+
     #[inline]
     pub(super) fn charge(&self, item: &Item, rules: &Rules, cost: u32, now: Micros) -> Charge {
         let policy = rules.policy(item.policy);
-        let span = policy.calendar.as_ref().map(|calendar| calendar.span(now, self.clock.behind_the_wall()));
+        let span = policy.calendar.as_ref().map(|calendar| calendar.span(now, self.ahead(item.shared)));
         Charge {
             key: item.key,
             quota: item.own.unwrap_or(policy.quota),

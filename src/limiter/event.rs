@@ -121,6 +121,11 @@ pub enum Event<'a> {
         /// How many nodes are in each state.
         nodes: [u32; 3],
     },
+    /// The store's clock was set, or this machine's stood still.
+    StoreClockSet {
+        /// By how many microseconds it is further ahead of this process' clock than before.
+        by: i64,
+    },
     /// Something about the store that is worth a word.
     StoreRemark(&'a str),
     /// Something about the store that an operator should know of, and may have to act on.

@@ -27,7 +27,8 @@ fn charge(number: u8, burst: u32, cost: u32) -> Charge {
 /// What Redis said at [`NOW`] of the one bucket of a call.
 fn told(reading: Reading) -> Charged {
     let readings = Readings::from_elem(reading, 1);
-    Charged { readings, from: SmallVec::from_elem(NOW, 1), judged_at: NOW, last: SmallVec::new() }
+    let from = SmallVec::from_elem(NOW, 1);
+    Charged { readings, from, judged_at: NOW, last: SmallVec::new(), ahead: 0 }
 }
 
 /// What instances of equal shares admit together of a key that gets requests all the time, in units that the limit would

@@ -47,7 +47,8 @@ pub struct Memory {
     pub(super) decided_unknown: AtomicU64,
     /// Which share of its subjects' traffic this process sees.
     pub(super) sight: ShareEstimate,
-    /// By how much the clock of decisions is ahead of the wall clock, by which calendar windows end.
+    /// By how much the clock of decisions is ahead of the slowest clock by which calendar windows end: the wall clock, or
+    /// the shared store's.
     ahead: AtomicU64,
 }
 
@@ -209,8 +210,8 @@ impl Memory {
         self.sight.share()
     }
 
-    /// Tells by how many microseconds the clock that `now` comes from is ahead of the wall clock: a calendar window
-    /// is kept until the latter has come to its end.
+    /// Sets by how many microseconds the clock that `now` comes from is ahead of the slowest clock of calendar windows:
+    /// a window is kept until the latter has come to its end.
     pub fn ahead_of_the_wall(&self, micros: Micros) {
         self.ahead.store(micros, Ordering::Relaxed);
     }
@@ -282,7 +283,13 @@ impl Memory {
     }
 
     /// Writes an entry: a debt, and from when it counts.
-    pub(super) fn set(&self, shard: &mut Shard, charge: &Charge, (from, debt): (Micros, Micros), now: Micros) {
+    pub(super) fn set(
+        &self,
+        shard: &mut Shard,
+        charge: &Charge,
+        (from, debt): (Micros, Micros),
+        now: Micros,
+    ) {
         match shard.entry_mut(charge.key) {
             Some(entry) => entry.set(from + debt, Measure::of(charge, debt), debt),
             None => self.insert(shard, charge, (from, debt), now),

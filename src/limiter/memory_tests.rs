@@ -52,6 +52,7 @@ fn told(reading: Reading) -> Charged {
         from: SmallVec::from_elem(NOW, 1),
         judged_at: NOW,
         last: SmallVec::new(),
+        ahead: 0,
     }
 }
 
@@ -536,6 +537,22 @@ fn a_wall_clock_that_was_days_ahead_and_is_put_right_shuts_nobody_out() {
 }
 
 #[test]
+fn count_of_the_next_window_is_carried_back_when_clock_was_set_back() {
+    let memory = Memory::new(1_000);
+    for number in 1..=2 {
+        assert!(memory.charge(&[hourly(number, 8, 3)], false, HOURS.end + SECOND)[0].allowed);
+    }
+    let at = HOURS.start;
+    for (peek, remaining) in [(true, 5), (false, 4), (false, 3)] {
+        let reading = memory.charge(&[hourly(1, 8, 1)], peek, at)[0];
+        assert_eq!((reading.remaining, reading.reset_after), (remaining, HOURS.end - at));
+    }
+    // Within a minute of its beginning, the next window has begun by another clock.
+    let reading = memory.charge(&[hourly(2, 8, 1)], false, HOURS.end - 60 * SECOND)[0];
+    assert_eq!((reading.remaining, reading.reset_after), (4, HOURS.next - HOURS.end + 60 * SECOND));
+}
+
+#[test]
 fn a_thread_that_was_held_up_takes_no_count_away_from_a_window_that_has_begun() {
     let memory = Memory::new(1_000);
     let second = |late: u64| {
@@ -664,7 +681,7 @@ mod invariant {
                 }
                 readings.push(charge.reading(debt, fits[at], from[at], now));
             }
-            Charged { readings, from, judged_at: now, last: SmallVec::new() }
+            Charged { readings, from, judged_at: now, last: SmallVec::new(), ahead: 0 }
         }
     }
 

@@ -365,8 +365,9 @@ impl<S: Store> Limiter<S> {
     /// every few seconds.
     pub fn sweep(&self, shard: usize) {
         self.clock.look_at_the_wall();
-        let behind = self.clock.behind_the_wall();
-        self.memory.ahead_of_the_wall(u64::try_from(-behind).unwrap_or(0));
+        let wall = self.clock.behind_the_wall();
+        let slowest = self.store.as_ref().and_then(Store::least_ahead).map_or(wall, |store| store.min(wall));
+        self.memory.ahead_of_the_wall(u64::try_from(-slowest).unwrap_or(0));
         let now = self.clock.now();
         self.rollout.recent().turn(now);
         self.memory.sweep(shard, now);

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use smallvec::SmallVec;
 
 use super::calendar::Span;
-use super::charge::Charge;
+use super::charge::{Charge, SET_BACK};
 use super::clock::Micros;
 use super::entry::Entry;
 use super::memory::{Locked, Memory, Shard};
@@ -90,6 +90,12 @@ impl Voyage {
             self.granted.remove(place);
         }
         fits
+    }
+
+    /// Forgets what this process granted.
+    fn forget(&mut self) {
+        self.granted.clear();
+        self.granted_before = 0;
     }
 
     /// Adds a charge that was granted here.
@@ -180,9 +186,11 @@ impl Passage<'_> {
 
     /// Redis answered: its debts become the notes. Returns what it said, but for a grant that this process knows to
     /// be too much, because Redis lost data while calls were under way: that one is denied after all.
-    pub fn answered(mut self, charged: Charged, now: Micros) -> Readings {
+    pub fn answered(mut self, mut charged: Charged, now: Micros) -> Readings {
         self.over = true;
-        let Charged { mut readings, from, judged_at, last } = charged;
+        let (judged_at, ahead) = (charged.judged_at, charged.ahead);
+        let mut readings = std::mem::take(&mut charged.readings);
+        let last = std::mem::take(&mut charged.last);
         let charges = self.charges.iter().zip(&self.tickets);
         if self.peek {
             for (charge, ticket) in charges {
@@ -196,15 +204,9 @@ impl Passage<'_> {
             self.charges.iter().zip(&readings).all(|(charge, reading)| reading.allowed || !charge.enforce);
         // Before anything is left out: the store has made these charges, whatever becomes of its answer here.
         last.into_iter().flatten().for_each(|last| self.memory.sight.sample(last));
-        for (((charge, ticket), reading), from) in charges.zip(&mut readings).zip(from) {
+        for (at, ((charge, ticket), reading)) in charges.zip(&mut readings).enumerate() {
             let mut shard = self.memory.shard(self.memory.shard_of(charge.key));
-            // The ends of windows mean the same on every clock. Only where the clocks are further apart than a whole
-            // window does the count belong to the one that our clock is in.
-            let (from, past) = match charge.span {
-                None => (judged_at, now),
-                Some(span) if span.knows(from) => (from, span.wall(now)),
-                Some(span) => (span.end_at(span.wall(judged_at)), span.wall(now)),
-            };
+            let (from, past) = charged.from(at, charge, now);
             let mut full_at = from + reading.debt;
             if shard.voyage_mut(charge.key).is_some_and(|voyage| voyage.era != ticket.era) {
                 // Forgiven while it was under way: what Redis said then is no more.
@@ -212,6 +214,14 @@ impl Passage<'_> {
                 continue;
             }
             let charged = granted && reading.allowed;
+            if let Some(span) = charge.span
+                && span.ahead.saturating_sub(ahead) > SET_BACK as i64
+                && let Some(voyage) = shard.voyage_mut(charge.key)
+            {
+                // The store's clock was set back under way: what was granted in a window that has not begun by it would deny
+                // in the present one.
+                voyage.forget();
+            }
             if charged && let Some(voyage) = shard.voyage_mut(charge.key) {
                 if !voyage.grant(from, ticket.amount, charge.quota.tolerance()) {
                     let debt = voyage.own_full_at().saturating_sub(from);
@@ -318,8 +328,7 @@ impl Memory {
         let Some(voyage) = shard.voyage_mut(key) else { return false };
         voyage.era += 1;
         voyage.confirmed = voyage.charged;
-        voyage.granted.clear();
-        voyage.granted_before = 0;
+        voyage.forget();
         true
     }
 }

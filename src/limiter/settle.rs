@@ -177,7 +177,7 @@ impl<S: Store> Limiter<S> {
         (tab, actual, now): (&Tab, u32, Micros),
     ) -> Option<Due> {
         let quota = item.quota;
-        let span = policy.calendar.as_ref().map(|calendar| calendar.span(now, self.clock.behind_the_wall()));
+        let span = policy.calendar.as_ref().map(|calendar| calendar.span(now, self.ahead(item.shared)));
         let units = actual.abs_diff(tab.cost);
         let charge = Charge { key: item.key, quota, span, cost: units, share: Share::WHOLE, enforce: false };
         let amount = charge.amount().min(quota.tolerance());

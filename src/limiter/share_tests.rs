@@ -54,6 +54,7 @@ impl Shared {
             from: SmallVec::new(),
             judged_at: now,
             last: SmallVec::new(),
+            ahead: 0,
         };
         charged.readings.push(charge.reading(debt, allowed, from, now));
         charged.from.push(from);

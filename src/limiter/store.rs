@@ -6,6 +6,7 @@ use std::future::Future;
 use smallvec::SmallVec;
 
 use super::calendar::Span;
+use super::charge::Charge;
 use super::check::DecisionFuture;
 use super::clock::Micros;
 use super::gcra::{Quota, Reading};
@@ -50,6 +51,20 @@ pub struct Charged {
     /// Of each bucket that was charged and was not empty, which instance made an earlier charge, chosen by chance; `None`
     /// where the store does not know or nothing was charged.
     pub last: SmallVec<[Option<Charger>; 2]>,
+    /// By how many microseconds the store's clock is ahead of this process'.
+    pub ahead: i64,
+}
+
+impl Charged {
+    /// From when the debt of a charge counts, and what its clock shows at `now`. The end of a window means the same on
+    /// every clock, so it stays as the store reported it.
+    #[inline]
+    pub(super) fn from(&self, at: usize, charge: &Charge, now: Micros) -> (Micros, Micros) {
+        match charge.span {
+            None => (self.judged_at, now),
+            Some(_) => (self.from[at], now.saturating_add_signed(self.ahead)),
+        }
+    }
 }
 
 /// Which instance made a charge.
@@ -83,6 +98,13 @@ pub trait Store: Send + Sync + 'static {
     /// The shortest that a call about this subject took lately, in microseconds: no call made now is judged much before.
     /// `None` when none would be made.
     fn lag(&self, subject: SubjectHash) -> Option<Micros>;
+
+    /// By how many microseconds the clock of this subject's place is ahead of this process', as its answers have shown:
+    /// the clock by which calendar windows end there. `None` before the first answer.
+    fn ahead(&self, subject: SubjectHash) -> Option<i64>;
+
+    /// By how many microseconds the slowest clock of all places is ahead of this process'; `None` before the first answer.
+    fn least_ahead(&self) -> Option<i64>;
 
     /// Whether the place of this subject came back a short while ago: then a hit has to pass the share of this instance as
     /// well, since what the others admitted meanwhile is not there yet.
@@ -121,6 +143,14 @@ impl Store for NoStore {
     }
 
     fn lag(&self, _: SubjectHash) -> Option<Micros> {
+        match *self {}
+    }
+
+    fn ahead(&self, _: SubjectHash) -> Option<i64> {
+        match *self {}
+    }
+
+    fn least_ahead(&self) -> Option<i64> {
         match *self {}
     }
 

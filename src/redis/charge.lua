@@ -77,7 +77,7 @@ local function window_end(start, stop, next)
 end
 
 local stored = call('MGET', unpack(KEYS))
-local own, debts, fits, charges, from, last, changes = {}, {}, {}, {}, {}, {}, {}
+local own, debts, fits, charges, from, last, changes, carried = {}, {}, {}, {}, {}, {}, {}, {}
 local granted, peek = true, false
 local at = 3
 for i = 1, #KEYS do
@@ -105,15 +105,21 @@ for i = 1, #KEYS do
     own[i], last[i] = 0, ''
     local written, count, marked = string.match(stored[i] or '', '^w(%d+):(%d+)(%.?%d*)$')
     written = tonumber(written)
-    -- A window that another server, whose clock was ahead, had begun already is not begun again.
-    if written == next and from[i] == stop or written == stop and from[i] == start then from[i] = written end
-    if written == from[i] then own[i], last[i] = tonumber(count), marked end
+    -- A window that another server, whose clock was ahead, had begun already is not begun again. One that begins in more
+    -- than a minute was begun before this clock was set back: its count is carried into the present window, since left
+    -- there it would deny until the end of that one.
+    if written == next and from[i] == stop or written == stop and from[i] == start then
+      if from[i] - now <= 60000000 then from[i] = written else carried[i] = true end
+    end
+    if written == from[i] or carried[i] then own[i], last[i] = tonumber(count), marked end
     -- A neighbour's note says nothing about this window. Clocks that are further apart have no window in common: then it
     -- counts as it is.
     if from[i] ~= stop and (from[i] == start or from[i] == next) then note = 0 end
     if back and from[i] ~= stop then charges[i] = 0 end
   end
   debts[i] = math.min(tolerance, math.max(own[i], note))
+  -- Written again in any case: what stands there is of another window.
+  if carried[i] then own[i] = -1 end
   if after then charges[i] = math.max(-debts[i], math.min(charges[i], tolerance - debts[i])) end
   changes[i] = after
   fits[i] = debts[i] + charges[i] <= tolerance

@@ -182,7 +182,7 @@ impl Link {
     async fn proof(&self, connection: &Connection, probes: &[SharedCharge<'_>]) -> Result<(), Refusal> {
         let now = self.common.clock.now();
         let answer = self.ask(connection.calls(), probes, false, (now, false)).await?;
-        self.offset.learn(answer.now, now, self.common.clock.now());
+        self.learn_time(answer.now, now, self.common.clock.now());
         Ok(())
     }
 

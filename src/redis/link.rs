@@ -199,8 +199,9 @@ impl Link {
                 permit.succeeded(received);
                 self.lag.learn(received.saturating_sub(now), received);
                 self.observer.observe(&Event::StoreAnswered { took: started.elapsed() });
-                let judged_at = self.offset.learn(server, now, received);
-                Ok(Charged { readings, from, judged_at, last })
+                let judged_at = self.learn_time(server, now, received);
+                let ahead = server as i64 - judged_at as i64;
+                Ok(Charged { readings, from, judged_at, last, ahead })
             }
             Err(Refusal::Fault(fault)) => {
                 self.failed(permit, &connection, &fault);

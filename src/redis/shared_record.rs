@@ -107,7 +107,7 @@ impl RedisStore {
             .checked_mul(1_000_000)
             .and_then(|time| time.checked_add(micros))
             .ok_or_else(|| Fault::new(FaultKind::Protocol, "the answer to TIME is no time"))?;
-        link.offset.learn(server, sent, received);
+        link.learn_time(server, sent, received);
         Ok(link.offset.server_time(clock.now()))
     }
 

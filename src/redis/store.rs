@@ -205,6 +205,17 @@ impl Store for RedisStore {
         self.of(subject, Link::lag).flatten()
     }
 
+    fn ahead(&self, subject: SubjectHash) -> Option<i64> {
+        self.of(subject, |link| link.offset.ahead()).flatten()
+    }
+
+    fn least_ahead(&self) -> Option<i64> {
+        match self.0.standing.map.load().as_ref() {
+            None => self.0.first.offset.ahead(),
+            Some(map) => map.nodes.iter().filter_map(|node| node.link.offset.ahead()).min(),
+        }
+    }
+
     fn is_recovering(&self, subject: SubjectHash, now: Micros) -> bool {
         self.of(subject, |link| link.is_recovering(now)).unwrap_or_default()
     }

@@ -18,6 +18,7 @@ pub(super) struct Links {
     slow: Sparing,
     lost: Sparing,
     refused: Sparing,
+    clock: Sparing,
     /// The first and the last call that was refused.
     refusals: Mutex<Option<(Instant, Instant)>>,
 }
@@ -25,7 +26,13 @@ pub(super) struct Links {
 impl Links {
     pub(super) fn new(interval: Duration) -> Self {
         let sparing = || Sparing::new(interval);
-        Self { slow: sparing(), lost: sparing(), refused: sparing(), refusals: Mutex::default() }
+        Self {
+            slow: sparing(),
+            lost: sparing(),
+            refused: sparing(),
+            clock: sparing(),
+            refusals: Mutex::default(),
+        }
     }
 
     /// A fresh connection took the place of another. Nothing is said of one that was closed while idle: that is what
@@ -58,6 +65,25 @@ impl Links {
                 target: "tidegate",
                 "Redis: the new master is in use"
             ),
+        }
+    }
+
+    /// Redis' clock was set by so many microseconds. Debts there are instants of that clock.
+    pub(super) fn clock_set(&self, by: i64, now: Instant) {
+        let Some(unsaid) = self.clock.say(now) else { return };
+        let by_s = by as f64 / 1e6;
+        if by < 0 {
+            tracing::warn!(
+                target: "tidegate", by_s, unsaid,
+                "Redis' clock was set back: debts that are above their limit by that are cut to a full bucket, and counts of \
+                 calendar windows that have not begun are carried into the present one; keep its clock by NTP, which slews"
+            );
+        } else {
+            tracing::warn!(
+                target: "tidegate", by_s, unsaid,
+                "Redis' clock was set forward, or this machine was suspended: debts in Redis end earlier by that; keep its \
+                 clock by NTP, which slews"
+            );
         }
     }
 

@@ -242,6 +242,7 @@ impl Observer for Telemetry {
             Event::StoreNodes { worst, connections, nodes } => {
                 self.metrics.link().are(*worst, *connections, *nodes);
             }
+            Event::StoreClockSet { by } => self.links.clock_set(*by, Instant::now()),
             Event::StoreRemark(words) => self.say(words),
             Event::StoreWarning(words) => self.warn(words),
             Event::ChargeReturned(outcome) => self.metrics.settlements.returned(*outcome),

@@ -14,6 +14,7 @@ mod admin;
 mod admin_tokens;
 mod checks;
 mod client_address;
+mod clocks;
 mod cluster;
 mod conformance;
 mod costs;

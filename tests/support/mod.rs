@@ -21,6 +21,7 @@ pub mod redis_server;
 pub mod relay;
 pub mod schema;
 pub mod sentinel;
+pub mod shifted_clock;
 pub mod slot_endpoint;
 pub mod structured;
 pub mod upstream;

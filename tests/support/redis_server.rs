@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tidegate::redis::LoginFiles;
 
 use super::certificates::Certificates;
+use super::shifted_clock::ShiftedClock;
 
 /// Ends when it is dropped.
 pub struct RedisServer {
@@ -23,6 +24,7 @@ pub struct RedisServer {
     /// On which a node of a cluster speaks to the others.
     pub bus_port: u16,
     arguments: Vec<String>,
+    variables: Vec<(String, String)>,
     directory: TempDir,
     /// The URL of those who name it, and what has to live for them to.
     found_by: Option<(String, Box<dyn Any + Send + Sync>)>,
@@ -44,6 +46,13 @@ impl RedisServer {
     /// One with more arguments.
     pub fn start_with(arguments: &[&str]) -> Self {
         Self::start_as(arguments, None, None)
+    }
+
+    /// One that lives by another clock.
+    pub fn start_by(clock: &ShiftedClock) -> Self {
+        let variables = clock.variables().into_iter();
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Self::start_in(variables, &[], None, None)
     }
 
     /// One that speaks TLS only, and lets in the user of [`RedisServer::url`], who may do what is needed and no more.
@@ -101,12 +110,21 @@ impl RedisServer {
     }
 
     fn start_as(arguments: &[&str], password: Option<&str>, certificates: Option<Arc<Certificates>>) -> Self {
+        Self::start_in(Vec::new(), arguments, password, certificates)
+    }
+
+    fn start_in(
+        variables: Vec<(String, String)>,
+        arguments: &[&str],
+        password: Option<&str>,
+        certificates: Option<Arc<Certificates>>,
+    ) -> Self {
         // A port beside ours may be taken by a program that is no test: then the next one.
         for _ in 0..20 {
             let port = free_port();
             let directory = tempfile::tempdir().unwrap();
             let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
-            let mut child = spawn(port, &directory, &arguments, certificates.is_some());
+            let mut child = spawn(port, &directory, (&arguments, &variables), certificates.is_some());
             if answers(&mut child, &client(port, password, certificates.as_deref())) {
                 let (bus_port, found_by) = (0, None);
                 return Self {
@@ -116,6 +134,7 @@ impl RedisServer {
                     certificates,
                     bus_port,
                     arguments,
+                    variables,
                     directory,
                     found_by,
                 };
@@ -204,7 +223,8 @@ impl RedisServer {
     pub fn restart(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            self.child = spawn(self.port, &self.directory, &self.arguments, self.certificates.is_some());
+            let (settings, tls) = ((&*self.arguments, &*self.variables), self.certificates.is_some());
+            self.child = spawn(self.port, &self.directory, settings, tls);
             let client = self.client();
             if answers(&mut self.child, &client) {
                 return;
@@ -267,7 +287,12 @@ pub fn signal(pid: u32, name: &str) {
     assert!(done.success(), "kill -{name} {pid}");
 }
 
-fn spawn(port: u16, directory: &TempDir, arguments: &[String], tls: bool) -> Child {
+fn spawn(
+    port: u16,
+    directory: &TempDir,
+    (arguments, variables): (&[String], &[(String, String)]),
+    tls: bool,
+) -> Child {
     let port = port.to_string();
     let ports = if tls { ["--tls-port", &port, "--port", "0"] } else { ["--tls-port", "0", "--port", &port] };
     Command::new("redis-server")
@@ -276,6 +301,7 @@ fn spawn(port: u16, directory: &TempDir, arguments: &[String], tls: bool) -> Chi
         .arg("--dir")
         .arg(directory.path())
         .args(arguments)
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

@@ -179,14 +179,9 @@ impl Memory {
                 continue;
             }
             voyage.returned_at = charged.judged_at;
-            let from = match charge.span {
-                None => charged.judged_at,
-                Some(span) if span.knows(charged.from[at]) => charged.from[at],
-                Some(span) => span.end_at(span.wall(charged.judged_at)),
-            };
+            let (from, past) = charged.from(at, charge, now);
             let unknown_there = voyage.charged - voyage.confirmed;
             let full_at = (from + charged.readings[at].debt).max(voyage.own_full_at()) + unknown_there;
-            let past = charge.span.map_or(now, |span| span.wall(now));
             if full_at > past || shard.entry(charge.key).is_some() {
                 self.set(&mut shard, charge, (from, full_at - from), now);
             }

@@ -226,6 +226,7 @@ fn an_answer_that_left_before_something_came_back_and_arrives_after_it_teaches_n
         from: SmallVec::from_elem(judged_at, 1),
         judged_at,
         last: SmallVec::new(),
+        ahead: 0,
     };
     let debt = |now| memory.charge(&[charge(0)], true, now)[0].debt;
     let charges = [charge(4)];
@@ -259,6 +260,7 @@ fn what_comes_back_after_its_key_was_forgiven_brings_no_debt_along() {
         from: SmallVec::from_elem(NOON, 1),
         judged_at: NOON,
         last: SmallVec::new(),
+        ahead: 0,
     };
     let charges = [charge(4)];
     memory.depart(&charges, false, NOON).answered(answer.clone(), NOON);
