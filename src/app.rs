@@ -31,6 +31,7 @@ use crate::control::status::Status;
 use crate::control::tokens::Tokens;
 use crate::control::watch::keep_watch;
 use crate::doors::check::Callers;
+use crate::doors::exchange::UnderWay;
 use crate::doors::gateway::Gateway;
 use crate::doors::health::Leaving;
 use crate::doors::jwt::{BadKeys, Verifier};
@@ -122,6 +123,7 @@ pub struct Application {
     /// Whether changes of its files are noticed by themselves.
     watch: bool,
     leaving: Leaving,
+    under_way: UnderWay,
     lame_duck: Duration,
     grace: Duration,
     /// A token that was made for this run because none was set.
@@ -210,6 +212,7 @@ impl Application {
             .ok_or_else(|| std::io::Error::other("the admin guard's figures make no limit"))?;
         let readiness = Arc::clone(&status);
         let leaving = Leaving::default();
+        let under_way = UnderWay::new(leaving.clone());
         let fleet = Fleet::new(Arc::clone(&limiter), company, Arc::clone(&overrides), Arc::clone(&observer));
         let fleet = fleet.map_err(StartError::Peers)?;
         fleet.steered_by(&steering);
@@ -222,6 +225,7 @@ impl Application {
             gateway,
             certificates,
             leaving: leaving.clone(),
+            under_way: under_way.clone(),
             callers: Callers {
                 token: settings.doors.token.as_ref().map(|token| token.expose().into()),
                 proxies: Arc::clone(&proxies),
@@ -277,6 +281,7 @@ impl Application {
             hangups,
             watch: settings.policies.watch,
             leaving,
+            under_way,
             lame_duck: settings.server.lame_duck,
             grace: settings.server.grace,
             #[cfg(feature = "otel")]
@@ -351,6 +356,7 @@ impl Application {
             }
         });
         futures_util::future::try_join_all(self.servers).await?;
+        self.under_way.drained(Duration::from_secs(1)).await;
         self.fleet.leave().await;
         // What still waits for the disk, such as the row of a refused token, gets a last chance.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.audit.flush()).await;

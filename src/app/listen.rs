@@ -36,7 +36,7 @@ use crate::control::tokens::Tokens;
 use crate::doors::check::{self, Callers};
 use crate::doors::client_ip::TrustedProxies;
 use crate::doors::costs::Costs;
-use crate::doors::exchange::Exchanges;
+use crate::doors::exchange::{Exchanges, UnderWay};
 use crate::doors::framing::Strict;
 use crate::doors::gateway::{Gateway, WorkerGateway};
 use crate::doors::headers::Sets;
@@ -67,6 +67,7 @@ pub(super) struct Parts {
     pub(super) gateway: Option<Gateway>,
     pub(super) certificates: Option<Arc<Certificates>>,
     pub(super) leaving: Leaving,
+    pub(super) under_way: UnderWay,
     pub(super) callers: Callers,
     pub(super) reserved: Arc<Reserved>,
     pub(super) readiness: ReadinessProbe,
@@ -117,7 +118,7 @@ pub(super) fn listen(
                 Exchanges::told_to(
                     Arc::clone(&parts.observer),
                     Arc::clone(&parts.proxies),
-                    parts.leaving.clone(),
+                    parts.under_way.clone(),
                 )
                 .traced(tracing),
             )

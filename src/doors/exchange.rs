@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use actix_web::body::{BodySize, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
@@ -36,20 +37,46 @@ const UNANSWERED: u16 = 0;
 /// Put among a response's extensions, it keeps the exchange untold: probes would drown the log.
 pub(crate) struct Untold;
 
+/// Held by every exchange that is not logged yet, and by everything that can begin one.
+#[derive(Clone, Debug)]
+pub struct UnderWay(Arc<Leaving>);
+
+/// How often [`UnderWay::drained`] looks.
+const DRAIN_LOOK: Duration = Duration::from_millis(5);
+
+impl UnderWay {
+    /// Of a process that may be `leaving`.
+    pub fn new(leaving: Leaving) -> Self {
+        Self(Arc::new(leaving))
+    }
+
+    /// Waits until this is the last clone, at most `longest`. A server that has ended leaves its workers to drop what they cut
+    /// off, each on its own thread: a process that ends before loses their lines in the log.
+    pub async fn drained(self, longest: Duration) {
+        let last = async {
+            while Arc::strong_count(&self.0) > 1 {
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+        };
+        // Whatever is still there is hung, and the process ends without its line.
+        let _ = tokio::time::timeout(longest, last).await;
+    }
+}
+
 /// Tells of every exchange that passes.
 #[derive(Clone)]
 pub struct Exchanges {
     observer: Arc<dyn Observer>,
     proxies: Arc<TrustedProxies>,
-    leaving: Leaving,
+    under_way: UnderWay,
     tracing: Option<Tracing>,
 }
 
 impl Exchanges {
-    /// Tells `observer`, naming clients as `proxies` vouch for them. Once the process is `leaving`, every answer is the
-    /// last of its connection.
-    pub fn told_to(observer: Arc<dyn Observer>, proxies: Arc<TrustedProxies>, leaving: Leaving) -> Self {
-        Self { observer, proxies, leaving, tracing: None }
+    /// Tells `observer`, naming clients as `proxies` vouch for them. Once the process leaves, every answer is the last of its
+    /// connection.
+    pub fn told_to(observer: Arc<dyn Observer>, proxies: Arc<TrustedProxies>, under_way: UnderWay) -> Self {
+        Self { observer, proxies, under_way, tracing: None }
     }
 
     /// With a place in a distributed trace for each, which the gateway tells the upstream.
@@ -123,7 +150,7 @@ where
             untold: false,
             trace,
             line,
-            leaving: self.told.leaving.clone(),
+            under_way: self.told.under_way.clone(),
         };
         Telling { answer: self.service.call(request), record: Some(Box::new(record)), changing }
     }
@@ -159,7 +186,7 @@ where
             Ok(mut response) => {
                 // The server below would call any answer to a wish for another protocol a change to it, and close the
                 // connection: that much is to be said.
-                let is_leaving = record.as_ref().is_some_and(|record| record.leaving.has_begun());
+                let is_leaving = record.as_ref().is_some_and(|record| record.under_way.0.has_begun());
                 let is_last = is_leaving || *this.changing;
                 if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
@@ -228,7 +255,7 @@ struct Record {
     untold: bool,
     trace: Option<Trace>,
     line: Option<Rc<Line>>,
-    leaving: Leaving,
+    under_way: UnderWay,
 }
 
 impl Record {
@@ -236,7 +263,7 @@ impl Record {
     fn unanswered(&self) -> u16 {
         match &self.line {
             Some(line) if line.is_at_fault() => MALFORMED,
-            Some(line) if self.leaving.has_begun() && !line.has_ended() => CUT,
+            Some(line) if self.under_way.0.has_begun() && !line.has_ended() => CUT,
             _ => CLIENT_LEFT,
         }
     }
