@@ -60,18 +60,19 @@ macro_rules! seeds {
     };
 }
 
-// Of all themes but the crowd, whose seeds (2, 7, 12, …) fail until memory evicts by fill.
+// Two of each theme. Against the binary before the mends, seed 2 found eviction by absolute debt, 5 decisions that ended with
+// their client, 6 a recovery window compared with the fleet's debt, and 11 a fallback that did not share the rate.
 seeds! {
     seed_1: 1,
+    seed_2: 2,
     seed_3: 3,
     seed_4: 4,
     seed_5: 5,
     seed_6: 6,
-    seed_8: 8,
+    seed_7: 7,
     seed_9: 9,
     seed_10: 10,
     seed_11: 11,
-    seed_14: 14,
 }
 
 /// The seed, or the range of seeds, that TIDEGATE_ADVERSARY_SEED names, one after the other: `17`, or `0..100`.
