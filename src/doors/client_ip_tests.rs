@@ -55,7 +55,7 @@ fn through(proxies: usize, header: &'static str, way: Way, from: &str, own: &[Li
 }
 
 #[test]
-fn no_header_that_a_client_sends_makes_it_another_behind_none_one_or_two_trusted_proxies() {
+fn client_headers_never_change_the_identity() {
     let claims = [
         "6.6.6.6",
         "10.0.0.2",
@@ -191,7 +191,7 @@ fn an_address_is_read_in_every_form_and_nothing_else_is() {
 }
 
 #[test]
-fn what_a_proxy_quotes_of_the_clients_words_is_no_element_and_no_parameter() {
+fn quoted_client_words_are_no_element_or_parameter() {
     let trusted = &["10.0.0.0/8"];
     for host in
         ["a,for=6.6.6.6", "a;for=6.6.6.6", "\",for=6.6.6.6", "\\\";for=6.6.6.6", "\\,for=6.6.6.6;a=\""]
@@ -215,7 +215,7 @@ fn what_a_proxy_quotes_of_the_clients_words_is_no_element_and_no_parameter() {
 }
 
 #[test]
-fn two_headers_that_disagree_are_not_believed_unless_one_is_chosen() {
+fn disagreeing_headers_count_only_when_one_is_chosen() {
     let trusted = &["10.0.0.0/8"];
     let forwarded = ("forwarded", r#"for=198.51.100.66, For="[2001:db8::9]:80";proto=https, for=10.0.0.2"#);
     for (other, auto) in [
