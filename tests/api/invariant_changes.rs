@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -14,91 +15,193 @@ use super::overrides::{ask, put};
 use crate::support::process::Tidegate;
 use crate::support::redis_server::RedisServer;
 use crate::support::relay::Relay;
+use crate::support::until;
 
 /// Units a second, and at once.
 type Limit = (f64, f64);
 
-const KEY: Limit = (5.0, 10.0);
-const TENANT: Limit = (8.0, 30.0);
+const KEY: Limit = (20.0, 10.0);
+/// As much as keys and overrides ever come to: the limits of the keys deny.
+const WIDE_TENANT: Limit = (80.0, 120.0);
+/// Less than the keys come to: the limit of the tenant denies.
+const NARROW_TENANT: Limit = (25.0, 20.0);
 /// Clients of one key: one that waits, one that does not, one that hangs up.
 const STYLES: usize = 3;
 /// Keys of one tenant.
 const KEYS: usize = 3;
+/// What a client that hung up was admitted is not known, so its key shows less than was admitted. This one has none.
+const COUNTED_KEY: usize = 1;
+/// The percentages, one after the other: each time Redis decides all keys it has missed what memory admitted meanwhile.
+/// During the first, calls to Redis time out.
+const PERCENTAGES: [f64; 6] = [100.0, 0.0, 100.0, 50.0, 100.0, 0.0];
+/// As long as an empty bucket of a key takes to be full again, and a little more.
+const REFILL: Duration = Duration::from_millis(600);
 
-fn policies((rate, burst): Limit) -> String {
+fn policies((rate, burst): Limit, tenant: Limit) -> String {
     format!(
         "[[rule]]\nname = \"default\"\n[[rule.policy]]\nname = \"key\"\nby = \"header:x-api-key\"\n\
          limit = \"{rate}/second\"\nburst = {burst}\n[[rule.policy]]\nname = \"tenant\"\n\
          by = \"header:x-tenant\"\nlimit = \"{}/second\"\nburst = {}\n",
-        TENANT.0, TENANT.1
+        tenant.0, tenant.1
     )
 }
 
-/// The server, its attackers, and what they were admitted: the key, from when to when.
+/// An admitted request.
+#[derive(Clone, Copy)]
+struct Admitted {
+    key: usize,
+    sent: Instant,
+    ended: Instant,
+    by_redis: bool,
+}
+
+type Records = Arc<Mutex<Vec<Admitted>>>;
+
+/// The server, its attackers, what they were admitted, and a second instance, which no one asks but while Redis decides
+/// every key: it knows nothing but what the first one sends along to Redis.
 struct Attack {
-    _redis: RedisServer,
+    redis: RedisServer,
     relay: Relay,
     tidegate: Arc<Tidegate>,
-    stop: Arc<AtomicBool>,
-    attackers: Vec<JoinHandle<Vec<(usize, Instant, Instant)>>>,
+    witness: Tidegate,
+    orders: Arc<Orders>,
+    admitted: Records,
+    attackers: Vec<JoinHandle<()>>,
+}
+
+/// What attackers are to do.
+#[derive(Default)]
+struct Orders {
+    pause: AtomicBool,
+    stop: AtomicBool,
 }
 
 impl Attack {
-    async fn start() -> Self {
+    async fn start(tenant: Limit) -> Self {
         let redis = RedisServer::start();
         let relay = Relay::to(redis.port).await;
         relay.delay(Duration::from_millis(5));
-        let url = format!("redis://{}", relay.address);
-        let variables = [
-            ("REDIS_URL", url.as_str()),
-            ("TIDEGATE_SECRET", "a seed makes the same canary each time"),
-            ("REDIS_TIMEOUT_MS", "2000"),
-            ("TIDEGATE__REDIS__RECONNECT_INTERVAL_S", "1"),
-            ("TIDEGATE__LOGGING__REQUESTS", "false"),
-        ];
-        let tidegate = Arc::new(Tidegate::start(Some(&policies(KEY)), &variables).await);
-        tidegate.connected().await;
-        let stop = Arc::<AtomicBool>::default();
+        let (near, far) = (redis.url(), format!("redis://{}", relay.address));
+        let start = async |url: &str| {
+            let variables = [
+                ("REDIS_URL", url),
+                ("TIDEGATE_SECRET", "a seed makes the same canary each time"),
+                ("REDIS_TIMEOUT_MS", "1000"),
+                ("TIDEGATE__REDIS__RECONNECT_INTERVAL_S", "1"),
+                ("TIDEGATE__REDIS__WARM_UP_S", "1"),
+                ("TIDEGATE__FLEET__HEARTBEAT_S", "1"),
+                ("TIDEGATE__LOGGING__REQUESTS", "false"),
+            ];
+            let tidegate = Tidegate::start(Some(&policies(KEY, tenant)), &variables).await;
+            tidegate.connected().await;
+            tidegate
+        };
+        let (tidegate, witness) = (Arc::new(start(&far).await), start(&near).await);
+        let (orders, admitted) = (Arc::<Orders>::default(), Records::default());
         let attackers = (0..KEYS * STYLES).map(|number| {
-            tokio::spawn(attack(Arc::clone(&tidegate), Arc::clone(&stop), number % KEYS, number / KEYS))
+            let (key, style) = (number % KEYS, number / KEYS);
+            let style = if key == COUNTED_KEY { style.min(1) } else { style };
+            let (tidegate, orders, admitted) = (&tidegate, &orders, &admitted);
+            tokio::spawn(attack(Arc::clone(tidegate), Arc::clone(orders), Arc::clone(admitted), (key, style)))
         });
         let attackers = attackers.collect();
-        Self { _redis: redis, relay, tidegate, stop, attackers }
+        Self { redis, relay, tidegate, witness, orders, admitted, attackers }
     }
 
-    async fn stop(self) -> Vec<(usize, Instant, Instant)> {
-        self.stop.store(true, Ordering::SeqCst);
-        let mut admitted = Vec::new();
+    async fn stop(self) -> Vec<Admitted> {
+        self.orders.stop.store(true, Ordering::SeqCst);
         for attacker in self.attackers {
-            admitted.extend(attacker.await.unwrap());
+            attacker.await.unwrap();
         }
-        admitted.sort_by_key(|(_, sent, _)| *sent);
+        drop(self.redis);
+        let admitted = self.admitted.lock().clone();
         admitted
+    }
+
+    /// Every bucket gets full again, and the bursts are spent once more: what is admitted too much after that exceeds them.
+    async fn lull(&self) {
+        self.orders.pause.store(true, Ordering::SeqCst);
+        tokio::time::sleep(REFILL).await;
+        self.orders.pause.store(false, Ordering::SeqCst);
+        tokio::time::sleep(REFILL / 2).await;
+    }
+
+    /// Redis swallows calls until they time out, then resets the connection and answers again.
+    async fn outage(&self) {
+        // Then this instance serves nearly all of the limit in Redis' place.
+        until("it has learned that all traffic is its own", async || {
+            self.tidegate.status().await["fallback_share"] == json!({"share": 1.0, "source": "learned"})
+        })
+        .await;
+        self.lull().await;
+        let before = self.fallbacks().await;
+        self.relay.black_hole();
+        until("calls time out", async || self.fallbacks().await > before).await;
+        tokio::time::sleep(REFILL).await;
+        self.relay.thaw();
+        self.relay.cut();
+    }
+
+    async fn fallbacks(&self) -> f64 {
+        let metrics = self.tidegate.metrics().await;
+        let lines = metrics.lines().filter(|line| line.starts_with("tidegate_fallbacks_total"));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// What the witness is admitted by Redis once each key has been admitted by Redis on the attacked instance, whose
+    /// debts have ridden along then. `None` where that instance went on without Redis meanwhile.
+    async fn testify(&self) -> Option<Vec<Admitted>> {
+        self.tidegate.connected().await;
+        let since = Instant::now();
+        until("every key is decided by Redis", async || {
+            let admitted = self.admitted.lock();
+            (0..KEYS).all(|wanted| {
+                let mut of_key = admitted.iter().filter(|one| one.key == wanted);
+                of_key.any(|one| one.by_redis && one.sent >= since)
+            })
+        })
+        .await;
+        let (before, seen) = (self.fallbacks().await, Records::default());
+        for _ in 0..40 {
+            let asked = (0..KEYS).map(|key| ask_for(&self.witness, key, &seen));
+            futures_util::future::join_all(asked).await;
+        }
+        let admitted = seen.lock().iter().filter(|one| one.by_redis).copied().collect();
+        (self.fallbacks().await == before).then_some(admitted)
+    }
+}
+
+fn question(key: usize) -> Value {
+    json!({"attributes": {"header:x-api-key": format!("key-{key}"), "header:x-tenant": "tenant"}})
+}
+
+async fn ask_for(tidegate: &Tidegate, key: usize, admitted: &Records) {
+    let sent = Instant::now();
+    let answer = tidegate.check(question(key)).await;
+    if answer["allowed"] == true {
+        let by_redis = answer["backend"] == "redis" && answer["fallback"] != true;
+        admitted.lock().push(Admitted { key, sent, ended: Instant::now(), by_redis });
     }
 }
 
 async fn attack(
     tidegate: Arc<Tidegate>,
-    stop: Arc<AtomicBool>,
-    key: usize,
-    style: usize,
-) -> Vec<(usize, Instant, Instant)> {
-    let mut admitted = Vec::new();
-    let attributes = json!({"header:x-api-key": format!("key-{key}"), "header:x-tenant": "tenant"});
-    let question = json!({"attributes": attributes});
-    while !stop.load(Ordering::SeqCst) {
-        if style == 2 {
-            hang_up(&tidegate, &question.to_string()).await;
+    orders: Arc<Orders>,
+    admitted: Records,
+    (key, style): (usize, usize),
+) {
+    while !orders.stop.load(Ordering::SeqCst) {
+        if orders.pause.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
             continue;
         }
-        let sent = Instant::now();
-        let answer = tidegate.check(question.clone()).await;
-        if answer["allowed"] == true {
-            admitted.push((key, sent, Instant::now()));
+        if style == 2 {
+            hang_up(&tidegate, &question(key).to_string()).await;
+            continue;
         }
+        ask_for(&tidegate, key, &admitted).await;
         tokio::time::sleep(Duration::from_millis([30, 1][style])).await;
     }
-    admitted
 }
 
 /// Sends a question and resets the connection while Redis is asked.
@@ -112,80 +215,98 @@ async fn hang_up(tidegate: &Tidegate, question: &str) {
 }
 
 /// Over no interval more was admitted than the bursts of all limits that were in force and the greatest rate.
-fn bounded(what: &str, admitted: &[(Instant, Instant)], limits: &[(Instant, Instant, Limit)]) {
-    assert!(admitted.len() > 3, "{what}: only {} were admitted", admitted.len());
+fn bounded(what: &str, admitted: &[Admitted], limits: &[(Instant, Instant, Limit)]) {
+    let mut admitted = admitted.to_vec();
+    admitted.sort_by_key(|one| one.sent);
     for first in 0..admitted.len() {
-        let (from, mut to) = (admitted[first].0, admitted[first].1);
-        for (count, (_, ended)) in admitted[first..].iter().enumerate() {
-            to = to.max(*ended);
+        let (from, mut to) = (admitted[first].sent, admitted[first].ended);
+        for (count, one) in admitted[first..].iter().enumerate() {
+            to = to.max(one.ended);
             let in_force = limits.iter().filter(|(began, ends, _)| *began <= to && *ends >= from);
             let (rate, burst) = in_force
                 .fold((0.0_f64, 0.0), |(rate, burst), (_, _, limit)| (rate.max(limit.0), burst + limit.1));
-            let most = burst + rate * to.duration_since(from).as_secs_f64();
+            // A thousandth of a unit is the difference between the clocks of two servers.
+            let most = burst + rate * to.duration_since(from).as_secs_f64() + 1e-3;
             let count = count + 1;
             assert!(count as f64 <= most, "{what}: {count} in {:?}, at most {most:.2}", to - from);
         }
     }
 }
 
-/// Attacks while `change` changes the limit of a key, and returns all moments at which a limit began to be in force.
-async fn holds(change: impl AsyncFn(&Tidegate, usize) -> Limit, of_all_keys: bool) {
-    let attack = Attack::start().await;
+/// Attacks while `change` changes the limit of a key, and holds all that was admitted against the limits in force.
+///
+/// What the witness was admitted at one time counts with all that the attacked instance had admitted until then: that
+/// instance had sent its debts along, and no moment later Redis knows less.
+async fn holds(change: impl AsyncFn(&Attack, usize) -> Limit, of_all_keys: bool, tenant: Limit) {
+    let attack = Attack::start(tenant).await;
     let far = Instant::now() + Duration::from_secs(3_600);
     let began = Instant::now() - Duration::from_secs(1);
-    let mut limits = vec![(began, far, KEY)];
-    for round in 0..6 {
-        tokio::time::sleep(Duration::from_millis(400)).await;
-        attack.tidegate.set_percent([100.0, 0.0, 50.0][round % 3]).await;
-        if round == 3 {
-            attack.relay.cut();
+    let (mut limits, mut testimonies) = (vec![(began, far, KEY)], Vec::new());
+    for (round, percent) in PERCENTAGES.into_iter().enumerate() {
+        attack.tidegate.set_percent(percent).await;
+        if round == 0 {
+            attack.outage().await;
+        }
+        if percent == 100.0
+            && let Some(seen) = attack.testify().await
+        {
+            testimonies.push((seen, Instant::now()));
         }
         let begins = Instant::now();
-        let limit = change(&attack.tidegate, round).await;
+        let limit = change(&attack, round).await;
         // Each limit ends when the next one has been confirmed.
         limits.last_mut().unwrap().1 = Instant::now();
         limits.push((begins, far, limit));
+        attack.lull().await;
     }
-    tokio::time::sleep(Duration::from_millis(400)).await;
     let admitted = attack.stop().await;
-    let times = |wanted: Option<usize>| -> Vec<(Instant, Instant)> {
-        let of_key = admitted.iter().filter(|(key, ..)| wanted.is_none_or(|wanted| *key == wanted));
-        of_key.map(|(_, sent, ended)| (*sent, *ended)).collect()
-    };
-    for key in 0..KEYS {
-        let constant = [(began, far, KEY)];
-        let limits = if of_all_keys || key == 0 { &limits[..] } else { &constant[..] };
-        bounded(&format!("key {key}"), &times(Some(key)), limits);
+    assert!(testimonies.len() >= 2, "only {} times Redis alone decided", testimonies.len());
+    testimonies.push((Vec::new(), far));
+    for (seen, until) in &testimonies {
+        let together = admitted.iter().filter(|one| one.sent <= *until).chain(seen);
+        let together: Vec<Admitted> = together.copied().collect();
+        for key in 0..KEYS {
+            let constant = [(began, far, KEY)];
+            let limits = if of_all_keys || key == 0 { &limits[..] } else { &constant[..] };
+            let of_key: Vec<Admitted> = together.iter().filter(|one| one.key == key).copied().collect();
+            bounded(&format!("key {key}"), &of_key, limits);
+        }
+        bounded("tenant", &together, &[(began, far, tenant)]);
     }
-    // The tenant's limit never changed. What its clients were admitted before the first of these counts as well.
-    bounded("tenant", &times(None), &[(began, far, TENANT)]);
+    for key in 0..KEYS {
+        let count = admitted.iter().filter(|one| one.key == key).count();
+        assert!(count >= 20, "key {key}: only {count} were admitted");
+    }
 }
 
 #[tokio::test]
 async fn overrides_under_attack_admit_one_burst_each() {
-    let limits = [(20.0, 15.0), (1.0, 2.0), (10.0, 30.0)];
-    let change = async |tidegate: &Tidegate, round: usize| {
-        if round % 2 == 1 {
-            assert_eq!(ask(tidegate, "DELETE", "/admin/overrides/own").await.0, 200);
+    let limits = [(40.0, 15.0), (1.0, 2.0), (10.0, 30.0)];
+    let change = async |attack: &Attack, round: usize| {
+        if round % 2 == 0 {
+            let answer = ask(&attack.tidegate, "DELETE", "/admin/overrides/own").await;
+            assert_eq!(answer.0, if round == 0 { 404 } else { 200 }, "{answer:?}");
             return KEY;
         }
         let (rate, burst) = limits[round / 2];
         let effect = json!({"limit": format!("{rate}/second"), "burst": burst as u32});
         let body =
             json!({"rule": "default", "policy": "key", "key": "key-0", "effect": effect, "reason": "a test"});
-        assert_eq!(put(tidegate, "own", body, None).await.0, 201);
+        assert_eq!(put(&attack.tidegate, "own", body, None).await.0, 201);
         (rate, burst)
     };
-    holds(change, false).await;
+    holds(change, false, WIDE_TENANT).await;
 }
 
 #[tokio::test]
 async fn reloads_under_attack_admit_one_burst_each() {
-    let change = async |tidegate: &Tidegate, round: usize| {
-        let limit = [(20.0, 4.0), (1.0, 2.0), KEY][round % 3];
-        tidegate.put_policies(&policies(limit));
-        assert_eq!(tidegate.reload().await.0, 200);
+    let change = async |attack: &Attack, round: usize| {
+        let limit = [(40.0, 4.0), (1.0, 2.0), KEY][round % 3];
+        for tidegate in [&attack.witness, &attack.tidegate] {
+            tidegate.put_policies(&policies(limit, NARROW_TENANT));
+            assert_eq!(tidegate.reload().await.0, 200);
+        }
         limit
     };
-    holds(change, true).await;
+    holds(change, true, NARROW_TENANT).await;
 }
