@@ -8,6 +8,7 @@ use super::gcra::{Quota, Reading};
 use super::overrides::Overridden;
 use super::policy::PolicyId;
 use super::rollout::Arm;
+use super::share::Share;
 use super::store::{FaultKind, Readings};
 use super::subject::{Key, SubjectHash};
 
@@ -45,6 +46,7 @@ impl Item {
             backend,
             arm: self.arm,
             fallback,
+            share: Share::WHOLE,
             own: self.own,
             missing: false,
             waived: false,

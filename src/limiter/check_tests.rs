@@ -12,6 +12,7 @@ use smallvec::smallvec;
 
 use super::*;
 use crate::limiter::Hit;
+use crate::limiter::calendar::{Calendar, Unit};
 use crate::limiter::clock::{Clock, Micros, SECOND};
 use crate::limiter::decision::Ruling;
 use crate::limiter::gcra::Quota;
@@ -135,15 +136,25 @@ impl Stage {
         let mut client = Policy::new("client", Subject::new([Part::Jwt("sub".into())]), hourly(10));
         let after = NonZeroU32::new(3).unwrap();
         client.penalty = Some(Penalty { after, within: SECOND, lasts: SECOND });
+        let all = Policy::new("all", Subject::new([]), hourly(300));
+        Self::with_policies([client, all], (keys, most), percent, None)
+    }
+
+    fn with_policies(
+        policies: [Policy; 2],
+        (keys, most): (usize, usize),
+        percent: Percent,
+        fleet: Option<NonZeroU32>,
+    ) -> Self {
         let mut rules = Rules::none();
-        rules.add("rule", Route::any(), 1, [client, Policy::new("all", Subject::new([]), hourly(300))]);
+        rules.add("rule", Route::any(), 1, policies);
         let rollout = Arc::new(Rollout::default());
         rollout.learn_keys(FleetKeys::new([1; 16], [2; 16]));
         rollout.put(InForce { percent, revision: 1 });
         let (client, all) = (Mutex::new(Does::Hangs), Mutex::new(Does::Hangs));
         let store = LateStore { client, all, calls: AtomicUsize::new(0), background: Mutex::default(), most };
         let limiter = Limiter::new(rules, Memory::new(keys), &[7; 16], Clock::manual(NOW));
-        Self(Arc::new(limiter.with_rollout(rollout).with_store(store)))
+        Self(Arc::new(limiter.with_rollout(rollout).with_store(store).in_a_fleet_of(fleet)))
     }
 
     fn store(&self) -> &LateStore {
@@ -299,5 +310,54 @@ fn dropped_cost_adjustment_is_kept_in_memory() {
         assert_eq!(stage.left(&ME)[0], left, "cost {actual}");
         let memory = stage.0.memory();
         assert!((0..memory.shards()).all(|at| memory.shard(at).voyages.is_empty()));
+    }
+}
+
+/// A request in Redis' place that turns out to cost more or less leaves each bucket of its key as one that cost so much from
+/// the start: at a share of a quarter each unit stands for four.
+#[test]
+fn adjustment_in_fallback_is_charged_at_the_share() {
+    let quarter = || {
+        let minutes = Quota::each(NonZeroU32::new(40).unwrap(), Unit::Minute).unwrap();
+        let window = Policy::new("all", Subject::new([]), minutes);
+        let window = window.in_windows_of(Calendar::new(Unit::Minute, "UTC").unwrap());
+        let client = Policy::new("client", Subject::new([Part::Jwt("sub".into())]), hourly(40));
+        let stage = Stage::with_policies([client, window], (1_000, 0), Percent::ALL, NonZeroU32::new(4));
+        stage.does(Does::Fails, Does::Fails);
+        stage
+    };
+    let ask = |stage: &Stage, cost: u32, tab: Option<&mut Tab>| {
+        let check = poll(pin!(stage.0.check_on(&ME, Hit { cost, peek: false }, tab)));
+        let Poll::Ready(decision) = check else { panic!("it waits") };
+        decision
+    };
+    let readings = |decision: Decision| -> Vec<_> {
+        decision.verdicts().map(|(_, verdict)| (verdict.reading.remaining, verdict.reading.debt)).collect()
+    };
+    for (cost, actual, after) in [
+        (1, 2, 0),
+        (1, 9, 0),
+        (3, 1, 0),
+        (2, 0, 0),
+        (12, 4, 0),
+        (4, 1, 60),
+        (1, 3, 2),
+        (2, 0, 400),
+        (4, 1, 500),
+    ] {
+        let (adjusted, plain) = (quarter(), quarter());
+        let mut tab = Tab::default();
+        let decision = ask(&adjusted, cost, Some(&mut tab));
+        assert!(decision.allowed() && decision.verdicts().all(|(_, verdict)| verdict.share.as_f64() == 0.25));
+        assert!(ask(&plain, actual, None).allowed());
+        let later = after * 90 * SECOND / 100;
+        adjusted.0.clock.advance(later);
+        let settlement = adjusted.0.settle(&tab, &decision, actual, true).unwrap();
+        assert!(matches!(settlement.outcome, Settling::Done(Outcome::Memory)));
+        plain.0.clock.advance(later);
+        let [of_adjusted, of_plain] = [&adjusted, &plain].map(|stage| readings(ask(stage, 0, None)));
+        assert_eq!(of_adjusted, of_plain, "{cost} became {actual} after {later} µs");
+        let [of_adjusted, of_plain] = [&adjusted, &plain].map(|stage| ask(stage, 10, None).allowed());
+        assert_eq!(of_adjusted, of_plain, "{cost} became {actual}");
     }
 }

@@ -8,7 +8,7 @@ use super::bill::{Bill, Charges, Item, denied};
 use super::charge::Charge;
 use super::check::{Background, Check, PendingDecision};
 use super::clock::Micros;
-use super::decision::{Backend, Decision, Ruling, State};
+use super::decision::{Backend, Decision, Ruling, State, Verdict};
 use super::passage::Passage;
 use super::places::{self, Answered, ChargedHere, Part, Payment};
 use super::policy::{Mode, OnRedisError, PolicyId, Rules};
@@ -171,10 +171,13 @@ impl<S: Store> Limiter<S> {
         }
         let mut verdicts = bill.verdicts(Arm::Control, Backend::Memory, None, &here_readings);
         for (part, answered) in parts.iter().zip(&answers) {
-            let Ok(Answered { readings, fault, .. }) = answered else { continue };
+            let Ok(Answered { readings, fault, here }) = answered else { continue };
             let backend = if fault.is_some() { Backend::Memory } else { Backend::Redis };
+            let share = here.first().map_or(Share::WHOLE, |charge| charge.share);
             let judged = part.items.iter().zip(readings);
-            verdicts.extend(judged.map(|(item, &reading)| item.verdict(backend, *fault, reading)));
+            verdicts.extend(
+                judged.map(|(item, &reading)| Verdict { share, ..item.verdict(backend, *fault, reading) }),
+            );
         }
         for verdict in verdicts.iter_mut().filter(|verdict| verdict.fallback.is_some()) {
             let policy = rules.policy(verdict.policy);

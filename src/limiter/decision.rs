@@ -11,6 +11,7 @@ use super::gcra::{Quota, Reading};
 use super::overrides::Overridden;
 use super::policy::{Mode, Policy, PolicyId, Rules};
 use super::rollout::Arm;
+use super::share::Share;
 use super::store::FaultKind;
 
 /// The three words of the contract.
@@ -67,6 +68,8 @@ pub struct Verdict {
     pub arm: Arm,
     /// Why memory decided although Redis was wanted.
     pub fallback: Option<FaultKind>,
+    /// The part of the quota that was served: what the request turns out to cost is settled on the same scale.
+    pub share: Share,
     /// A limit of the subject's own, in the place of the policy's.
     pub own: Option<Quota>,
     /// A shadow policy's subject, which must be there, is missing: no bucket was judged. (Of an enforced policy that
@@ -92,8 +95,8 @@ impl Verdict {
     /// Of a shadow policy whose subject must be there and is missing.
     pub(super) fn missing(policy: PolicyId, quota: Quota) -> Self {
         let reading = Reading { retry_after: None, ..quota.reading(0, 0, false) };
-        let (backend, arm) = (Backend::Memory, Arm::Control);
-        Self { policy, reading, backend, arm, fallback: None, own: None, missing: true, waived: false }
+        let (backend, arm, share) = (Backend::Memory, Arm::Control, Share::WHOLE);
+        Self { policy, reading, backend, arm, fallback: None, share, own: None, missing: true, waived: false }
     }
 
     /// What this policy by itself would have come to.

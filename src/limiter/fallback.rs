@@ -223,6 +223,22 @@ impl Memory {
         readings
     }
 
+    /// Charges the fallback bucket what a request cost more than it was charged by [`Memory::charge_in_fallback`]: unjudged,
+    /// and never more than a full bucket of the share, so that no client waits longer than one refill.
+    pub(super) fn charge_fallback_more(&self, charge: &Charge, now: Micros) {
+        let mut shard = self.shard(self.shard_of(charge.key));
+        let own = shard.own(charge, false, now);
+        let most = charge.share.scale(charge.quota.tolerance());
+        let amount = own.amount.min(most.saturating_sub(own.debt));
+        if amount == 0 {
+            return;
+        }
+        let state = charge.own_after(&Own { amount, ..own });
+        shard.fallbacks_until = shard.fallbacks_until.max(state);
+        let fallback = Charge { key: apart(charge.key), ..*charge };
+        self.set(&mut shard, &fallback, (own.from, state - own.from), now);
+    }
+
     /// Gives back what [`Memory::charge_in_fallback`] took for a charge from the fallback bucket.
     pub(super) fn refund_fallback(&self, charge: &Charge, then: Micros, now: Micros) {
         let mut shard = self.shard(self.shard_of(charge.key));

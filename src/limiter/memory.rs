@@ -160,23 +160,24 @@ impl Memory {
     /// What has drained since is not given back: had the hit never been charged, the bucket could have stood empty
     /// for as long, and nobody saves up more than a full bucket.
     pub fn refund(&self, charges: &[Charge], readings: &Readings, then: Micros, now: Micros) {
-        let drained = now.saturating_sub(then);
-        for (charge, reading) in charges.iter().zip(readings) {
-            if !reading.allowed {
-                continue;
-            }
-            let mut shard = self.shard(self.shard_of(charge.key));
-            let Some(entry) = shard.entry_mut(charge.key) else { continue };
-            let (charged_from, full_at) = (charge.from(0, then), entry.full_at());
-            let (from, full_at) = match charge.span {
-                None => (now, full_at.saturating_sub(charge.amount().saturating_sub(drained))),
-                // The window is over, or another thread has begun the next: nothing of the charge is left.
-                Some(_) if charge.from(full_at, then) != charged_from => continue,
-                Some(_) => (charged_from, full_at.saturating_sub(charge.amount()).max(charged_from)),
-            };
-            let debt = full_at.saturating_sub(from);
-            entry.set(full_at, Measure::of(charge, debt), debt);
+        for (charge, _) in charges.iter().zip(readings).filter(|(_, reading)| reading.allowed) {
+            self.refund_part(charge, charge.amount(), then, now);
         }
+    }
+
+    /// Takes back an amount of what was charged at `then`, as far as it has not drained since.
+    pub(super) fn refund_part(&self, charge: &Charge, amount: Micros, then: Micros, now: Micros) {
+        let mut shard = self.shard(self.shard_of(charge.key));
+        let Some(entry) = shard.entry_mut(charge.key) else { return };
+        let (charged_from, full_at) = (charge.from(0, then), entry.full_at());
+        let (from, full_at) = match charge.span {
+            None => (now, full_at.saturating_sub(amount.saturating_sub(now.saturating_sub(then)))),
+            // The window is over, or another thread has begun the next: nothing of the charge is left.
+            Some(_) if charge.from(full_at, then) != charged_from => return,
+            Some(_) => (charged_from, full_at.saturating_sub(amount).max(charged_from)),
+        };
+        let debt = full_at.saturating_sub(from);
+        entry.set(full_at, Measure::of(charge, debt), debt);
     }
 
     /// How many keys are held.

@@ -55,6 +55,13 @@ struct Item {
     open_before: Micros,
 }
 
+impl Item {
+    /// What a cost comes to where this share of the quota is served.
+    fn stretched(&self, share: Share, cost: u32) -> Micros {
+        share.stretch(self.quota.charge(cost), self.quota.tolerance())
+    }
+}
+
 impl Tab {
     pub(super) fn open(
         &mut self,
@@ -148,7 +155,10 @@ impl<S: Store> Limiter<S> {
             let Some(item) = tab.items.iter().find(|item| item.policy == verdict.policy) else { continue };
             let policy = rules.policy(item.policy);
             let due = self.due(item, policy, verdict, (tab, actual, now));
-            verdict.reading = told((policy, &item.quota), verdict.reading, tab.cost, actual);
+            verdict.reading = told(policy, item, verdict, (tab.cost, actual));
+            if verdict.fallback.is_some() {
+                self.settle_fallback(item, policy, verdict.share, (tab, actual, now));
+            }
             let Some(due) = due else { continue };
             if verdict.backend == Backend::Redis && may_ask {
                 there.push(due);
@@ -179,8 +189,14 @@ impl<S: Store> Limiter<S> {
         let quota = item.quota;
         let span = policy.calendar.as_ref().map(|calendar| calendar.span(now, self.ahead(item.shared)));
         let units = actual.abs_diff(tab.cost);
-        let charge = Charge { key: item.key, quota, span, cost: units, share: Share::WHOLE, enforce: false };
-        let amount = charge.amount().min(quota.tolerance());
+        let share = verdict.share;
+        let charge = Charge { key: item.key, quota, span, cost: units, share, enforce: false };
+        // Both are cut to a full bucket, which the difference of two costs is not.
+        let amount = match share {
+            Share::WHOLE => charge.amount(),
+            part => item.stretched(part, actual).abs_diff(item.stretched(part, tab.cost)),
+        };
+        let amount = amount.min(quota.tolerance());
         let change = if actual > tab.cost {
             Change::More(amount)
         } else if let Some(span) = span {
@@ -192,13 +208,33 @@ impl<S: Store> Limiter<S> {
         } else {
             // What would have been owed, had the request cost no more from the start: at least so much. For as long as
             // that has been drained, the bucket would have stood empty.
-            let owed = verdict.reading.debt.saturating_sub(amount + item.open_before);
-            let owed = owed.max(quota.charge(actual));
+            let owed = verdict.reading.debt.saturating_sub(amount + share.scale(item.open_before));
+            let owed = owed.max(item.stretched(share, actual));
             let idle = now.saturating_sub(tab.opened_at).saturating_sub(owed);
             Change::Less(amount.saturating_sub(idle), now)
         };
         let nothing = matches!(change, Change::More(0) | Change::Less(0, _));
         (!nothing).then_some(Due { policy: item.policy, shared: item.shared, charge, change })
+    }
+
+    /// Settles the fallback bucket of a request that was decided in the shared store's place.
+    fn settle_fallback(
+        &self,
+        item: &Item,
+        policy: &Policy,
+        share: Share,
+        (tab, actual, now): (&Tab, u32, Micros),
+    ) {
+        let span = policy.calendar.as_ref().map(|calendar| calendar.span(now, self.ahead(item.shared)));
+        let (quota, cost) = (item.quota, actual.abs_diff(tab.cost));
+        let charge = Charge { key: item.key, quota, span, cost, share, enforce: false };
+        if actual > tab.cost {
+            self.memory.charge_fallback_more(&charge, now);
+        } else {
+            // What it cost in any case has drained first.
+            let owed = if span.is_none() { share.scale(quota.charge(actual)) } else { 0 };
+            self.memory.refund_fallback(&charge, tab.opened_at.saturating_add(owed), now);
+        }
     }
 
     /// Gives back what these buckets of one place were charged for a request that was then denied elsewhere: as if it had
@@ -286,13 +322,16 @@ impl<S: Store> Limiter<S> {
 }
 
 /// What a bucket would have said of a request that cost `actual` rather than `cost`.
-fn told((policy, quota): (&Policy, &Quota), reading: Reading, cost: u32, actual: u32) -> Reading {
-    let amount = quota.charge(actual.abs_diff(cost));
-    let debt = match actual > cost {
-        true => reading.debt.saturating_add(amount),
-        false => reading.debt.saturating_sub(amount),
-    };
-    let said = quota.reading(debt, actual, true);
+fn told(policy: &Policy, item: &Item, verdict: &Verdict, (cost, actual): (u32, u32)) -> Reading {
+    let (reading, share) = (verdict.reading, verdict.share);
+    let (before, after) = (item.stretched(share, cost), item.stretched(share, actual));
+    let debt = reading.debt.saturating_add(after).saturating_sub(before);
+    let mut said = item.quota.reading(debt, actual, true);
+    if share != Share::WHOLE {
+        // What is left of the share is known in whole units only.
+        let left = reading.remaining.saturating_add(cost).saturating_sub(actual);
+        said.remaining = said.remaining.min(left);
+    }
     if policy.calendar.is_some() { said.ending_in(reading.reset_after) } else { said }
 }
 

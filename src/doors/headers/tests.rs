@@ -7,6 +7,7 @@ use crate::limiter::decision::Backend;
 use crate::limiter::gcra::Reading;
 use crate::limiter::rollout::Arm;
 use crate::limiter::route::Route;
+use crate::limiter::share::Share;
 use crate::limiter::subject::Subject;
 
 const NOW: Micros = 1_350_084_794 * SECOND;
@@ -38,6 +39,7 @@ fn written(sets: Sets, bound: usize, policies: Vec<(Policy, Said)>) -> Vec<(Stri
         backend: Backend::Memory,
         arm: Arm::Control,
         fallback: None,
+        share: Share::WHOLE,
         own: None,
         missing: false,
         waived: false,

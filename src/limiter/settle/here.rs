@@ -9,7 +9,7 @@ use crate::limiter::memory::Memory;
 use crate::limiter::passage::Passage;
 use crate::limiter::policy::PolicyId;
 use crate::limiter::settle::Outcome;
-use crate::limiter::store::{Charged, Readings};
+use crate::limiter::store::Charged;
 use crate::limiter::subject::SubjectHash;
 
 /// The difference that one bucket is due.
@@ -112,10 +112,7 @@ impl Memory {
         match change {
             Change::More(amount) => self.charge_more(&charge, amount, now),
             Change::Less(amount, _) if charge.span.is_none() => self.charge_less(&charge, amount, now),
-            Change::Less(_, then) => {
-                let readings = Readings::from_elem(charge.quota.reading(0, 0, true), 1);
-                self.refund(&[charge], &readings, then, now);
-            }
+            Change::Less(amount, then) => self.refund_part(&charge, amount, then, now),
         }
     }
 
