@@ -30,6 +30,7 @@ mod fleet;
 mod fleet_outage;
 mod fleet_peers;
 mod fleet_record;
+mod fleet_restart;
 mod fleet_secret;
 mod gateway;
 mod hangups;

@@ -80,8 +80,8 @@ impl Fleet {
     /// One beat: the row, the list, the record and the secret in one way there and back. The secret is guarded by each beat:
     /// whoever starts after Redis lost it would make another, with buckets and keys of its own.
     async fn beat(self: &Arc<Self>, store: &RedisStore, every: Duration) {
-        let row = self.row().and_then(|row| serde_json::to_string(&row).ok());
-        let Some(row) = row else { return };
+        let Some(own) = self.row() else { return };
+        let Ok(row) = serde_json::to_string(&own) else { return };
         let id = id_text(self.id);
         // Who is alone by now may be so no longer, and be looked for by the pace of the others: the longer counts.
         let counts = every.max(self.pace(every)) * SILENT;
@@ -106,7 +106,7 @@ impl Fleet {
         *self.redis.lock() = Some(outcome);
         if let Ok(Some(rows)) = &rows {
             let alone = self.registry.len() == 0;
-            self.registry.are(rows, &id);
+            self.registry.are(rows, &own);
             store.is_shared_by(u32::try_from(self.registry.len()).unwrap_or(u32::MAX).saturating_add(1));
             self.limiter.fleet_has(self.registry.len() + 1);
             if alone && self.registry.len() > 0 {
@@ -139,8 +139,8 @@ impl Fleet {
 
     /// Reads the list again, beside the beats.
     pub(super) async fn reread_members(&self, store: &RedisStore) {
-        if let Ok(Ok(members)) = timeout(REREAD, store.members()).await {
-            self.registry.are(&members.rows, &id_text(self.id));
+        if let (Ok(Ok(members)), Some(own)) = (timeout(REREAD, store.members()).await, self.row()) {
+            self.registry.are(&members.rows, &own);
         }
     }
 

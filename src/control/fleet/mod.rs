@@ -69,6 +69,8 @@ pub struct Fleet {
     id: u64,
     name: String,
     started_at: String,
+    /// The same, by `clock`.
+    started: Micros,
     clock: Clock,
     exposure: Arc<Exposure>,
     /// What all agree on. It holds the way to the others itself: so it comes later, and is held loosely.
@@ -119,6 +121,7 @@ impl Fleet {
             id: rand::random(),
             name,
             started_at: super::status::time(clock.now()),
+            started: clock.now(),
             clock,
             exposure,
             steering: OnceLock::new(),
@@ -223,6 +226,8 @@ impl Fleet {
         let record = steering.record();
         let in_force = steering.in_force();
         let breaker = self.limiter.store().map_or("not_configured", |store| store.state().breaker.as_str());
+        let now = self.now();
+        let lasts = self.clock.now().saturating_sub(self.started);
         Some(Row {
             id: id_text(self.id),
             name: self.name.clone(),
@@ -235,10 +240,11 @@ impl Fleet {
             lag_ms: in_force.lag / 1_000,
             in_force_since: in_force.since,
             started_at: self.started_at.clone(),
+            since: now.saturating_sub(lasts) / 1_000,
             admin: self.admin.get().cloned(),
             listens: self.listens.load(Ordering::Relaxed),
             overrides: self.overrides.digest(),
-            at: self.now() / 1_000,
+            at: now / 1_000,
         })
     }
 }

@@ -61,8 +61,11 @@ pub async fn page(
     let (row, shared) = fleet.row().zip(fleet.shared()).ok_or_else(unready)?;
     fleet.have_heard(&shared);
     // What changes with every look at it is no change.
-    let word =
-        Word { row: super::Row { at: 0, exposure: row.exposure.map(hundredths), ..row }, shared, done };
+    let word = Word {
+        row: super::Row { at: 0, since: 0, exposure: row.exposure.map(hundredths), ..row },
+        shared,
+        done,
+    };
     let digest = Sha256::digest(serde_json::to_vec(&word).map_err(|_| unready())?);
     let etag = format!("\"{}\"", hex(&digest[..12]));
     let sealed = fleet.seal_key().and_then(|key| seal(&key, &word)).ok_or_else(unready)?;

@@ -1,6 +1,6 @@
 //! Who is there: what each instance says of itself, and by which way it was heard.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -37,6 +37,9 @@ pub struct Row {
     pub in_force_since: Micros,
     /// When it started, in RFC 3339.
     pub started_at: String,
+    /// The same, in milliseconds of the fleet's clock; 0: a version that does not say so.
+    #[serde(default)]
+    pub since: u64,
     /// Where its admin API listens.
     pub admin: Option<String>,
     /// Whether it hears at once what is told through Redis; else by its next beat.
@@ -47,6 +50,13 @@ pub struct Row {
     pub overrides: String,
     /// When it said so, in milliseconds of the fleet's clock.
     pub at: u64,
+}
+
+impl Row {
+    /// The name and the address of the admin API; `None` where the latter is not known.
+    fn place(&self) -> Option<(&str, &str)> {
+        Some((&self.name, self.admin.as_deref()?))
+    }
 }
 
 /// By which way an instance was heard.
@@ -73,13 +83,26 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// These lines are there. What is no row is passed over: a later version may say other things.
-    pub(super) fn are(&self, lines: &[String], here: &str) {
+    /// These lines are there; `own` is what this instance says of itself. What is no row is passed over: a later version may
+    /// say other things. So is one that another has replaced: it would count until it has been silent for long enough.
+    pub(super) fn are(&self, lines: &[String], own: &Row) {
         let rows = lines.iter().filter_map(|line| object::<Row>(line.as_bytes()).ok());
-        let rows: BTreeMap<_, _> = rows
-            .filter(|row| row.id != here && is_id(&row.id) && !self.has_left(&row.id))
-            .map(|row| (row.id.clone(), row))
-            .collect();
+        let rows: Vec<Row> =
+            rows.filter(|row| row.id != own.id && is_id(&row.id) && !self.has_left(&row.id)).collect();
+        let mut latest = HashMap::<(&str, &str), u64>::new();
+        for row in rows.iter().chain([own]) {
+            if let Some(place) = row.place() {
+                let since = latest.entry(place).or_default();
+                *since = row.since.max(*since);
+            }
+        }
+        // One process can listen at an address: who was silent since a later one started there has ended without a word.
+        let is_replaced = |row: &&Row| {
+            row.place().and_then(|place| latest.get(&place)).is_some_and(|&since| since > row.at)
+        };
+        let replaced: HashSet<String> = rows.iter().filter(is_replaced).map(|row| row.id.clone()).collect();
+        let there = rows.into_iter().filter(|row| !replaced.contains(&row.id));
+        let rows: BTreeMap<_, _> = there.map(|row| (row.id.clone(), row)).collect();
         if !rows.is_empty() {
             *self.company.lock() = Some(Instant::now());
         }
@@ -158,6 +181,7 @@ pub(super) fn row(id: u64, revision: u64) -> Row {
         lag_ms: 0,
         in_force_since: 0,
         started_at: "now".into(),
+        since: 0,
         admin: None,
         listens: true,
         overrides: String::new(),
@@ -174,7 +198,7 @@ mod tests {
         let registry = Registry::default();
         let line = |id| serde_json::to_string(&row(id, 3)).unwrap();
         let odd = line(3).replace(&id_text(3), "not an id");
-        registry.are(&[line(1), "{}".into(), "nonsense".into(), odd, line(2)], &id_text(1));
+        registry.are(&[line(1), "{}".into(), "nonsense".into(), odd, line(2)], &row(1, 3));
         let rows = registry.rows();
         assert_eq!((rows.len(), rows[0].name.as_str()), (1, "host-2"));
         assert_eq!((registry.name_of(&id_text(2)).as_deref(), registry.len()), (Some("host-2"), 1));
@@ -184,5 +208,33 @@ mod tests {
         assert_eq!(registry.rows(), [row(2, 4)], "of who is there, by its own word");
         registry.gone(&id_text(2));
         assert_eq!(registry.rows(), []);
+    }
+
+    #[test]
+    fn killed_instance_is_replaced_by_a_later_one_of_its_place() {
+        let at = |id, name: &str, admin: Option<&str>, since, at| Row {
+            name: name.into(),
+            admin: admin.map(Into::into),
+            since,
+            at,
+            ..row(id, 3)
+        };
+        let others = |own: &Row, rows: &[Row]| -> Vec<String> {
+            let registry = Registry::default();
+            let lines: Vec<String> = rows.iter().map(|row| serde_json::to_string(row).unwrap()).collect();
+            registry.are(&lines, own);
+            registry.rows().into_iter().map(|row| row.id).collect()
+        };
+        let ids = |ids: &[u64]| ids.iter().map(|id| id_text(*id)).collect::<Vec<_>>();
+        let (own, killed) = (at(1, "a", Some("h:1"), 5, 90), at(2, "b", Some("h:2"), 10, 50));
+        let later = at(3, "b", Some("h:2"), 60, 80);
+        assert_eq!(others(&own, &[killed.clone(), later.clone()]), ids(&[3]));
+        assert_eq!(others(&later, &[killed.clone(), own.clone()]), ids(&[1]), "its own predecessor");
+        let beats_on = Row { at: 70, ..killed.clone() };
+        assert_eq!(others(&own, &[beats_on, later.clone()]), ids(&[2, 3]), "two of one name");
+        let elsewhere = Row { admin: Some("h:3".into()), ..later.clone() };
+        assert_eq!(others(&own, &[killed.clone(), elsewhere]), ids(&[2, 3]));
+        let nowhere = [killed, later].map(|row| Row { admin: None, ..row });
+        assert_eq!(others(&own, &nowhere), ids(&[2, 3]));
     }
 }

@@ -109,14 +109,14 @@ impl Fleet {
         }
         self.waiting.lock().remove(&telling);
         let missing = all.difference(&acked).next().is_some() || acked.len() + own < listening;
-        let mut others = match self.limiter.store().filter(|_| through_redis && missing) {
-            // One of them may have left without being heard.
-            Some(store) => {
+        let mut others = all;
+        if missing {
+            // One of them may have left without being heard, or another may have taken its place.
+            if let Some(store) = self.limiter.store().filter(|_| through_redis) {
                 self.reread_members(store).await;
-                self.expected(true).1
             }
-            None => all,
-        };
+            others = self.expected(through_redis).1;
+        }
         others.extend(acked.iter().cloned());
         let pending: Vec<&String> = others.difference(&acked).collect();
         Told {
