@@ -79,7 +79,11 @@ fn of_words(error: &RedisError) -> FaultKind {
         // A write that a script was refused is reported as the script's error, with the cause inside.
         _ if says("OOM ") || says("not allowed when used memory") => FaultKind::Oom,
         _ if says("READONLY") || says("read only replica") => FaultKind::ReadOnly,
-        _ if says("NOPERM") || says("can't run this command") || says("ACL failure") => FaultKind::Permission,
+        _ if says("NOPERM") || says("ACL failure") => FaultKind::Permission,
+        // Of Redis 7.0: a command, a key or a channel inside a script.
+        _ if says("can't run this command") || says("can't access at least one of the") => {
+            FaultKind::Permission
+        }
         _ if says("max number of clients") || says("max concurrent connections") => FaultKind::MaxClients,
         _ if says("max requests limit") || says("max daily request limit") => FaultKind::Quota,
         _ => FaultKind::Other,
@@ -151,6 +155,18 @@ mod tests {
     fn said(line: &str) -> Fault {
         let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
         classify(&value.extract_error().unwrap_err())
+    }
+
+    #[test]
+    fn permission_that_a_script_lacks_is_recognized_in_any_wording() {
+        for line in [
+            "NOPERM User limited has no permissions to run the 'hset' command",
+            "ERR The user executing the script can't run this command or subcommand script: cf03, on @user_script:1.",
+            "ERR The user executing the script can't access at least one of the keys mentioned in the command arguments script: cf03, on @user_script:1.",
+            "ERR ACL failure in script: User limited has no permissions to access one of the keys used as arguments",
+        ] {
+            assert_eq!(said(line).kind, FaultKind::Permission, "{line}");
+        }
     }
 
     #[test]
