@@ -52,6 +52,7 @@ mod outages;
 mod overrides;
 mod overrides_fleet;
 mod overrides_large;
+mod overrides_moves;
 mod page;
 mod pipelining;
 mod record;

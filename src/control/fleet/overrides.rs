@@ -12,7 +12,9 @@ use super::peers::Peer;
 use super::seal::{open, seal};
 use super::tell::{Message, Told, What};
 use crate::control::overrides::{Entry, Origin};
-use crate::limiter::store::Fault;
+use crate::limiter::event::Event;
+use crate::limiter::store::{Fault, FaultKind};
+use crate::redis::cure::cure;
 use crate::redis::{OverrideFront, OverridesSummary, RedisStore};
 
 /// How long a change waits for the others.
@@ -95,11 +97,26 @@ impl Fleet {
     pub(super) async fn keep_overrides_shared(self: Arc<Self>) {
         let (Some(store), Some(_)) = (self.limiter.store(), self.heartbeat) else { return };
         let mut reading = Reading::default();
+        let mut warned = false;
         loop {
             self.overrides_due.notified().await;
             reading.calls = 0;
             // What fails now is what the next beat does.
-            let _ = self.share_overrides(store, &mut reading).await;
+            match self.share_overrides(store, &mut reading).await {
+                Ok(()) => warned = false,
+                // Decisions go on, so nothing else shows that a person has to mend it.
+                Err(fault) if fault.kind == FaultKind::Permission && !warned => {
+                    warned = true;
+                    let words = format!(
+                        "Redis does not let this instance share overrides ({}): a change reaches no instance that starts \
+                         later or is cut off when it is made. {}",
+                        fault.detail,
+                        cure(&fault, store.namespace())
+                    );
+                    self.observer.observe(&Event::StoreWarning(&words));
+                }
+                Err(_) => {}
+            }
         }
     }
 
