@@ -263,3 +263,15 @@ fn share_is_learned_of_bursts_of_two_and_unknown_of_one() {
     of(1).run(1, 1_000.0, |fleet| memory = fleet[0].share());
     assert_eq!(memory, None);
 }
+
+mod soak {
+    /// With as many answers as it takes to know a share within a tenth.
+    #[test]
+    fn share_is_learned_within_a_tenth_at_every_load() {
+        if std::env::var_os("TIDEGATE_SOAK").is_some() {
+            super::share_is_learned_at_every_load_of_2_4_and_16_instances();
+            super::share_is_learned_from_one_hot_key_alone();
+            super::share_is_learned_from_a_hot_key_served_in_batches();
+        }
+    }
+}

@@ -30,7 +30,7 @@ match = { path = "/teaching" }
   [[rule.policy]]
   name = "teaching"
   by = "header:x-api-key"
-  limit = "1000000/day"
+  limit = "10000000/day"
 "#;
 
 /// How requests find an instance.
@@ -137,12 +137,13 @@ async fn learned_shares(fleet: &Arc<Vec<Tidegate>>, balancing: Balancing, reques
 
 /// Whether the instances have learned equal shares from one key. It has another tag once in 32 charges, so few requests
 /// show little of each share and much of their sum: batches of calls of one instance, for which it takes its own charges
-/// too often for the earlier ones, add to it. In a soak the standard error of each is a thirtieth.
+/// too often for the earlier ones, add to it. In a soak the standard error of each is a 35th: a tag stays for a number of
+/// charges that is itself left to chance, so that 80 000 charges of an instance are worth 1 250 answers.
 async fn equal_shares_are_learned(instances: usize) {
     let soak = std::env::var_os("TIDEGATE_SOAK").is_some();
     let redis = RedisServer::start();
     let fleet = fleet_of(instances, &redis, POLICIES, &[("REDIS_TIMEOUT_MS", "5000")]).await;
-    let requests = if soak { 28_800 * (instances - 1) } else { 1_600 * (instances - 1) };
+    let requests = if soak { 80_000 * (instances - 1) } else { 1_600 * (instances - 1) };
     let shares = learned_shares(&fleet, Balancing::Random, requests).await;
     eprintln!("{instances} instances learned {shares:.4?}");
     let of_truth: Vec<f64> = shares.iter().map(|share| share * instances as f64).collect();
@@ -162,10 +163,15 @@ async fn four_instances_learn_their_share_from_one_hot_key() {
     equal_shares_are_learned(4).await;
 }
 
-#[tokio::test]
-async fn sixteen_instances_learn_their_share_in_a_soak() {
-    if std::env::var_os("TIDEGATE_SOAK").is_some() {
-        equal_shares_are_learned(16).await;
+mod soak {
+    /// Within a tenth of the truth each.
+    #[tokio::test]
+    async fn share_is_learned_by_2_4_and_16_from_one_hot_key() {
+        if std::env::var_os("TIDEGATE_SOAK").is_some() {
+            for instances in [2, 4, 16] {
+                super::equal_shares_are_learned(instances).await;
+            }
+        }
     }
 }
 
