@@ -9,6 +9,8 @@
 
 #[path = "store/cluster.rs"]
 mod cluster;
+#[path = "store/cluster_cost.rs"]
+mod cluster_cost;
 #[path = "store/hangups.rs"]
 mod hangups;
 mod support;

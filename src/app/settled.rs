@@ -38,6 +38,7 @@ use crate::limiter::event::Observer;
 use crate::limiter::exposure::Exposure;
 use crate::limiter::rollout::Rollout;
 use crate::limiter::subject::ProcessKey;
+use crate::redis::needs::MAP_INTERVAL;
 use crate::redis::{self, RedisStore};
 use crate::telemetry::{self, Exposition, Format, RequestLines, Telemetry};
 use crate::tools::cost::habits;
@@ -380,7 +381,7 @@ pub(super) fn store(
         // 144 commands a day: little even of a free plan's 10 000.
         secret_interval: settings.rollout.secret.is_none().then_some(Duration::from_secs(600)),
         cluster: redis.cluster,
-        map_interval: Some(Duration::from_secs(60)),
+        map_interval: Some(MAP_INTERVAL),
     };
     let store = RedisStore::new(options, clock, Arc::clone(rollout), Arc::clone(observer))
         .map_err(StartError::Redis)?

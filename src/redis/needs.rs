@@ -32,6 +32,12 @@ const BYTES_A_BEAT: f64 = 1_400.0;
 const BYTES_A_ROW: f64 = 450.0;
 /// Where there are more rows a beat reads so many on average.
 const ROWS_A_BEAT: f64 = 100.0;
+/// How often each instance of a quiet fleet reads the map of a cluster.
+pub const MAP_INTERVAL: Duration = Duration::from_secs(60);
+/// CLUSTER SLOTS and CLUSTER INFO, in one way there and back,
+const CALLS_A_MAP: f64 = 2.0;
+/// which take this many bytes, both ways, of a cluster of six nodes: at most this, measured.
+const BYTES_A_MAP: f64 = 2_800.0;
 /// Who knows of no other instance beats once a minute at most.
 const SECONDS_ALONE: f64 = 60.0;
 const SECONDS_A_DAY: f64 = 86_400.0;
@@ -87,6 +93,8 @@ pub struct Habits {
     pub secret_in_redis: bool,
     /// From one heartbeat to the next; `None`: there are none.
     pub heartbeat: Option<Duration>,
+    /// From one reading of the cluster's map to the next; `None`: it is not known to be a cluster.
+    pub map_interval: Option<Duration>,
 }
 
 /// What these rules need under this load, by the rule that needs most; `None` when nothing is limited.
@@ -98,6 +106,7 @@ pub fn needs(rules: &Rules, habits: Habits, load: Load) -> Option<Needs> {
     };
     let background = Background {
         looks,
+        maps: habits.map_interval.map_or(0.0, |every| SECONDS_A_DAY / every.as_secs_f64()),
         beats: beats_a_day(habits.heartbeat, load.instances),
         calls_a_beat: CALLS_A_BEAT + more_calls,
         commands_a_beat: COMMANDS_A_BEAT + more_calls,
@@ -117,6 +126,7 @@ pub fn needs(rules: &Rules, habits: Habits, load: Load) -> Option<Needs> {
 #[derive(Clone, Copy)]
 struct Background {
     looks: f64,
+    maps: f64,
     beats: f64,
     calls_a_beat: f64,
     commands_a_beat: f64,
@@ -143,9 +153,10 @@ fn needs_of(
     subjects.dedup();
     // A request asks Redis when any of its subjects is decided there.
     let share = (load.percent / 100.0 * subjects.len() as f64).min(1.0);
-    let Background { looks, beats, calls_a_beat, commands_a_beat, bytes_a_beat } = background;
+    let Background { looks, maps, beats, calls_a_beat, commands_a_beat, bytes_a_beat } = background;
     let (instances, is_used) = (f64::from(load.instances), load.percent > 0.0);
-    let of_background = |a_beat: f64| if is_used { instances * (looks + beats * a_beat) } else { 0.0 };
+    let of_background =
+        |a_beat: f64| if is_used { instances * (looks + maps * CALLS_A_MAP + beats * a_beat) } else { 0.0 };
     let calls = load.rpm * MINUTES_A_DAY * share;
     let inside = 2.0 + count;
     let names: usize = policies.iter().map(|policy| policy.name.len() + namespace + REST_OF_A_KEY).sum();
@@ -176,7 +187,8 @@ fn needs_of(
         bandwidth_bytes_a_month: DAYS_A_MONTH
             * (calls * wire
                 + if is_used {
-                    instances * beats * (bytes_a_beat + BYTES_A_ROW * instances.min(ROWS_A_BEAT))
+                    let a_beat = bytes_a_beat + BYTES_A_ROW * instances.min(ROWS_A_BEAT);
+                    instances * (beats * a_beat + maps * BYTES_A_MAP)
                 } else {
                     0.0
                 }),

@@ -9,7 +9,7 @@ use super::providers::{Figure, Plan, Provider, Providers};
 use crate::config::Settings;
 use crate::limiter::rollout::Percent;
 use crate::redis;
-use crate::redis::needs::{DAYS_A_MONTH, Habits, Load, Needs};
+use crate::redis::needs::{DAYS_A_MONTH, Habits, Load, MAP_INTERVAL, Needs};
 
 /// Whether a plan is enough.
 #[derive(Clone, Debug, Serialize)]
@@ -43,11 +43,15 @@ pub fn needs(settings: &Settings, load: Load) -> Option<Needs> {
 }
 
 /// What an instance with these settings asks of Redis besides decisions.
+///
+/// A cluster counts as one where `redis.cluster` says so: nothing is asked of the network.
 pub fn habits(settings: &Settings) -> Habits {
+    let is_cluster = settings.redis.as_ref().is_some_and(|redis| redis.cluster == Some(true));
     Habits {
         namespace: settings.redis.as_ref().map_or("tidegate".len(), |redis| redis.namespace.len()),
         secret_in_redis: settings.rollout.secret.is_none(),
         heartbeat: settings.fleet.heartbeat,
+        map_interval: is_cluster.then_some(MAP_INTERVAL),
     }
 }
 

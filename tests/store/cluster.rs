@@ -67,7 +67,7 @@ fn on_master(header: &str, master: usize) -> String {
     (0..).map(|number| format!("{header} {number}")).find(|value| master_of(header, value) == master).unwrap()
 }
 
-async fn known(
+pub(super) async fn known(
     cluster: &RedisCluster,
     rules: Rules,
     change: impl FnOnce(&mut Options),

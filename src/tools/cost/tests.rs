@@ -50,6 +50,19 @@ fn the_percentage_and_the_background_count() {
 }
 
 #[test]
+fn map_of_a_cluster_is_read_each_minute_by_two_commands() {
+    let cost = |cluster: &str| {
+        let settings = settings(&[("REDIS_URL", "redis://127.0.0.1:1"), ("REDIS_CLUSTER", cluster)]);
+        needs(&settings, load(&settings, 100.0, None, Some(3))).unwrap()
+    };
+    let (one, cluster) = (cost("false"), cost("true"));
+    assert_eq!(cluster.calls_a_day - one.calls_a_day, 3.0 * 1_440.0 * 2.0);
+    assert_eq!(cluster.commands_a_day - one.commands_a_day, 3.0 * 1_440.0 * 2.0);
+    assert!(cluster.bandwidth_bytes_a_month > one.bandwidth_bytes_a_month);
+    assert_eq!(cost("auto").calls_a_day, one.calls_a_day, "it is not known to be a cluster");
+}
+
+#[test]
 fn a_figure_that_is_exceeded_decides_and_one_that_is_unknown_leaves_it_open() {
     let settings = settings(&[]);
     let needs = needs(&settings, load(&settings, 20_000.0, None, Some(16))).unwrap();
