@@ -105,6 +105,10 @@ async fn one(world: &Arc<World>, act: &Act) -> bool {
             }
             true
         }
+        Act::InstanceClock(at, seconds) => {
+            world.set_clock(*at, *seconds);
+            true
+        }
         of_redis => {
             disturb(world, of_redis).await;
             true
@@ -158,6 +162,9 @@ async fn disturb(world: &Arc<World>, act: &Act) {
         other => unreachable!("{other:?} is no act on Redis"),
     }
 }
+
+/// How [`STEP`] begins, as SLOWLOG shows it.
+pub const STEP_BEGINS: &str = "for _, key in ipairs(";
 
 /// A step of the server's clock by ARGV[1] seconds, seen from the arrival times that it stores: each lies as much nearer
 /// or further. A faked clock would do the same, but a redis-server with jemalloc does not start under libfaketime.

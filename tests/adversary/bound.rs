@@ -28,6 +28,9 @@ pub enum Scope {
 /// The part of the learned shares of a fleet that may be too much in sum: each is an estimate of some hundred samples.
 const SHARES_IN_SUM: f64 = 1.5;
 
+/// So many seconds after its wall clock was stepped an instance counts by the other time.
+const CLOCK_IS_SEEN_WITHIN: f64 = 2.0;
+
 /// What can have been in force for a bucket, and what was lost, and when.
 pub struct Allowance {
     scope: Scope,
@@ -55,6 +58,7 @@ impl Allowance {
     /// | `Exempt` | no bound while it may be in force | the same | the same |
     /// | `Flush`, `KillRedis`, `Failover` | nothing: its notes survive | a burst | nothing |
     /// | `ClockStep` forward | nothing | a burst | nothing |
+    /// | `InstanceClock` | a burst, for calendar windows: memory counts in those of its wall clock | nothing | the same as one process |
     /// | `KillInstance`, `Leave`, `Join` | nothing: each process has a bound of its own | nothing | the new process has no estimate of its share |
     /// | `Percent`, `Rollback`, `ScriptFlush`, `Cut`, `Refuse`, `BlackHole`, `Delay`, `FreezeRedis`, `FreezeInstance`, `Block` | nothing | nothing | nothing |
     ///
@@ -102,6 +106,10 @@ impl Allowance {
                 }
                 Act::ClockStep(seconds) if scope == Scope::Redis && *seconds > 0 => {
                     losses.push((event.began, event.settled));
+                    continue;
+                }
+                Act::InstanceClock(..) if scope != Scope::Redis && policy.quota.window => {
+                    losses.push((event.began, event.settled + CLOCK_IS_SEEN_WITHIN));
                     continue;
                 }
                 Act::Limit { client, policy: other, quota } if policy.by == By::Key && is_key(client) => {

@@ -106,7 +106,12 @@ fn bounds(run: &Run) -> Vec<Finding> {
             findings.extend(check(Scope::Process, Kind::ProcessBound, &of_process));
         }
         findings.extend(check(Scope::Redis, Kind::RedisBound, &|_, label| label == Label::Redis));
-        if random {
+        // The answer has one label: of a request whose subjects are in two places it may be that of the other one, while
+        // memory is the wanted store of this one and each instance has a budget of its own.
+        let of_rule = &plan.rules[bucket.rule].policies;
+        let is_one_place = of_rule.iter().all(|policy| policy.by == of_rule[0].by)
+            || plan.percent == 100 && !plan.has(|act| matches!(act, Act::Percent(_) | Act::Rollback));
+        if random && is_one_place {
             findings
                 .extend(check(Scope::Fallback, Kind::FallbackBound, &|_, label| label == Label::Fallback));
         }

@@ -65,7 +65,8 @@ impl Plan {
                 .collect(),
         };
         let clients = clients(random, (theme, redis, latency), instances, &rules);
-        let acts = acts(random, theme, redis, instances, &rules, &clients);
+        let mut acts = acts(random, theme, redis, instances, &rules, &clients);
+        acts.extend(clock_step(seed, theme, instances));
         Self {
             seed,
             theme,
@@ -246,6 +247,16 @@ fn acts(
         acts.push((random.random_range(100..900), act));
     }
     acts
+}
+
+/// A step of the wall clock of an instance. By chances of its own, so that all else of a seed is what it was before there
+/// were such steps.
+fn clock_step(seed: u64, theme: Theme, instances: usize) -> Option<(u64, Act)> {
+    let random = &mut StdRng::seed_from_u64(seed ^ 0xC10C);
+    let is_stepped = matches!(theme, Theme::Operators | Theme::Mixed) && random.random_range(0..3) == 0;
+    let seconds = [-40, -2, 2, 40][random.random_range(0..4)];
+    let act = Act::InstanceClock(random.random_range(0..instances), seconds);
+    is_stepped.then(|| (random.random_range(50..400), act))
 }
 
 fn storm(random: &mut StdRng) -> Act {

@@ -120,6 +120,8 @@ pub enum Act {
     Join,
     /// Redis' clock steps forward by so many seconds (negative: back).
     ClockStep(i64),
+    /// The wall clock of an instance is ahead of the machine's by so many seconds from now on (negative: behind).
+    InstanceClock(usize, i64),
 }
 
 /// All that a seed decides.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::acts::{self, Event};
+use crate::acts::{self, Event, STEP_BEGINS};
 use crate::check::{Finding, Kind};
 use crate::client::{self, Outcome, Record};
 use crate::limits::By;
@@ -27,6 +27,8 @@ pub struct Run {
     pub fallbacks: u64,
     /// Calls of scripts that the redis-servers counted.
     pub calls: u64,
+    /// Which share of the traffic each instance believes to see, before the traffic and at its end.
+    pub shares: Vec<String>,
     /// What is wrong with the processes themselves.
     pub servers: Vec<Finding>,
 }
@@ -64,6 +66,7 @@ pub async fn run(plan: Plan) -> Run {
     let world = World::start(plan.clone()).await;
     let before: Vec<(u32, Option<Usage>)> =
         world.responsive().iter().map(|process| (process.pid(), Usage::of(process.pid()))).collect();
+    let believed = shares(&world).await;
     let clients = plan
         .clients
         .iter()
@@ -85,6 +88,7 @@ pub async fn run(plan: Plan) -> Run {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let (left, fallbacks) = (look(&world).await, fallbacks(&world).await);
     let (mut servers, mut calls) = (Vec::new(), 0);
+    let shares = [believed, shares(&world).await].concat();
     for server in world.redis.lock().iter() {
         calls += calls_of_scripts(server).unwrap_or(0);
         servers.extend(slow_calls(server));
@@ -99,7 +103,7 @@ pub async fn run(plan: Plan) -> Run {
     }
     records.sort_by(|one, other| one.sent.total_cmp(&other.sent));
     let (began_at, ended) = (world.began_at, world.now());
-    Run { plan, records, events, began_at, ended, left, fallbacks, calls, servers }
+    Run { plan, records, events, began_at, ended, left, fallbacks, calls, shares, servers }
 }
 
 /// Sends each instance one request of a client that never came before, for each rule with a bucket that all share.
@@ -122,6 +126,14 @@ async fn look(world: &World) -> Vec<(usize, usize, usize, f64)> {
         }
     }
     left
+}
+
+async fn shares(world: &World) -> Vec<String> {
+    let mut shares = Vec::new();
+    for process in world.responsive() {
+        shares.push(process.status().await["fallback_share"].to_string());
+    }
+    shares
 }
 
 async fn fallbacks(world: &World) -> u64 {
@@ -147,6 +159,27 @@ fn calls_of_scripts(server: &RedisServer) -> Option<u64> {
 /// An entry of SLOWLOG: number, time, microseconds, words, address and name of the client.
 type Entry = (i64, i64, u64, Vec<Vec<u8>>, String, String);
 
+/// The commands of instances: decisions, and what they do in the background.
+const OF_INSTANCES: [&str; 17] = [
+    "EVALSHA",
+    "EVAL",
+    "GET",
+    "SET",
+    "MGET",
+    "DEL",
+    "PUBLISH",
+    "UNLINK",
+    "GETRANGE",
+    "HSET",
+    "HGET",
+    "HMGET",
+    "HGETALL",
+    "HLEN",
+    "HDEL",
+    "ZRANGEBYSCORE",
+    "ZCARD",
+];
+
 /// Commands that took a millisecond of Redis' thread in three of four calls: one that another process held up is late
 /// once, one that has too much to do is slow each time.
 fn slow_calls(server: &RedisServer) -> Vec<Finding> {
@@ -159,11 +192,12 @@ fn slow_calls(server: &RedisServer) -> Vec<Finding> {
             words.get(at).map(|word| String::from_utf8_lossy(word).into_owned()).unwrap_or_default()
         };
         // What the tests ask themselves is none of the instances' calls.
-        if !["EVALSHA", "GET", "SET", "MGET", "DEL", "PUBLISH"].contains(&word(0).to_uppercase().as_str()) {
+        if !OF_INSTANCES.contains(&word(0).to_uppercase().as_str()) || word(1).starts_with(STEP_BEGINS) {
             continue;
         }
         let key = word(3).split(['{', ':']).nth(1).unwrap_or_default().to_owned();
-        kinds.entry(format!("{} {} {key}", word(0), word(1))).or_default().push(took);
+        let what: String = word(1).chars().take(60).collect();
+        kinds.entry(format!("{} {what} {key}", word(0))).or_default().push(took);
     }
     let mut findings = Vec::new();
     for (kind, mut took) in kinds {
@@ -190,7 +224,11 @@ impl Run {
             *outcomes.entry(word).or_default() += 1;
         }
         let outcomes: Vec<String> = outcomes.iter().map(|(word, count)| format!("{count} {word}")).collect();
-        let Self { ended, fallbacks, calls, left, .. } = self;
-        format!("{ended:.1} s, {}; {fallbacks} fallbacks, {calls} calls, left {left:?}", outcomes.join(", "))
+        let Self { ended, fallbacks, calls, left, shares, .. } = self;
+        format!(
+            "{ended:.1} s, {}; {fallbacks} fallbacks, {calls} calls, left {left:?}, shares {}",
+            outcomes.join(", "),
+            shares.join(" ")
+        )
     }
 }

@@ -15,11 +15,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use crate::limits::{Quota, Rule, policy_file};
-use crate::plan::{Plan, Redis, Theme};
+use crate::plan::{Act, Plan, Redis, Theme};
 use crate::support::process::{Tidegate, command};
 use crate::support::redis_cluster::RedisCluster;
 use crate::support::redis_server::RedisServer;
 use crate::support::relay::Relay;
+use crate::support::shifted_clock::ShiftedClock;
 
 /// A fleet and what it depends on.
 pub struct World {
@@ -44,6 +45,8 @@ struct Slot {
     life: usize,
     /// It outlives its processes: the database is in it.
     directory: TempDir,
+    /// The wall clock of its processes, where an act steps it.
+    clock: Option<ShiftedClock>,
     frozen: bool,
 }
 
@@ -70,9 +73,13 @@ impl World {
             // Everything: what is slow is found afterwards.
             server.run::<()>(&["CONFIG", "SET", "slowlog-log-slower-than", "0", "slowlog-max-len", "20000"]);
         }
-        let slot = || Slot { process: None, life: 0, directory: tempfile::tempdir().unwrap(), frozen: false };
+        let slot = |at| {
+            let is_stepped = plan.has(|act| matches!(act, Act::InstanceClock(stepped, _) if *stepped == at));
+            let clock = is_stepped.then(|| ShiftedClock::ahead(0));
+            Slot { process: None, life: 0, directory: tempfile::tempdir().unwrap(), clock, frozen: false }
+        };
         let world = Arc::new(Self {
-            slots: (0..plan.most_instances()).map(|_| Mutex::new(slot())).collect(),
+            slots: (0..plan.most_instances()).map(|at| Mutex::new(slot(at))).collect(),
             rules: Mutex::new(plan.rules.clone()),
             redis: Mutex::new(servers),
             relay,
@@ -96,12 +103,15 @@ impl World {
 
     /// Starts an instance, or starts it again.
     pub async fn start_instance(&self, at: usize) {
-        let directory = {
+        let (directory, clock) = {
             let slot = self.slots[at].lock();
             let config = slot.directory.path().join("config");
             std::fs::create_dir_all(&config).unwrap();
             std::fs::write(config.join("policies.toml"), policy_file(&self.rules.lock())).unwrap();
-            slot.directory.path().to_owned()
+            let clock = slot.clock.as_ref().map(ShiftedClock::variables).unwrap_or_default();
+            let clock: Vec<(String, String)> =
+                clock.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            (slot.directory.path().to_owned(), clock)
         };
         let fleet = self.plan.instances.to_string();
         // Hang-ups alone: there the counts are compared to the unit, and no request may be decided in Redis' place because
@@ -129,6 +139,7 @@ impl World {
                 ("TIDEGATE__REDIS__WARM_UP_S", "1"),
             ]);
         }
+        variables.extend(clock.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         let here = |_: &Path| binary(&directory);
         let process = Tidegate::start_by(here, tempfile::tempdir().unwrap(), &variables).await;
         let mut slot = self.slots[at].lock();
@@ -156,6 +167,13 @@ impl World {
     /// Takes an instance out of the fleet. Dropped, it is killed.
     pub fn take(&self, at: usize) -> Option<Arc<Tidegate>> {
         self.slots[at].lock().process.take()
+    }
+
+    /// The wall clock of an instance, and of those that take its place, is so many seconds ahead.
+    pub fn set_clock(&self, at: usize, seconds: i64) {
+        if let Some(clock) = &self.slots[at].lock().clock {
+            clock.set_ahead(seconds * 1_000_000);
+        }
     }
 
     pub fn set_frozen(&self, at: usize, frozen: bool) {
