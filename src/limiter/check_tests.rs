@@ -361,3 +361,30 @@ fn adjustment_in_fallback_is_charged_at_the_share() {
         assert_eq!(of_adjusted, of_plain, "{cost} became {actual}");
     }
 }
+
+#[test]
+fn members_count_once_their_list_is_complete() {
+    let all = || Policy::new("all", Subject::new([]), hourly(300));
+    let of = |size| {
+        Stage::with_policies(
+            [all(), Policy::new("other", Subject::new([]), hourly(300))],
+            (1_000, 0),
+            most(),
+            size,
+        )
+    };
+    let fleet = of(NonZeroU32::new(4));
+    let share = |stage: &Stage| {
+        let (share, source) = stage.0.share_and_source();
+        (share.as_f64(), source.as_str())
+    };
+    fleet.0.fleet_has(1, false);
+    assert_eq!(share(&fleet), (0.25, "fleet_size"), "the others have not spoken yet");
+    fleet.0.fleet_has(5, false);
+    assert_eq!(share(&fleet), (0.2, "members"));
+    fleet.0.fleet_has(2, true);
+    assert_eq!(share(&fleet), (0.5, "members"));
+    let unconfigured = of(None);
+    unconfigured.0.fleet_has(2, false);
+    assert_eq!(share(&unconfigured), (0.5, "members"));
+}

@@ -151,9 +151,14 @@ impl<S: Store> Limiter<S> {
         self
     }
 
-    /// Takes over how many instances of the fleet are there, this one included, as the heartbeats say.
-    pub fn fleet_has(&self, members: usize) {
-        self.memory.sight.of_members(u32::try_from(members).unwrap_or(u32::MAX));
+    /// Takes over how many instances of the fleet are there, this one included, as the heartbeats say. While their list may
+    /// not be complete, fewer than the configured fleet size are not believed: an instance that has just started sees those
+    /// only that have spoken before it, and would serve too much of each limit.
+    pub fn fleet_has(&self, members: usize, list_is_complete: bool) {
+        let members = u32::try_from(members).unwrap_or(u32::MAX);
+        if list_is_complete || self.fleet_size.is_none_or(|size| members >= size.get()) {
+            self.memory.sight.of_members(members);
+        }
     }
 
     /// With a shared store for the subjects that the rollout picks.

@@ -67,6 +67,12 @@ impl Fleet {
         }
     }
 
+    /// Whether each instance that is there has spoken since this one started.
+    fn list_is_complete(&self) -> bool {
+        let lasts = self.clock.now().saturating_sub(self.started);
+        self.heartbeat.is_none_or(|every| Duration::from_micros(lasts) > every)
+    }
+
     /// How often: as configured, and rarely for an instance that is alone. One that has just lost sight of the others is not:
     /// Redis may have lost the list, and with it the secret, which is to be put back soon.
     pub(super) fn pace(&self, every: Duration) -> Duration {
@@ -108,7 +114,7 @@ impl Fleet {
             let alone = self.registry.len() == 0;
             self.registry.are(rows, &own);
             store.is_shared_by(u32::try_from(self.registry.len()).unwrap_or(u32::MAX).saturating_add(1));
-            self.limiter.fleet_has(self.registry.len() + 1);
+            self.limiter.fleet_has(self.registry.len() + 1, self.list_is_complete());
             if alone && self.registry.len() > 0 {
                 // They may know of nobody either.
                 let this = Arc::clone(self);
