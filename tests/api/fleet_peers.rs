@@ -12,7 +12,7 @@ use crate::support::until;
 
 const SECRET: &str = "the fleet's secret, for tests";
 
-async fn start(port: u16, peers: &str, more: &[(&str, &str)]) -> Tidegate {
+pub(super) async fn start(port: u16, peers: &str, more: &[(&str, &str)]) -> Tidegate {
     let admin = format!("127.0.0.1:{port}");
     let name = format!("at-{port}");
     let mut variables = vec![
@@ -32,7 +32,7 @@ fn peers_of(ports: &[u16]) -> String {
     ports.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",")
 }
 
-async fn members(tidegate: &Tidegate) -> Vec<Value> {
+pub(super) async fn members(tidegate: &Tidegate) -> Vec<Value> {
     tidegate.status().await["fleet"]["members"].as_array().unwrap().clone()
 }
 
@@ -129,11 +129,13 @@ async fn who_has_no_signature_of_the_fleet_or_an_old_one_is_refused() {
     assert_eq!(ask("GET", Some(other), "").await, refused("wrong_signature"));
     let body = signed("POST", SECRET, &id, "{}", now, 2);
     assert_eq!(ask("POST", Some(body), "{ }").await, refused("wrong_signature"), "another body");
-    let good = signed("GET", SECRET, "", "", now, 3);
+    let good = signed("GET", SECRET, &id, "", now, 3);
     assert_eq!(ask("POST", Some(good.clone()), "").await, refused("wrong_signature"), "another method");
     assert_eq!(ask("GET", Some(good.clone()), "").await, (200, String::new()));
     assert_eq!(ask("GET", Some(good), "").await, refused("replayed"));
-    let old = signed("GET", SECRET, "", "", now - 120_000, 4);
+    let for_none = signed("GET", SECRET, "", "", now, 9);
+    assert_eq!(ask("GET", Some(for_none), "").await, (409, String::new()), "it may come to any instance");
+    let old = signed("GET", SECRET, &id, "", now - 120_000, 4);
     assert_eq!(ask("GET", Some(old), "").await, refused("clock_skew"));
     let for_another = signed("POST", SECRET, "00000000000000bb", "", now, 5);
     assert_eq!(ask("POST", Some(for_another), "").await, (409, String::new()));
@@ -145,7 +147,7 @@ async fn who_has_no_signature_of_the_fleet_or_an_old_one_is_refused() {
     assert_eq!(ask("POST", Some(signed_long), &long).await.0, 413);
     // An instance's signature opens nothing else.
     let elsewhere = format!("http://{}/admin/status", tidegate.admin);
-    let as_instance = signed("GET", SECRET, "", "", now, 7);
+    let as_instance = signed("GET", SECRET, &id, "", now, 7);
     let answer = tidegate.http.get(elsewhere).header("authorization", as_instance).send().await.unwrap();
     assert_eq!(answer.status(), 401);
     tidegate.says("wrong or missing token at the admin listener", 1).await;

@@ -31,6 +31,7 @@ mod fleet_outage;
 mod fleet_peers;
 mod fleet_record;
 mod fleet_restart;
+mod fleet_replay;
 mod fleet_secret;
 mod gateway;
 mod hangups;

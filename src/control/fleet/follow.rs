@@ -68,7 +68,7 @@ impl Fleet {
             Some(Answer::Word(sealed)) => {
                 self.word_of(peer, &sealed, Source::Peer).await;
             }
-            Some(Answer::Unchanged | Answer::OtherInstance) | None => {}
+            Some(Answer::Unchanged | Answer::OtherInstance(_)) | None => {}
         }
         let state = peer.state();
         let (Some(row), Some(ours), false) = (&state.row, self.shared(), state.is_self) else { return };
@@ -98,7 +98,7 @@ impl Fleet {
                 Answer::Word(sealed) => {
                     return self.word_of(peer, &sealed, Source::Peer).await?.then_some(id);
                 }
-                Answer::OtherInstance => {}
+                Answer::OtherInstance(_) => {}
                 Answer::Unchanged => return None,
             }
         }

@@ -87,9 +87,10 @@ impl Fleet {
     ) -> Result<HttpResponse, Problem> {
         let (code, detail) = match refused {
             Refused::OtherInstance(mac) => {
-                // One of ours, that has not heard of a restart: it may believe this.
-                let signature = peers.signatures.sign_answer(&mac, 409, "", b"");
-                return Ok(answer(StatusCode::CONFLICT, "", &signature, String::new()));
+                // An instance of the fleet that does not know yet which one is here, or has not heard of a restart.
+                let here = id_text(self.id);
+                let signature = peers.signatures.sign_answer(&mac, 409, "", here.as_bytes());
+                return Ok(answer(StatusCode::CONFLICT, "", &signature, here));
             }
             Refused::Unsigned => ("unsigned", "Only instances of this fleet are answered here."),
             Refused::Wrong => {

@@ -68,8 +68,8 @@ pub(super) enum Answer {
     Word(String),
     /// Nothing has changed.
     Unchanged,
-    /// Another instance is there now than the one that was meant.
-    OtherInstance,
+    /// Another instance is there than the one that was meant, with this id; empty when it does not name itself.
+    OtherInstance(String),
 }
 
 impl Peers {
@@ -109,9 +109,18 @@ impl Peers {
     }
 
     /// Asks a peer how it stands. What is learned of it is noted by [`Peer::answered`].
+    ///
+    /// A request is for one instance: when another one is at the address, or none is known yet, the first answer is its id
+    /// only, and the second request is for that.
     pub(super) async fn ask(&self, peer: &Peer, here: &str) -> Option<Answer> {
-        let etag = peer.state().etag;
-        self.call(peer, Method::GET, here, "", &etag, String::new()).await
+        let State { id, etag, .. } = peer.state();
+        let first = self.call(peer, Method::GET, here, &id.unwrap_or_default(), &etag, String::new()).await?;
+        match first {
+            Answer::OtherInstance(id) if !id.is_empty() => {
+                self.call(peer, Method::GET, here, &id, "", String::new()).await
+            }
+            answer => Some(answer),
+        }
     }
 
     /// Tells a peer something, sealed.
@@ -181,7 +190,9 @@ impl Peers {
                 }
                 Ok(Answer::Word(text.map_err(|_| "its answer is no text".to_owned())?))
             }
-            StatusCode::CONFLICT => Ok(Answer::OtherInstance),
+            StatusCode::CONFLICT => {
+                Ok(Answer::OtherInstance(String::from_utf8(body.to_vec()).unwrap_or_default()))
+            }
             other => Err(format!("it answered {other}")),
         }
     }

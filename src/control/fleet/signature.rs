@@ -36,7 +36,7 @@ pub(super) struct Stamp {
     pub at: u64,
     /// The id of whoever made it.
     pub from: String,
-    /// The id of the instance that it is for; empty for one that asks who is there.
+    /// The id of the instance that it is for; empty while its sender does not know it.
     pub to: String,
     nonce: String,
 }
@@ -56,7 +56,9 @@ pub(super) enum Refused {
     Wrong,
     /// It is too old, or of the future.
     Skewed,
-    /// It is for another instance, or one that was here before. The answer to it may be signed, with this.
+    /// It is for another instance, or one that was here before, or names none. The answer to it is signed with this, and
+    /// names the instance that is here; nothing else is answered and nothing done, since a captured request may come to any
+    /// instance.
     OtherInstance(String),
     /// It came before.
     Replayed,
@@ -114,8 +116,7 @@ impl Signatures {
         if stamp.at.abs_diff(now) > SKEW {
             return Err(Refused::Skewed);
         }
-        // Who asks may not know yet who is there. Who tells must.
-        if stamp.to != here && !(stamp.to.is_empty() && method == "GET") {
+        if stamp.to != here {
             return Err(Refused::OtherInstance(mac));
         }
         if !self.seen.lock().is_new(&stamp.nonce, now) {
@@ -243,10 +244,16 @@ mod tests {
         {
             assert_eq!(check(text), Err(Refused::Unsigned), "{text:?}");
         }
-        assert_eq!(check(Some(&signed.authorization)), Ok(()), "whoever asks need not know who is there");
-        let telling = signatures.sign_as("POST", &stamp("", "04"), b"");
-        let told = signatures.check_at("POST", Some(&telling.authorization), "bb", b"", NOW).map(drop);
-        assert_eq!(told, Err(Refused::OtherInstance(telling.mac)), "whoever tells must");
+    }
+
+    #[test]
+    fn a_request_that_names_no_instance_is_for_none() {
+        let signatures = Signatures::new(&[1; 32]);
+        for method in ["GET", "POST"] {
+            let signed = signatures.sign_as(method, &stamp("", "04"), b"");
+            let checked = signatures.check_at(method, Some(&signed.authorization), "bb", b"", NOW).map(drop);
+            assert_eq!(checked, Err(Refused::OtherInstance(signed.mac)), "{method}");
+        }
     }
 
     #[test]
