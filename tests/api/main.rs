@@ -12,6 +12,7 @@ mod support;
 mod access;
 mod admin;
 mod admin_tokens;
+mod answered_early;
 mod checks;
 mod client_address;
 mod clocks;

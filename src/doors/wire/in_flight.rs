@@ -13,7 +13,7 @@ use actix_web::web::Bytes;
 use futures_util::future::LocalBoxFuture;
 use pin_project_lite::pin_project;
 
-use super::Line;
+use super::{Line, rest};
 
 /// Counts what passes to the service inside.
 pub struct CountRequests<A>(pub A);
@@ -50,7 +50,8 @@ where
         self.0.poll_ready(context)
     }
 
-    fn call(&self, request: Request) -> Self::Future {
+    fn call(&self, mut request: Request) -> Self::Future {
+        rest::read_on(&mut request);
         let keep_alive = request.head().connection_type() == ConnectionType::KeepAlive;
         let guard = request.conn_data::<Rc<Line>>().map(InFlight::on);
         Counting { answer: self.0.call(request), guard, keep_alive }

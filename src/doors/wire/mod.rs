@@ -15,6 +15,7 @@ mod http1;
 mod http2;
 pub mod in_flight;
 mod rejection;
+mod rest;
 pub mod tls;
 
 use std::cell::{Cell, OnceCell, RefCell};
