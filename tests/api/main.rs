@@ -15,6 +15,7 @@ mod admin_tokens;
 mod answered_early;
 mod checks;
 mod client_address;
+mod clients;
 mod clocks;
 mod cluster;
 mod conformance;

@@ -186,6 +186,19 @@ impl Raw<TcpStream> {
         io.set_nodelay(true).unwrap();
         Self::new(io)
     }
+
+    /// Bytes that are there already, without waiting; an end of the connection as words of its own.
+    pub fn unasked(&mut self) -> Vec<u8> {
+        let mut bytes = std::mem::take(&mut self.held);
+        let mut more = [0; 1024];
+        match self.io.try_read(&mut more) {
+            Ok(0) => bytes.extend_from_slice(b"<closed>"),
+            Ok(read) => bytes.extend_from_slice(&more[..read]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => bytes.extend_from_slice(format!("<{error}>").as_bytes()),
+        }
+        bytes
+    }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Raw<T> {
