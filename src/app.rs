@@ -160,8 +160,8 @@ impl Application {
         warnings.iter().for_each(|warning| telemetry.warn(warning));
         // Before anything is opened for others.
         let limit = open_files::raise();
-        let (files, warning) = open_files::share_out(limit, settings, settled::workers(settings));
-        warning.iter().for_each(|warning| telemetry.warn(warning));
+        let (files, too_few) = open_files::share_out(limit, settings, settled::workers(settings));
+        too_few.iter().for_each(|warning| telemetry.warn(warning));
 
         let rollout = Arc::new(Rollout::default());
         if let Some(secret) = &settings.rollout.secret {
@@ -202,7 +202,8 @@ impl Application {
         let gateway = match &settings.upstream {
             None => None,
             Some(upstream) => {
-                let upstream = settled::upstream(settings, upstream)?;
+                let mut upstream = settled::upstream(settings, upstream)?;
+                upstream.bounds.connections = upstream.bounds.connections.min(files.upstream);
                 let gateway = Gateway::new(upstream, Arc::clone(&proxies), Arc::clone(&observer));
                 Some(gateway.map_err(StartError::Upstream)?)
             }

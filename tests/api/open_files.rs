@@ -8,7 +8,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::frames;
 use crate::support::process::{Tidegate, command};
+use crate::support::raw::{RawUpstream, Step};
 use crate::support::until;
 use crate::support::upstream::Upstream;
 
@@ -80,4 +82,28 @@ async fn the_soft_limit_is_raised_to_the_hard_one() {
     until("they are all open", async || open_files(tidegate.pid()) > 1200).await;
     assert_eq!(tidegate.get("/").await.status(), 404, "no upstream, and served");
     assert_eq!(tidegate.lines_with("do not fit"), 0);
+}
+
+#[tokio::test]
+async fn streams_of_a_few_clients_leave_files_for_others() {
+    let upstream = RawUpstream::start(|_, _| vec![Step::Wait(60_000)]).await;
+    let tidegate = limited("256:256", &[("UPSTREAM_URL", &*upstream.url())]).await;
+    tidegate.says("upstream.max_connections: 1024 do not fit the limit of open files, 256", 1).await;
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = frames::connect(tidegate.main).await;
+        for stream in 0..100 {
+            client.write_all(&frames::request(2 * stream + 1, "/slow")).await.unwrap();
+        }
+        clients.push(client);
+    }
+    until("the upstream has all that it gets", async || upstream.requests() >= 50).await;
+    // Longer than a request waits for a connection.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let connections = upstream.connections.load(std::sync::atomic::Ordering::SeqCst);
+    assert!((50..100).contains(&connections), "{connections}");
+    let health = tidegate.http.get(format!("http://{}/healthz", tidegate.admin)).send().await.unwrap();
+    assert_eq!(health.status(), 200);
+    assert_eq!(tidegate.get("/healthz").await.status(), 200, "a new client");
+    assert_eq!(tidegate.lines_with("Too many open files"), 0, "{}", tidegate.output());
 }
