@@ -134,16 +134,21 @@ where
             }
             extensions.get::<RequestId>().copied()
         };
+        let proxies = &self.told.proxies;
+        let client = request.request().peer_addr().map(|peer| proxies.client(peer.ip(), request.headers()));
+        let client = client.map(|client| {
+            if client.is_disputed() {
+                self.told.observer.observe(&Event::ClientDisputed { counted: client.address() });
+            }
+            client.address()
+        });
         let record = Record {
             observer: Arc::clone(&self.told.observer),
             started: Instant::now(),
             request_id,
             method: request.method().clone(),
             uri: request.uri().clone(),
-            client: request
-                .request()
-                .peer_addr()
-                .map(|peer| self.told.proxies.client(peer.ip(), request.headers()).address()),
+            client,
             status: UNANSWERED,
             origin: Origin::Gateway,
             judged,

@@ -238,6 +238,11 @@ pub enum Event<'a> {
         /// The scope that it would need.
         needs: &'static str,
     },
+    /// The proxies' headers name different clients, or hide the client of this request.
+    ClientDisputed {
+        /// The address that the request is counted by.
+        counted: IpAddr,
+    },
     /// Somebody knocked at the admin listener with a wrong token.
     AdminRefused {
         /// From where.

@@ -3,6 +3,7 @@
 
 mod budget_resets;
 mod classes;
+mod disputed;
 mod histogram;
 mod limits;
 mod overrides;
@@ -81,6 +82,8 @@ pub(super) struct Metrics {
     reloads: Reloads,
     pub(super) settlements: Settlements,
     without_client: WithoutClient,
+    /// Requests of clients whose address is in dispute.
+    pub(super) disputed: Counter,
     /// Connections that have changed to another protocol.
     pub(super) upgraded: Gauge,
 }
@@ -252,6 +255,7 @@ impl Metrics {
             reloads: Reloads::registered_in(&mut registry),
             settlements: Settlements::registered_in(&mut registry),
             without_client: WithoutClient::registered_in(&mut registry),
+            disputed: disputed::registered_in(&mut registry),
             upgraded,
             registry,
         }

@@ -77,6 +77,7 @@ pub struct Telemetry {
     refusals: Sparing,
     forbidden: Sparing,
     costs: Sparing,
+    disputed: Sparing,
 }
 
 impl Telemetry {
@@ -91,6 +92,7 @@ impl Telemetry {
             refusals: Sparing::new(Duration::from_secs(1)),
             forbidden: Sparing::new(Duration::from_secs(1)),
             costs: Sparing::new(Duration::from_secs(1)),
+            disputed: Sparing::new(options.warn_interval),
             output,
             options,
         }
@@ -299,6 +301,17 @@ impl Observer for Telemetry {
                     tracing::warn!(
                         target: "tidegate", value, unsaid,
                         "the upstream told a cost that is none, and it was passed over; accepted: one whole number"
+                    );
+                }
+            }
+            Event::ClientDisputed { counted } => {
+                self.metrics.disputed.inc();
+                if let Some(unsaid) = self.disputed.say(Instant::now()) {
+                    tracing::warn!(
+                        target: "tidegate", %counted, unsaid,
+                        "X-Forwarded-For and Forwarded of a trusted proxy name different clients, or hide the client: such requests \
+                         are counted by the proxy's address, and exempt from no limit. Set server.client_ip_header to the header \
+                         that the proxies write, or have them drop the other one"
                     );
                 }
             }

@@ -100,6 +100,23 @@ async fn disputed_client_is_counted_by_the_proxy_never_exempt() {
 }
 
 #[tokio::test]
+async fn disputed_clients_are_counted_and_named_once_in_the_log() {
+    let behind = Behind::with(POLICIES, APPENDS, &[]).await;
+    let counted = async || {
+        let metrics = behind.tidegate.metrics().await;
+        let line = metrics.lines().find(|line| line.starts_with("tidegate_disputed_clients_total ")).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    behind.get("203.0.113.9", &[]).await;
+    assert_eq!(counted().await, 0);
+    for forwarded in FORGED {
+        behind.get("203.0.113.9", forwarded).await;
+    }
+    assert_eq!(counted().await, FORGED.len() as u64);
+    behind.tidegate.says("Set server.client_ip_header to the header", 1).await;
+}
+
+#[tokio::test]
 async fn denied_client_stays_denied_whatever_it_forwards() {
     let behind = Behind::with(POLICIES, APPENDS, &[]).await;
     assert_eq!(behind.get("203.0.113.66", &[]).await.status(), 403);
