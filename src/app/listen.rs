@@ -43,6 +43,7 @@ use crate::doors::headers::Sets;
 use crate::doors::health::{self, Leaving, ReadinessProbe};
 use crate::doors::jwt::Verifier;
 use crate::doors::middleware::RateLimit;
+use crate::doors::near;
 use crate::doors::problem::{Cause, Problem};
 use crate::doors::reserved::Reserved;
 use crate::doors::wire::Patience;
@@ -102,7 +103,7 @@ pub(super) fn listen(
             .configure(|app| {
                 own_pages(app, parts, &prefix);
                 if with_admin {
-                    admin_pages(app, parts, &prefix, false);
+                    admin_pages(app, parts, &prefix, Open::Never);
                     // At the root it would hide the upstream's.
                     if !prefix.is_empty() {
                         match page {
@@ -154,14 +155,18 @@ pub(super) fn listen(
     if let AdminAddr::Socket(address) = settings.admin.addr {
         let listener = bind("ADMIN_ADDR", address)?;
         addresses.admin = Some(listener.local_addr()?);
-        let open_metrics = settings.admin.open_metrics || address.ip().is_loopback();
+        let open_pages = match (settings.admin.open_metrics, address.ip().is_loopback()) {
+            (true, _) => Open::ToAll,
+            (false, true) => Open::ToPrivateHosts,
+            (false, false) => Open::Never,
+        };
         let (parts, leaving) = (parts.clone(), parts.leaving.clone());
         let app = move || {
             let parts = parts.clone();
             App::new()
                 .configure(|app| {
                     health_pages(app, &parts, "");
-                    admin_pages(app, &parts, "", open_metrics);
+                    admin_pages(app, &parts, "", open_pages);
                     if page {
                         operators_page(app, "", &Reserved::default());
                     }
@@ -238,7 +243,17 @@ fn own_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str) {
         .service(routes::CHECK.under(prefix).route(check::route::<RedisStore>()));
 }
 
-fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_pages: bool) {
+/// Who reads `/metrics` and the API's description without a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Open {
+    Never,
+    /// Requests for an address or a private name: a page of the internet whose name was rebound to a loopback address reads
+    /// what is open there.
+    ToPrivateHosts,
+    ToAll,
+}
+
+fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open: Open) {
     app.app_data(parts.admin.clone())
         .app_data(parts.audit.clone())
         .app_data(parts.reloading.clone())
@@ -247,16 +262,22 @@ fn admin_pages(app: &mut web::ServiceConfig, parts: &Parts, prefix: &str, open_p
         .app_data(web::Data::from(Arc::clone(&parts.refusals)))
         .app_data(web::Data::new(Arc::clone(&parts.observer)));
     app.app_data(web::Data::new(parts.description.clone()));
-    for page in [
-        routes::METRICS.under(prefix).get(api::metrics),
-        routes::OPENAPI.under(prefix).get(openapi::document),
-        routes::DOCS.under(prefix).get(openapi::docs),
-        routes::DOCS_STYLE.under(prefix).get(openapi::style),
-    ] {
-        if open_pages {
-            app.service(page);
-            continue;
-        }
+    let pages = || {
+        [
+            routes::METRICS.under(prefix).get(api::metrics),
+            routes::OPENAPI.under(prefix).get(openapi::document),
+            routes::DOCS.under(prefix).get(openapi::docs),
+            routes::DOCS_STYLE.under(prefix).get(openapi::style),
+        ]
+    };
+    let hosts = &parts.callers.hosts;
+    for page in pages().into_iter().filter(|_| open != Open::Never) {
+        let hosts = Arc::clone(hosts);
+        app.service(page.guard(fn_guard(move |context| {
+            open == Open::ToAll || near::is_for_private_host(context.head(), &hosts)
+        })));
+    }
+    for page in pages().into_iter().filter(|_| open != Open::ToAll) {
         app.service(
             page
                 // Any token will do: reading is what the narrowest is for.

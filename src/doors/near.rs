@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use actix_web::HttpRequest;
+use actix_web::dev::RequestHead;
 use actix_web::http::header::{HOST, HeaderMap, ORIGIN};
 
 use super::client_ip::{TrustedProxies, is_mark_of_proxy};
@@ -65,12 +66,23 @@ pub fn check(request: &HttpRequest, proxies: &TrustedProxies, hosts: &[Box<str>]
     if let Some(mark) = page(headers) {
         return Err(Far::Page(mark));
     }
-    // As rules read it: the target's own authority goes before the header (RFC 9112, 3.2.2).
-    let host = match request.head().uri.authority() {
-        Some(authority) => authority.as_str(),
-        None => headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
-    };
+    let host = host(request.head());
     if is_private_name(host, hosts) { Ok(()) } else { Err(Far::Host(host.to_owned())) }
+}
+
+/// Whether a request is for a host at which no page of the internet can be: an address, a private name, or one of `hosts`. A
+/// page whose own name is rebound to a loopback address is of the same origin as what it reads there, but its browser sends
+/// that name.
+pub fn is_for_private_host(head: &RequestHead, hosts: &[Box<str>]) -> bool {
+    is_private_name(host(head), hosts)
+}
+
+/// As rules read it: the target's own authority goes before the header (RFC 9112, 3.2.2).
+fn host(head: &RequestHead) -> &str {
+    match head.uri.authority() {
+        Some(authority) => authority.as_str(),
+        None => head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
+    }
 }
 
 /// What gives a web page away. Browsers send `Origin` with every POST, whatever the page wants (Fetch, 3.2).

@@ -58,6 +58,7 @@ mod overrides_large;
 mod overrides_moves;
 mod page;
 mod pipelining;
+mod rebinding;
 mod record;
 mod recovery;
 mod reload;
