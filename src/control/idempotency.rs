@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::api::{ROLLBACK, read};
+use super::routes::{AdminRoute, BASE, ROUTES};
 use super::tokens::Bearer;
 use crate::doors::problem::{Cause, Problem};
 
@@ -129,13 +130,25 @@ pub async fn once(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    if !matches!(*request.method(), Method::PUT | Method::POST | Method::DELETE) {
+    let changes = matches!(*request.method(), Method::PUT | Method::POST | Method::DELETE);
+    // A method that the path does not have is refused as such, whatever else is wrong with the request.
+    if !changes || !is_route(&request) {
         return Ok(next.call(request).await?.map_into_boxed_body());
     }
     // In a task of its own: when the client leaves, its connection takes what it waits for along. A change would be half
     // made, missing in the trail, and its key free for a second time.
     let made = actix_web::rt::spawn(make_once(answers, request, next)).await;
     made.unwrap_or_else(|_| Err(actix_web::error::ErrorInternalServerError("the process is ending")))
+}
+
+/// Whether the path is one of ours and has this method.
+fn is_route(request: &ServiceRequest) -> bool {
+    let Some(pattern) = request.match_pattern() else { return false };
+    let here = |route: &AdminRoute| {
+        let base = pattern.strip_suffix(route.path);
+        route.method == *request.method() && base.is_some_and(|base| base.ends_with(BASE))
+    };
+    ROUTES.iter().any(here)
 }
 
 async fn make_once(
@@ -148,7 +161,8 @@ async fn make_once(
     let given = request.headers().get(NAME).filter(|_| changes && !request.path().ends_with(ROLLBACK));
     let Some(given) = given else { return Ok(next.call(request).await?.map_into_boxed_body()) };
     let key = match given.to_str() {
-        Ok(key) if !key.is_empty() && key.len() <= LONGEST_KEY => key.to_owned(),
+        // `to_str` lets tabs pass.
+        Ok(key) if (1..=LONGEST_KEY).contains(&key.len()) && !key.contains('\t') => key.to_owned(),
         _ => {
             let detail = format!("Idempotency-Key: accepted: 1 to {LONGEST_KEY} printable ASCII characters.");
             let problem = Problem::new(Cause::BadRequest, detail).with_code("bad_idempotency_key");

@@ -108,7 +108,7 @@ impl Question {
         for (name, value) in pairs.into_inner() {
             match name.as_str() {
                 "key" if question.key.len() < MOST_PARTS => question.key.push(value),
-                "rule" if question.rule.is_none() => question.rule = Some(value),
+                "rule" if question.rule.is_none() && !value.is_empty() => question.rule = Some(value),
                 "blocked" if value == "true" => question.blocked = true,
                 _ => {
                     return Err(refuse(

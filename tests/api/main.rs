@@ -51,6 +51,7 @@ mod logs;
 mod observed;
 mod open_files;
 mod openapi;
+mod openapi_refusals;
 mod outages;
 mod overrides;
 mod overrides_fleet;

@@ -11,10 +11,10 @@ use crate::support::process::Tidegate;
 use crate::support::redis_server::RedisServer;
 use crate::support::schema::faults;
 
-const PEERS: [(&str, &str); 2] =
+pub(super) const PEERS: [(&str, &str); 2] =
     [("TIDEGATE_PEERS", "http://127.0.0.1:1"), ("TIDEGATE_SECRET", "0123456789abcdef0123456789abcdef")];
 
-async fn document(tidegate: &Tidegate) -> Value {
+pub(super) async fn document(tidegate: &Tidegate) -> Value {
     let answer = tidegate.http.get(format!("http://{}/openapi.json", tidegate.admin)).send().await.unwrap();
     assert_eq!(
         (answer.status().as_u16(), &answer.headers()["content-type"]),
@@ -24,7 +24,7 @@ async fn document(tidegate: &Tidegate) -> Value {
 }
 
 /// Method, path and operation of all.
-fn operations(document: &Value) -> Vec<(Method, String, &Value)> {
+pub(super) fn operations(document: &Value) -> Vec<(Method, String, &Value)> {
     let mut all = Vec::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
@@ -35,7 +35,7 @@ fn operations(document: &Value) -> Vec<(Method, String, &Value)> {
 }
 
 /// The listeners on which an operation stands.
-fn bases(tidegate: &Tidegate, operation: &Value) -> Vec<String> {
+pub(super) fn bases(tidegate: &Tidegate, operation: &Value) -> Vec<String> {
     let (main, admin) = (format!("http://{}", tidegate.main), format!("http://{}", tidegate.admin));
     match operation["x-tidegate-listener"].as_str().unwrap() {
         "front" => vec![main],

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 /// Words that say something to people, or to a form, and rule nothing out.
-const ANNOTATIONS: [&str; 2] = ["description", "format"];
+const ANNOTATIONS: [&str; 3] = ["description", "examples", "format"];
 
 /// Everything in which `value` is not as `schema` of `document` says, each with its place.
 pub fn faults(document: &Value, schema: &Value, value: &Value) -> Vec<String> {
@@ -42,6 +42,35 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str, found: &mut 
                 found.push(format!("{at}: {value} is more than {rule}"));
             }
             "minimum" | "maximum" => {}
+            "minLength" | "maxLength" | "minItems" | "maxItems" => {
+                let length = match value {
+                    Value::String(text) if word.ends_with("Length") => text.chars().count(),
+                    Value::Array(items) if word.ends_with("Items") => items.len(),
+                    _ => continue,
+                };
+                let bound = rule.as_u64().unwrap() as usize;
+                if if word.starts_with("min") { length < bound } else { length > bound } {
+                    found.push(format!("{at}: {length} is beyond {word} {rule}"));
+                }
+            }
+            "pattern" => {
+                let pattern = regex_lite::Regex::new(rule.as_str().unwrap()).unwrap();
+                if value.as_str().is_some_and(|text| !pattern.is_match(text)) {
+                    found.push(format!("{at}: {value} is not like {rule}"));
+                }
+            }
+            "propertyNames" => {
+                for name in value.as_object().into_iter().flatten().map(|(name, _)| name) {
+                    check(document, rule, &Value::from(name.as_str()), &format!("{at}.{name}"), found);
+                }
+            }
+            "oneOf" => {
+                let each = rule.as_array().unwrap().iter().map(|schema| faults(document, schema, value));
+                let fitting = each.filter(Vec::is_empty).count();
+                if fitting != 1 {
+                    found.push(format!("{at}: fits {fitting} of {rule}"));
+                }
+            }
             "anyOf" => {
                 let each = rule.as_array().unwrap().iter().map(|schema| faults(document, schema, value));
                 let each: Vec<Vec<String>> = each.collect();

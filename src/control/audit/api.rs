@@ -52,7 +52,10 @@ struct RowView {
 /// `GET /admin/audit`
 pub async fn audit(request: HttpRequest, audit: web::Data<Audit>) -> Result<HttpResponse, Problem> {
     let asked = web::Query::<Asked>::from_query(request.query_string()).ok().map(web::Query::into_inner);
-    let asked = asked.filter(|asked| asked.limit.is_none_or(|limit| (1..=MOST).contains(&limit)));
+    let asked = asked.filter(|asked| {
+        asked.limit.is_none_or(|limit| (1..=MOST).contains(&limit))
+            && asked.cursor.is_none_or(|cursor| cursor >= 0)
+    });
     let Some(Asked { limit, cursor }) = asked else {
         let detail = format!(
             "The query can't be read. Accepted: limit=1 to {MOST} ({LIMIT} without), and cursor=the \"next\" of the page before."

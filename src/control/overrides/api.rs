@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::entry::{Body, Effect, Entry, time};
 use super::put::{Put, no_effect, sound_id};
 use super::{Changed, MOST, Refusal};
-use crate::control::api::{Admin, actor, read};
+use crate::control::api::{Admin, actor, may_be_json, read};
 use crate::control::audit::AuditRow;
 use crate::control::fleet::Told;
 use crate::control::routes::BASE;
@@ -165,6 +165,7 @@ async fn put_one(
     if let Some(id) = &id {
         sound_id(id)?;
     }
+    may_be_json(&request)?;
     let body = read(&request, body).await?;
     let mut put = Put::read(&body)?;
     let given = put.id.take();
