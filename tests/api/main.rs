@@ -24,6 +24,7 @@ mod discipline;
 mod disk;
 mod dry_run;
 mod edges;
+mod endurance;
 mod events;
 mod eviction;
 mod fastapi;

@@ -3,7 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tokio::io::AsyncWriteExt as _;
+
 use super::conformance::before;
+use crate::support::frames;
 use crate::support::raw::{Raw, RawUpstream, Step, send};
 use crate::support::upstream::Upstream;
 
@@ -78,6 +81,47 @@ async fn client_that_hangs_up_frees_its_upstream_permit() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(statuses(&format!("http://{}", tidegate.main), 1, 1).await, [200]);
+}
+
+#[tokio::test]
+async fn clients_that_take_nothing_keep_no_others_out() {
+    // More than the buffers of a connection hold.
+    let large = "x".repeat(8_000_000);
+    let upstream = RawUpstream::start(move |request, _| {
+        let body = if request.target() == "/large" { &*large } else { "ok" };
+        vec![send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()))]
+    })
+    .await;
+    let bounds = [
+        ("TIDEGATE__UPSTREAM__MAX_CONNECTIONS", "8"),
+        ("TIDEGATE__UPSTREAM__QUEUE_TIMEOUT_MS", "4000"),
+        ("TIDEGATE__SERVER__WORKERS", "1"),
+    ];
+    let tidegate = before(&upstream.url(), &bounds).await;
+    for http2 in [true, false] {
+        let (mut streams, mut clients) = (Vec::new(), Vec::new());
+        if http2 {
+            let mut io = frames::connect(tidegate.main).await;
+            io.write_all(&frames::frame(frames::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await.unwrap();
+            for stream in 0..8 {
+                io.write_all(&frames::request(2 * stream + 1, "/large")).await.unwrap();
+            }
+            streams.push(io);
+        } else {
+            for _ in 0..8 {
+                let mut client = Raw::connect(tidegate.main).await;
+                client.write("GET /large HTTP/1.1\r\nHost: h\r\n\r\n").await;
+                clients.push(client);
+            }
+        }
+        let seen = if http2 { 8 } else { 19 };
+        crate::support::until("they have it all", async || upstream.requests() >= seen).await;
+        for _ in 0..3 {
+            // Long before the send timeout of a minute.
+            assert_eq!(statuses(&format!("http://{}", tidegate.main), 1, 1).await, [200], "{http2}");
+        }
+        drop((streams, clients));
+    }
 }
 
 /// How many connections the upstream saw under three seconds of steady requests over one connection of a client.

@@ -61,7 +61,8 @@ pub(super) async fn answer(
     let now = Instant::now();
     let written = connection.moved().1;
     let source = Rc::new(RefCell::new(Source { connection: Some(connection), handed: None }));
-    if client.is_http2() {
+    let watched = client.is_http2() || length.is_none_or(|length| length > stalled::SHORT);
+    if watched {
         stalled::watch(worker, &source);
     }
     let flow = Flow {
@@ -74,6 +75,7 @@ pub(super) async fn answer(
         written,
         started: now,
         glance: now + GLANCE,
+        watched,
         broken: false,
     };
     answer.set_body(BoxBody::new(flow))
@@ -121,6 +123,8 @@ struct Flow {
     written: u64,
     started: Instant,
     glance: Instant,
+    /// Whether it is noted when a piece was handed over.
+    watched: bool,
     broken: bool,
 }
 
@@ -221,7 +225,7 @@ impl MessageBody for Flow {
         match this.poll_piece(context) {
             Poll::Ready(Some(Ok(bytes))) => {
                 this.waiting = None;
-                if this.client.is_http2() {
+                if this.watched {
                     this.source.borrow_mut().handed = Some(Instant::now());
                 }
                 Poll::Ready(Some(Ok(bytes)))

@@ -46,6 +46,17 @@ impl Capacity {
         }
     }
 
+    /// Whether all connections are in use, so that requests wait or are refused.
+    pub(super) fn is_full(&self) -> bool {
+        self.connections.available_permits() == 0
+    }
+
+    /// For how long a client may take nothing of its answer while others wait for its connection: half of the time that they
+    /// wait, so that they get it.
+    pub(super) fn patience_when_full(&self) -> Duration {
+        self.queue_timeout / 2
+    }
+
     /// A permit, after a wait where all are in use; `None` when the queue is full or the wait was too long.
     pub(super) async fn acquire(&self) -> Option<Permit> {
         if let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() {

@@ -1,5 +1,6 @@
-//! Clients of HTTP/2 that take nothing of an answer are let go of. Over HTTP/1.1 their connection stalls, which is
-//! noticed there; a stream stalls by itself, and nobody is asked for anything meanwhile.
+//! Clients that take nothing of an answer are let go of: a stream of HTTP/2 after the send timeout, which the connection itself
+//! watches over HTTP/1.1; and by either protocol much sooner while every connection to the upstream is in use. A thousand
+//! streams without a window would otherwise keep all others from the upstream for the whole send timeout.
 
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
@@ -9,9 +10,12 @@ use super::Worker;
 use super::answer::Source;
 
 /// How often they are looked for.
-const PACE: Duration = Duration::from_secs(1);
+const PACE: Duration = Duration::from_millis(250);
 
-/// Answers that are on their way by HTTP/2.
+/// An answer by HTTP/1.1 of at most so many bytes is on its way as soon as it is handed over: it is not watched.
+pub(super) const SHORT: u64 = 64 * 1024;
+
+/// Answers that are on their way.
 #[derive(Default)]
 pub(super) struct Stalled(RefCell<Vec<Weak<RefCell<Source>>>>);
 
@@ -26,9 +30,14 @@ pub(super) fn watch(worker: &Rc<Worker>, source: &Rc<RefCell<Source>>) {
 
 /// Until there are none.
 async fn look(worker: Rc<Worker>) {
-    let patience = worker.shared.upstream.limits.send_timeout;
+    let shared = &worker.shared;
+    let longest = shared.upstream.limits.send_timeout;
     loop {
         actix_web::rt::time::sleep(PACE).await;
+        let patience = match shared.capacity.is_full() {
+            true => longest.min(shared.capacity.patience_when_full()),
+            false => longest,
+        };
         let mut all = worker.stalled.0.borrow_mut();
         all.retain(|source| {
             let Some(source) = source.upgrade() else { return false };
