@@ -77,6 +77,7 @@ mod smuggling_answers;
 mod smuggling_http2;
 mod smuggling_paths;
 mod spellings;
+mod stream_layer;
 mod streams;
 mod tls;
 mod transport;
