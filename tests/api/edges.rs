@@ -334,6 +334,23 @@ async fn http2_without_a_window_frees_its_connections() {
 }
 
 #[tokio::test]
+async fn clients_without_a_window_are_let_go_as_nginx_does() {
+    let upstream = RawUpstream::start(|_, _| vec![send(OK)]).await;
+    let tidegate = before(&upstream.url(), &[("TIDEGATE__SERVER__SEND_TIMEOUT_MS", "1000")]).await;
+    let nginx = Nginx::listening(upstream.address, "http2", "send_timeout 1s;");
+    for address in [nginx.address, tidegate.main] {
+        let mut io = without_a_window(address).await;
+        io.write_all(&frames::request(1, "/a")).await.unwrap();
+        assert!(timeout(LONGEST, until_frame(&mut io, HEADERS, 1)).await.unwrap().is_some(), "{address}");
+        let began = Instant::now();
+        // nginx resets the stream; we end a connection that has no other.
+        let let_go = timeout(LONGEST, until_frame(&mut io, RST_STREAM, 1)).await;
+        assert!(let_go.is_ok(), "{address}");
+        assert!(began.elapsed() > Duration::from_millis(500), "{address}: {:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
 async fn a_stream_without_a_window_is_reset_beside_others() {
     let upstream = RawUpstream::start(|request, _| match request.target().as_str() {
         "/slow" => vec![Step::Wait(4000), send(OK)],

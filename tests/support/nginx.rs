@@ -19,6 +19,11 @@ impl Nginx {
     /// One that forwards to `upstream` with these lines in its `location /`. Its clients have the address that they write
     /// into `X-Test-Client`, which does not go on.
     pub fn before(upstream: SocketAddr, location: &str) -> Self {
+        Self::listening(upstream, "", location)
+    }
+
+    /// The same with these options of its `listen`, such as `http2`.
+    pub fn listening(upstream: SocketAddr, options: &str, location: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let here = directory.path().display().to_string();
         let port = free_port();
@@ -29,7 +34,7 @@ impl Nginx {
             "daemon off;\nmaster_process off;\npid {here}/pid;\nerror_log stderr warn;\n\
              events {{ worker_connections 256; }}\n\
              http {{\naccess_log off;\n{temporary}\
-             server {{\nlisten 127.0.0.1:{port};\n\
+             server {{\nlisten 127.0.0.1:{port} {options};\n\
              set_real_ip_from 127.0.0.1;\nreal_ip_header X-Test-Client;\n\
              location / {{\nproxy_pass http://{upstream};\nproxy_set_header X-Test-Client \"\";\n{location}\n}}\n}}\n}}\n"
         );
