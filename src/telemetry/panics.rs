@@ -45,7 +45,52 @@ pub fn log_panics() {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+
+    /// Makes the test below a process that panics.
+    const CHILD: &str = "TIDEGATE_TEST_PANICS";
+
+    #[test]
+    fn a_thousand_panics_are_logged_in_a_line_a_second() {
+        if std::env::var_os(CHILD).is_some() {
+            tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+            log_panics();
+            let panics = |count: u32| {
+                for number in 0..count {
+                    let thread = std::thread::spawn(move || panic!("what client {number} sent"));
+                    assert!(thread.join().is_err());
+                }
+            };
+            panics(1000);
+            std::thread::sleep(INTERVAL);
+            panics(1);
+            return;
+        }
+        let name = "telemetry::panics::tests::a_thousand_panics_are_logged_in_a_line_a_second";
+        let began = Instant::now();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture", "--test-threads", "1"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let (seconds, errors) = (began.elapsed().as_secs() as usize, String::from_utf8_lossy(&child.stderr));
+        assert!(child.status.success(), "{errors}");
+        let lines: Vec<&str> = errors.lines().collect();
+        assert!((2..=2 + seconds).contains(&lines.len()), "{errors}");
+        assert!(
+            lines.iter().all(|line| line.contains("a thread panicked at src/telemetry/panics.rs:")),
+            "{errors}"
+        );
+        assert!(!errors.contains("what client"), "no words of clients: {errors}");
+        let suppressed = |line: &&str| {
+            let count = line.split("suppressed=").nth(1)?.split(' ').next()?;
+            count.parse::<usize>().ok()
+        };
+        let suppressed: usize = lines.iter().filter_map(suppressed).sum();
+        assert_eq!(suppressed + lines.len(), 1001, "each is logged or counted: {errors}");
+    }
 
     #[test]
     fn panics_within_a_second_are_counted_and_not_logged() {
