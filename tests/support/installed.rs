@@ -1,4 +1,5 @@
 //! What scripts/install-test-deps puts beside the build.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::path::{Path, PathBuf};
 

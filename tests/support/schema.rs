@@ -49,7 +49,8 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str, found: &mut 
                     _ => continue,
                 };
                 let bound = rule.as_u64().unwrap() as usize;
-                if if word.starts_with("min") { length < bound } else { length > bound } {
+                let is_beyond = if word.starts_with("min") { length < bound } else { length > bound };
+                if is_beyond {
                     found.push(format!("{at}: {length} is beyond {word} {rule}"));
                 }
             }
