@@ -61,9 +61,12 @@ impl Output {
     /// # Errors
     /// When standard output is closed, no thread can be had, or the filter makes no sense.
     pub fn start(format: Format, filter: &str) -> Result<(Self, Flush), String> {
-        // Unless asked for, the server's own comings and goings are not news, nor is every malformed request: anybody could
-        // fill the log with errors.
-        let filter = if filter == "info" { "info,actix_server=warn,actix_http=off" } else { filter };
+        // Unless asked for, the server's own comings and goings are not news, nor is every malformed request or rapid reset:
+        // anybody could fill the log with them.
+        let filter = match filter {
+            "info" => "info,actix_server=warn,actix_http=off,h2=error",
+            other => other,
+        };
         let filter = EnvFilter::try_new(filter).map_err(|error| {
             format!("RUST_LOG=\"{filter}\": {error}; accepted: e.g. \"info\" or \"warn,tidegate=debug\"")
         })?;

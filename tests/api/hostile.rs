@@ -264,6 +264,12 @@ async fn streams_that_are_reset_at_once_keep_nobody_waiting() {
     }));
     let ended = others_are_served_during(&tidegate, attack).await;
     assert!(ended.iter().all(|ended| *ended), "a connection that does nothing else is ended: {ended:?}");
+    assert_eq!(
+        tidegate.lines_with(" h2::"),
+        0,
+        "no line of the server library for each: {}",
+        tidegate.output()
+    );
 }
 
 #[tokio::test]
