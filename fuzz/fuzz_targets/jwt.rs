@@ -1,15 +1,17 @@
-//! Nobody makes a token without the key; whatever the holder of the key signs is read without a panic.
+//! No token is made without the key; whatever the holder of the key signs is read without a panic, under whatever header.
 #![no_main]
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use actix_web::test::TestRequest;
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, crypto, encode};
 use libfuzzer_sys::fuzz_target;
 use tidegate::doors::client_ip::TrustedProxies;
 use tidegate::doors::facts::HttpFacts;
-use tidegate::doors::jwt::{KeyFile, Options, Place, Verifier};
+use tidegate::doors::jwt::{KeyFile, LONGEST_TOKEN, Options, Place, Verifier};
 use tidegate::limiter::subject::Facts;
 
 const SECRET: &[u8] = b"a secret of this target alone, 42 bytes...";
@@ -67,4 +69,28 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(String::from_utf8(read).ok(), whole, "what is read is what was signed");
     }
     let _ = (claim(&token, "a.b"), claim(&token, "a.b.c"));
+    // As the private members of a header: of whatever type they are, they change nothing.
+    if let serde_json::Value::Object(mut members) = claims {
+        for name in ["alg", "kid", "crit", "b64"] {
+            members.remove(name);
+        }
+        members.insert("alg".to_owned(), "HS256".into());
+        let header = serde_json::Value::Object(members).to_string();
+        let token = with_header(&header, &key);
+        if token.len() <= LONGEST_TOKEN {
+            assert_eq!(claim(&token, "sub").as_deref(), Some(&b"ana"[..]), "{header}");
+        }
+    }
+    // As a whole header: without its algorithm none is verified.
+    let token = with_header(text, &key);
+    if let Some(sub) = claim(&token, "sub") {
+        assert_eq!(sub, b"ana");
+    }
 });
+
+/// A token with this header over fixed claims.
+fn with_header(header: &str, key: &EncodingKey) -> String {
+    let message = [header, r#"{"sub":"ana"}"#].map(|part| BASE64_URL_SAFE_NO_PAD.encode(part)).join(".");
+    let signature = crypto::sign(message.as_bytes(), key, Algorithm::HS256).unwrap();
+    format!("{message}.{signature}")
+}

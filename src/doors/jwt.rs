@@ -1,31 +1,41 @@
 //! Verifies a request's token (JWT, RFC 7519) and reads its claims.
 //!
-//! What a key may verify is bound to the key when it is read (`jwt/keys.rs`), never taken from a token. A token that is
-//! not believed is as good as none, and neither it nor what is wrong with it is told to anybody.
+//! What a key may verify is bound to the key when it is read (`jwt/keys.rs`), never taken from a token. A signature is
+//! checked at most twice for a token, and once for as long as `jwt/cache.rs` keeps the outcome. The token itself is
+//! written nowhere.
 
+mod algorithm;
+mod cache;
+mod claims;
 mod keys;
+mod lazy;
+mod material;
+mod token;
 
 use std::borrow::Cow;
-use std::cell::OnceCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use jsonwebtoken::errors::{Error, ErrorKind};
-use serde_json::{Map, Value};
 
-pub use jsonwebtoken::Algorithm;
+pub use algorithm::{Algorithm, UnknownAlgorithm};
+pub use claims::Claims;
+pub(super) use lazy::Lazy;
 
-use crate::limiter::subject::Facts;
-use keys::Key;
+use crate::limiter::subject::{Facts, Part};
+use crate::limiter::token::TokenOutcome;
+use cache::Digest;
+use keys::KeySet;
+use token::Token;
 
 /// The longest token that is looked at, in bytes.
 pub const LONGEST_TOKEN: usize = 16 * 1024;
 
-/// How many keys are tried on a token that names none: each costs the time of a signature.
-const MOST_TRIED: usize = 8;
+/// How many keys are tried on a token at most: each costs the time of a signature.
+const MOST_TRIED: usize = 2;
 
 /// What a token must be like.
 #[derive(Clone, Debug)]
@@ -77,11 +87,12 @@ pub enum Place {
 /// Verifies tokens. Its keys can be replaced while requests flow.
 pub struct Verifier {
     options: Options,
-    keys: ArcSwap<Vec<Key>>,
+    keys: ArcSwap<KeySet>,
+    signature_checks: AtomicU64,
 }
 
 /// Keys that were read and are not in use yet.
-pub struct FreshKeys(Vec<Key>);
+pub struct FreshKeys(KeySet);
 
 /// Keys that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -93,13 +104,13 @@ pub struct BadKeys {
     pub why: String,
 }
 
-/// Why a token is not believed. For tests and the curious; no answer tells it.
+/// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Not looked at.
     #[error("longer than {LONGEST_TOKEN} bytes")]
     TooLong,
-    /// Not a signed token of three parts, an algorithm that is not one of ours (`none`), or claims that make no sense.
+    /// Not a signed token of three parts, an algorithm that is not supported (`none`), or claims of a wrong type.
     #[error("not a token")]
     Malformed,
     /// It has an extension that must be understood (`crit`), and none is.
@@ -120,12 +131,35 @@ pub enum Refusal {
     /// Not valid yet.
     #[error("not valid yet")]
     NotYet,
-    /// From somebody else.
+    /// From another issuer.
     #[error("another issuer")]
     Issuer,
-    /// For somebody else.
+    /// For another audience.
     #[error("another audience")]
     Audience,
+}
+
+impl From<Refusal> for TokenOutcome {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::TooLong | Refusal::Malformed | Refusal::Critical => Self::Malformed,
+            Refusal::NoKey => Self::NoKey,
+            Refusal::Signature => Self::Signature,
+            Refusal::Expired => Self::Expired,
+            Refusal::NoExpiry => Self::NoExpiry,
+            Refusal::NotYet => Self::NotYet,
+            Refusal::Issuer => Self::Issuer,
+            Refusal::Audience => Self::Audience,
+        }
+    }
+}
+
+/// Where the token of a request is.
+enum Found<'f> {
+    Token(Cow<'f, [u8]>),
+    Nowhere,
+    /// More than one, of which the upstream may believe any.
+    Repeated,
 }
 
 impl Verifier {
@@ -135,7 +169,7 @@ impl Verifier {
     /// When the file can't be used.
     pub fn new(options: Options) -> Result<Self, BadKeys> {
         let keys = ArcSwap::from_pointee(keys::read(&options)?);
-        Ok(Self { options, keys })
+        Ok(Self { options, keys, signature_checks: AtomicU64::new(0) })
     }
 
     /// Reads the keys anew, for [`Verifier::take`].
@@ -146,7 +180,7 @@ impl Verifier {
         Ok(FreshKeys(keys::read(&self.options)?))
     }
 
-    /// Requests from now on are judged by these keys.
+    /// Requests from now on are verified by these keys.
     pub fn take(&self, fresh: FreshKeys) {
         self.keys.store(Arc::new(fresh.0));
     }
@@ -156,48 +190,86 @@ impl Verifier {
         std::iter::once(self.options.keys.path())
     }
 
-    /// The claims of the request's token, if it has one that is to be believed.
-    pub fn claims(&self, facts: &dyn Facts) -> Option<Claims> {
-        let token = match &self.options.place {
-            Place::Header(name) => {
-                let value = facts.header(name)?;
-                match after_bearer(value) {
-                    Some(token) => Cow::Borrowed(token),
-                    None if **name == *"authorization" => return None,
-                    None => Cow::Borrowed(value),
-                }
-            }
-            Place::Cookie(name) => facts.cookie(name)?,
-        };
-        self.verify(&token).ok()
+    /// How many signatures were checked so far: the expensive part of the work, at most two for a token.
+    pub fn signature_checks(&self) -> u64 {
+        self.signature_checks.load(Ordering::Relaxed)
     }
 
     /// The claims of a token.
     ///
     /// # Errors
-    /// When it is not to be believed.
-    pub fn verify(&self, token: &[u8]) -> Result<Claims, Refusal> {
+    /// When it is refused.
+    pub fn verify(&self, token: &[u8]) -> Result<Arc<Claims>, Refusal> {
+        self.look_up(token, true).unwrap_or(Err(Refusal::Signature))
+    }
+
+    /// The claims of a request's token, or what became of it. `None` when that takes the check of a signature and
+    /// `may_check` is false.
+    fn of_request(&self, facts: &dyn Facts, may_check: bool) -> Option<Result<Arc<Claims>, TokenOutcome>> {
+        match self.find(facts) {
+            Found::Token(token) => Some(self.look_up(&token, may_check)?.map_err(TokenOutcome::from)),
+            Found::Nowhere => Some(Err(TokenOutcome::Absent)),
+            Found::Repeated => Some(Err(TokenOutcome::Malformed)),
+        }
+    }
+
+    fn find<'f>(&self, facts: &'f dyn Facts) -> Found<'f> {
+        let (part, value) = match &self.options.place {
+            Place::Header(name) => (Part::Header(name.clone()), facts.header(name).map(Cow::Borrowed)),
+            Place::Cookie(name) => (Part::Cookie(name.clone()), facts.cookie(name)),
+        };
+        let Some(value) = value else {
+            return if facts.carries(&part) { Found::Repeated } else { Found::Nowhere };
+        };
+        match (&self.options.place, value) {
+            (Place::Header(name), Cow::Borrowed(value)) => match after_bearer(value) {
+                Some(token) => Found::Token(Cow::Borrowed(token)),
+                None if **name == *"authorization" => Found::Nowhere,
+                None => Found::Token(Cow::Borrowed(value)),
+            },
+            (_, value) => Found::Token(value),
+        }
+    }
+
+    fn look_up(&self, token: &[u8], may_check: bool) -> Option<Result<Arc<Claims>, Refusal>> {
         if token.len() > LONGEST_TOKEN {
-            return Err(Refusal::TooLong);
+            return Some(Err(Refusal::TooLong));
         }
-        let header = jsonwebtoken::decode_header(token).map_err(|_| Refusal::Malformed)?;
-        // RFC 7515, 4.1.11: an extension that must be understood, and is not, spoils the token.
-        if header.crit.is_some() {
-            return Err(Refusal::Critical);
-        }
-        let keys = self.keys.load();
+        let token = match Token::read(token) {
+            Ok(token) => token,
+            Err(refusal) => return Some(Err(refusal)),
+        };
+        let set = self.keys.load();
         let mut refusal = Refusal::NoKey;
-        for key in keys.iter().filter(|key| key.fits(&header)).take(MOST_TRIED) {
-            match jsonwebtoken::decode(token, &key.key, &key.validation) {
-                Ok(token) => return Ok(Claims(token.claims)),
-                Err(error) => refusal = refusal_of(&error),
-            }
-            // Whatever else is wrong with it, another key makes it no better.
-            if refusal != Refusal::Signature {
-                break;
+        for (place, key) in set.keys_for(&token).take(MOST_TRIED) {
+            refusal = Refusal::Signature;
+            let length = key.material.signature_length(token.algorithm);
+            let Some(signature) = token.signature(length) else { continue };
+            let digest = Digest::of(place, token.message, &signature);
+            let checked = match set.cache.get(&digest) {
+                Some(checked) => checked,
+                None if !may_check => return None,
+                None => {
+                    self.signature_checks.fetch_add(1, Ordering::Relaxed);
+                    let checked = match key.material.verifies(token.algorithm, token.message, &signature) {
+                        true => token
+                            .claims()
+                            .and_then(|claims| Claims::check(claims, &self.options))
+                            .map(Arc::new),
+                        false => Err(Refusal::Signature),
+                    };
+                    set.cache.put(digest, &checked);
+                    checked
+                }
+            };
+            match checked {
+                Ok(claims) => return Some(claims.check_time().map(|()| claims)),
+                Err(Refusal::Signature) => {}
+                // Whatever else is wrong with it, another key makes it no better.
+                Err(other) => return Some(Err(other)),
             }
         }
-        Err(refusal)
+        Some(Err(refusal))
     }
 }
 
@@ -207,73 +279,11 @@ impl fmt::Debug for Verifier {
     }
 }
 
-/// What follows `Bearer`.
+/// What follows `Bearer` and a space or a tab.
 fn after_bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
-}
-
-fn refusal_of(error: &Error) -> Refusal {
-    match error.kind() {
-        ErrorKind::InvalidSignature => Refusal::Signature,
-        ErrorKind::ExpiredSignature => Refusal::Expired,
-        ErrorKind::ImmatureSignature => Refusal::NotYet,
-        ErrorKind::InvalidIssuer => Refusal::Issuer,
-        ErrorKind::InvalidAudience => Refusal::Audience,
-        ErrorKind::MissingRequiredClaim(claim) => match claim.as_str() {
-            "exp" => Refusal::NoExpiry,
-            "iss" => Refusal::Issuer,
-            "aud" => Refusal::Audience,
-            _ => Refusal::Malformed,
-        },
-        _ => Refusal::Malformed,
-    }
-}
-
-/// What a believed token says. Never printed.
-pub struct Claims(Map<String, Value>);
-
-impl Claims {
-    /// The claim of this name: one at the top, else along the dots into the objects there. A text as it is, a whole
-    /// number in decimal; anything else names no one.
-    pub fn get(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        match find(&self.0, name)? {
-            Value::String(text) if !text.is_empty() => Some(Cow::Borrowed(text.as_bytes())),
-            // What does not fit 64 bits was rounded by the parser: two clients could become one.
-            Value::Number(number) if number.is_u64() || number.is_i64() => {
-                Some(Cow::Owned(number.to_string().into_bytes()))
-            }
-            _ => None,
-        }
-    }
-}
-
-/// The whole name first: names such as `https://example.com/tenant` have dots of their own.
-fn find<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
-    object.get(name).or_else(|| {
-        name.match_indices('.').find_map(|(dot, _)| {
-            let inner = object.get(&name[..dot])?.as_object()?;
-            find(inner, &name[dot + 1..])
-        })
-    })
-}
-
-/// The claims of one request: verified when the first of them is asked for, and only then.
-#[derive(Default)]
-pub(super) struct Lazy<'a> {
-    verifier: Option<&'a Verifier>,
-    claims: OnceCell<Option<Claims>>,
-}
-
-impl<'a> Lazy<'a> {
-    pub(super) fn by(verifier: Option<&'a Verifier>) -> Self {
-        Self { verifier, claims: OnceCell::new() }
-    }
-
-    /// A claim of the token that these facts carry: always the same facts.
-    pub(super) fn get(&self, name: &str, facts: &dyn Facts) -> Option<Cow<'_, [u8]>> {
-        self.claims.get_or_init(|| self.verifier?.claims(facts)).as_ref()?.get(name)
-    }
+    let is_bearer = scheme[..6].eq_ignore_ascii_case(b"bearer") && matches!(scheme[6], b' ' | b'\t');
+    is_bearer.then(|| token.trim_ascii())
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ pub mod share;
 pub mod store;
 pub mod subject;
 mod table;
+pub mod token;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
