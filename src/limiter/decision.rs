@@ -326,6 +326,11 @@ impl Decision {
         Some(self.rules.policy(self.policy_id()?).by.kind())
     }
 
+    /// Whether it is a refusal because a subject is missing that takes a claim.
+    pub fn misses_claim(&self) -> bool {
+        matches!(self.ruling, Some(Ruling::SubjectMissing(id)) if self.rules.policy(id).by.reads_claims())
+    }
+
     /// The store of the deciding hit.
     pub fn backend(&self) -> Backend {
         self.verdicts.get(self.binding).map_or(Backend::Memory, |verdict| verdict.backend)
@@ -337,6 +342,16 @@ impl Decision {
             Some(Ruling::StoreAway(..)) => Arm::Canary,
             _ => self.verdicts.get(self.binding).map_or(Arm::Control, |verdict| verdict.arm),
         }
+    }
+
+    /// Whether Redis decided all that the canary has of this request; `None` where the canary has nothing of it, or nothing
+    /// was asked.
+    pub fn canary_was_decided_by_redis(&self) -> Option<bool> {
+        if matches!(self.ruling, Some(Ruling::StoreAway(..))) {
+            return Some(false);
+        }
+        let canary = self.verdicts.iter().filter(|verdict| verdict.arm == Arm::Canary);
+        canary.map(|verdict| verdict.fallback.is_none()).reduce(|one, other| one && other)
     }
 
     /// Why memory decided although Redis was wanted.

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::clock::{Clock, Micros, SECOND};
 use super::decision::Decision;
-use super::rollout::Arm;
 
 /// Ten seconds.
 const SPAN: Micros = 10 * SECOND;
@@ -27,12 +26,15 @@ struct Span {
 }
 
 impl Exposure {
-    /// Counts a decision that was made at `now`, if it says something: one that needed no asking (a denial known
-    /// beforehand) does not, nor does one of both stores.
-    /// The clock is read for those alone.
+    /// Counts a decision, if Redis was to make it or a part of it: the subjects of its policies that the canary has. A
+    /// policy of another store, such as one by everyone below 100 %, makes no difference. One that needed no asking (a denial
+    /// known beforehand) does not count. The clock is read for those that count alone.
     pub fn count(&self, decision: &Decision, clock: &Clock) {
-        if decision.arm() == Arm::Canary && !decision.cached && !decision.mixed {
-            self.add(decision.fallback().is_none(), clock.now());
+        if decision.cached {
+            return;
+        }
+        if let Some(decided) = decision.canary_was_decided_by_redis() {
+            self.add(decided, clock.now());
         }
     }
 
@@ -60,9 +62,64 @@ impl Exposure {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+    use std::sync::Arc;
+
     use super::*;
+    use crate::limiter::decision::{Backend, Ruling, Verdict};
+    use crate::limiter::gcra::Quota;
+    use crate::limiter::policy::{Policy, Rules};
+    use crate::limiter::rollout::Arm;
+    use crate::limiter::route::Route;
+    use crate::limiter::store::FaultKind;
+    use crate::limiter::subject::{Part, Subject};
 
     const NOW: Micros = 1_000_000 * SECOND;
+
+    /// A decision by a policy by address, which the canary has, and one by everyone, which it has not below 100 %.
+    fn by_ip_and_everyone(fallback: Option<FaultKind>) -> Decision {
+        let quota = Quota::new(NonZeroU32::MIN, SECOND, NonZeroU32::MIN).unwrap();
+        let mut rules = Rules::none();
+        let everyone = Subject::new([Part::Everyone]);
+        let policies = [Policy::new("ip", Subject::ip(), quota), Policy::new("all", everyone, quota)];
+        rules.add("default", Route::any(), 1, policies);
+        let verdict = |policy, arm, backend, fallback| Verdict {
+            reading: quota.reading(0, 0, true),
+            arm,
+            backend,
+            fallback,
+            missing: false,
+            ..Verdict::missing(policy, quota)
+        };
+        let backend = if fallback.is_some() { Backend::Memory } else { Backend::Redis };
+        let verdicts =
+            [verdict(0, Arm::Canary, backend, fallback), verdict(1, Arm::Control, Backend::Memory, None)];
+        Decision::of(Arc::new(rules), 1, verdicts.into_iter().collect())
+    }
+
+    #[test]
+    fn policy_by_everyone_leaves_the_ratio_as_it_is() {
+        let (exposure, clock) = (Exposure::default(), Clock::manual(NOW));
+        (0..200).for_each(|_| exposure.count(&by_ip_and_everyone(None), &clock));
+        assert_eq!(exposure.ratio(NOW), Some(1.0));
+        exposure.count(&by_ip_and_everyone(Some(FaultKind::Timeout)), &clock);
+        assert_eq!(exposure.ratio(NOW), Some(200.0 / 201.0), "one of 201 was not decided by Redis");
+        let mut known = by_ip_and_everyone(None);
+        known.cached = true;
+        (0..200).for_each(|_| exposure.count(&known, &clock));
+        assert_eq!(exposure.ratio(NOW), Some(200.0 / 201.0), "nothing was asked");
+    }
+
+    #[test]
+    fn request_that_the_canary_has_no_part_of_is_not_counted() {
+        let (exposure, clock) = (Exposure::default(), Clock::manual(NOW));
+        let rules = Arc::new(Rules::none());
+        exposure.count(&Decision::unlimited(Arc::clone(&rules), 1), &clock);
+        assert_eq!(exposure.ratio(NOW), None);
+        let away = Decision::ruled(rules, 1, Ruling::StoreAway(0, FaultKind::Timeout));
+        exposure.count(&away, &clock);
+        assert_eq!(exposure.ratio(NOW), Some(0.0), "Redis was asked, and is away");
+    }
 
     #[test]
     fn it_is_the_share_of_the_last_minute_and_nothing_before_anybody_asked() {

@@ -154,6 +154,11 @@ impl Subject {
         &self.parts
     }
 
+    /// Whether it takes a claim of the request's token to tell who it is.
+    pub fn reads_claims(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part, Part::Jwt(_)))
+    }
+
     /// Whether all requests share one bucket, which no percentage can split.
     pub fn is_everyone(&self) -> bool {
         matches!(self.parts.as_slice(), [Part::Everyone])
