@@ -145,6 +145,9 @@ struct Cost {
     /// Instances that share the Redis; without it redis.fleet_size, or 1
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     instances: Option<u32>,
+    /// Different clients in the longest window of a policy, which bound the keys; without it each request may be of another
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    clients: Option<u32>,
     /// The providers' figures instead of config/providers.toml
     #[arg(long, value_name = "FILE")]
     providers: Option<PathBuf>,
@@ -268,7 +271,7 @@ fn reckon(loaded: &Loaded, asked: &Cost) -> ExitCode {
         Ok(providers) => providers,
         Err(message) => return refuse(&message),
     };
-    let load = cost::load(&loaded.settings, f64::from(asked.rpm), percent, asked.instances);
+    let load = cost::load(&loaded.settings, f64::from(asked.rpm), percent, asked.instances, asked.clients);
     let needs = cost::needs(&loaded.settings, load);
     let judged = needs.as_ref().map_or_else(Vec::new, |needs| cost::judge(needs, &providers));
     let text = match asked.json {

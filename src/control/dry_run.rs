@@ -189,7 +189,7 @@ fn commands(admin: &Admin, moved: Moved, now: Percent, then: Percent) -> Option<
     let instances = u32::try_from(admin.fleet.view().instances()).unwrap_or(u32::MAX).max(1);
     let fleet = f64::from(instances);
     let at = |percent: Percent| {
-        let load = Load { rpm: rpm * fleet, percent: percent.as_f64(), instances };
+        let load = Load { rpm: rpm * fleet, percent: percent.as_f64(), instances, clients: None };
         let needs = needs(&rules, reckoning.habits, load)?;
         let commands = if reckoning.bills_inside_scripts { needs.commands_a_day } else { needs.calls_a_day };
         Some((commands / fleet).ceil())

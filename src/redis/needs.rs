@@ -57,12 +57,15 @@ pub struct Load {
     pub percent: f64,
     /// Instances.
     pub instances: u32,
+    /// Different clients in the longest window of a policy; `None`: not known, so each request may be of another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clients: Option<u32>,
 }
 
-/// What that needs of a Redis, at most: for the rule that needs most.
+/// What that needs of a Redis, at most: each figure as if all requests met the rule that needs most of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Needs {
-    /// The rule.
+    /// The rule that needs most commands.
     pub rule: String,
     /// Script calls a decision, which are its round trips.
     pub calls_a_decision: u32,
@@ -97,7 +100,26 @@ pub struct Habits {
     pub map_interval: Option<Duration>,
 }
 
-/// What these rules need under this load, by the rule that needs most; `None` when nothing is limited.
+impl Needs {
+    /// The greater of each figure.
+    fn at_most(self, other: Self) -> Self {
+        let rule = if other.commands_a_day > self.commands_a_day { other.rule } else { self.rule };
+        Self {
+            rule,
+            calls_a_decision: self.calls_a_decision.max(other.calls_a_decision),
+            commands_a_decision: self.commands_a_decision.max(other.commands_a_decision),
+            calls_a_day: self.calls_a_day.max(other.calls_a_day),
+            commands_a_day: self.commands_a_day.max(other.commands_a_day),
+            calls_a_second: self.calls_a_second.max(other.calls_a_second),
+            keys: self.keys.max(other.keys),
+            memory_bytes: self.memory_bytes.max(other.memory_bytes),
+            connections: self.connections.max(other.connections),
+            bandwidth_bytes_a_month: self.bandwidth_bytes_a_month.max(other.bandwidth_bytes_a_month),
+        }
+    }
+}
+
+/// What these rules need under this load, each figure by the rule that needs most of it; `None` when nothing is limited.
 pub fn needs(rules: &Rules, habits: Habits, load: Load) -> Option<Needs> {
     let looks = if habits.secret_in_redis { SECRET_LOOKS } else { 0.0 };
     let (more_calls, more_bytes) = match habits.secret_in_redis {
@@ -117,9 +139,7 @@ pub fn needs(rules: &Rules, habits: Habits, load: Load) -> Option<Needs> {
         needs_of(rule, &policies, habits.namespace, background, load)
     };
     let limited = rules.all().iter().filter(|rule| !rule.policies.is_empty());
-    limited
-        .map(of)
-        .max_by(|a, b| (a.commands_a_day + a.memory_bytes).total_cmp(&(b.commands_a_day + b.memory_bytes)))
+    limited.map(of).reduce(Needs::at_most)
 }
 
 /// What an instance asks of Redis a day besides decisions.
@@ -146,6 +166,9 @@ fn needs_of(
     background: Background,
     load: Load,
 ) -> Needs {
+    // A bucket that all share moves last: below 100 % Redis has no part of it.
+    let is_there = |policy: &&&Policy| load.percent >= 100.0 || !policy.by.is_everyone();
+    let policies: Vec<&Policy> = policies.iter().filter(is_there).copied().collect();
     let count = policies.len() as f64;
     let mut subjects: Vec<String> =
         policies.iter().map(|policy| format!("{:?}", policy.by.parts())).collect();
@@ -154,9 +177,9 @@ fn needs_of(
     // A request asks Redis when any of its subjects is decided there.
     let share = (load.percent / 100.0 * subjects.len() as f64).min(1.0);
     let Background { looks, maps, beats, calls_a_beat, commands_a_beat, bytes_a_beat } = background;
-    let (instances, is_used) = (f64::from(load.instances), load.percent > 0.0);
-    let of_background =
-        |a_beat: f64| if is_used { instances * (looks + maps * CALLS_A_MAP + beats * a_beat) } else { 0.0 };
+    // At 0 % as well: an instance that is ready for a percentage is connected, and there for its fleet.
+    let instances = f64::from(load.instances);
+    let of_background = |a_beat: f64| instances * (looks + maps * CALLS_A_MAP + beats * a_beat);
     let calls = load.rpm * MINUTES_A_DAY * share;
     let inside = 2.0 + count;
     let names: usize = policies.iter().map(|policy| policy.name.len() + namespace + REST_OF_A_KEY).sum();
@@ -166,12 +189,16 @@ fn needs_of(
             None => policy.quota.charge(rule.cost),
             Some(calendar) => calendar.unit().length().unwrap_or(31 * 24 * 3_600 * SECOND),
         };
-        load.rpm / 60.0 * (load.percent / 100.0) * (lives as f64 / SECOND as f64)
+        let share = load.percent / 100.0;
+        let of_requests = load.rpm / 60.0 * share * (lives as f64 / SECOND as f64);
+        let of_clients = load.clients.map_or(f64::INFINITY, |clients| f64::from(clients) * share);
+        let most = if policy.by.is_everyone() { 1.0 } else { of_clients };
+        of_requests.min(most)
     };
     let alive: Vec<f64> = policies.iter().map(|policy| keys_of(policy).ceil()).collect();
     let memory = alive
         .iter()
-        .zip(policies)
+        .zip(&policies)
         .map(|(keys, policy)| keys * (BYTES_A_KEY + (policy.name.len() + namespace + REST_OF_A_KEY) as f64));
     let wire = BYTES_A_CALL + BYTES_A_POLICY * count + names as f64;
     Needs {
@@ -186,11 +213,11 @@ fn needs_of(
         connections: CONNECTIONS_AN_INSTANCE * load.instances,
         bandwidth_bytes_a_month: DAYS_A_MONTH
             * (calls * wire
-                + if is_used {
-                    let a_beat = bytes_a_beat + BYTES_A_ROW * instances.min(ROWS_A_BEAT);
-                    instances * (beats * a_beat + maps * BYTES_A_MAP)
-                } else {
-                    0.0
-                }),
+                + instances
+                    * (beats * (bytes_a_beat + BYTES_A_ROW * instances.min(ROWS_A_BEAT)) + maps * BYTES_A_MAP)),
     }
 }
+
+#[cfg(test)]
+#[path = "needs_tests.rs"]
+mod tests;

@@ -31,13 +31,19 @@ pub struct Judgement {
 }
 
 /// The load that the settings speak of, with whatever was said instead.
-pub fn load(settings: &Settings, rpm: f64, percent: Option<Percent>, instances: Option<u32>) -> Load {
+pub fn load(
+    settings: &Settings,
+    rpm: f64,
+    percent: Option<Percent>,
+    instances: Option<u32>,
+    clients: Option<u32>,
+) -> Load {
     let fleet = settings.redis.as_ref().and_then(|redis| redis.fleet_size).map_or(1, |size| size.get());
     let percent = percent.unwrap_or(settings.rollout.percent);
-    Load { rpm, percent: percent.as_f64(), instances: instances.unwrap_or(fleet) }
+    Load { rpm, percent: percent.as_f64(), instances: instances.unwrap_or(fleet), clients }
 }
 
-/// What the policies need under this load, by the rule that needs most; `None` when nothing is limited.
+/// What the policies need under this load, each figure by the rule that needs most of it; `None` when nothing is limited.
 pub fn needs(settings: &Settings, load: Load) -> Option<Needs> {
     redis::needs::needs(&settings.rules, habits(settings), load)
 }

@@ -43,7 +43,7 @@ pub struct Plan {
     #[serde(default = "free")]
     pub price_usd_month: Figure,
     /// The price of 100 000 commands in US dollars.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "price")]
     pub per_100k_commands_usd: f64,
     /// Commands that a month may have.
     #[serde(default)]
@@ -136,6 +136,14 @@ impl<'de> Deserialize<'de> for Figure {
     }
 }
 
+fn price<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let price = f64::deserialize(deserializer)?;
+    match price >= 0.0 && price.is_finite() {
+        true => Ok(price),
+        false => Err(D::Error::custom("accepted: a price in US dollars that is not negative")),
+    }
+}
+
 fn yes_no_or_unknown<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
     let wanted = "accepted: true, false or \"unknown\"";
     match Written::deserialize(deserializer).map_err(|_| D::Error::custom(wanted))? {
@@ -168,6 +176,10 @@ mod tests {
             ("memory_mb = 256", "memory_mb = -1", "not negative"),
             ("memory_mb = 256", "memroy_mb = 256", "memroy_mb"),
             ("bills_inside_scripts = true", "bills_inside_scripts = 3", "true, false or \"unknown\""),
+            ("per_100k_commands_usd = 0.20", "per_100k_commands_usd = -0.20", "a price in US dollars"),
+            ("per_100k_commands_usd = 0.20", "per_100k_commands_usd = nan", "a price in US dollars"),
+            ("per_100k_commands_usd = 0.20", "per_100k_commands_usd = inf", "a price in US dollars"),
+            ("price_usd_month = 10", "price_usd_month = nan", "not negative"),
             ("[[provider]]", "[[provider", "accepted"),
         ] {
             let error = parse("p.toml", &COMPILED_IN.replacen(from, to, 1)).unwrap_err();

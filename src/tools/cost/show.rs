@@ -14,15 +14,17 @@ pub fn json(load: Load, needs: Option<&Needs>, judgements: &[Judgement], provide
 
 /// For people.
 pub fn text(load: Load, needs: Option<&Needs>, judgements: &[Judgement], providers: &Providers) -> String {
-    let Load { rpm, percent, instances } = load;
+    let Load { rpm, percent, instances, clients } = load;
+    let clients =
+        clients.map_or_else(String::new, |clients| format!(", {} clients", grouped(f64::from(clients))));
     let mut text = format!(
-        "{} requests a minute, {percent} % of the keys in Redis, {instances} instance(s)\n",
+        "{} requests a minute, {percent} % of the keys in Redis, {instances} instance(s){clients}\n",
         grouped(rpm)
     );
     let Some(needs) = needs else { return text + "Nothing is limited: Redis is not needed.\n" };
     let _ = writeln!(
         text,
-        "\nAt most, for the rule \"{}\":\n  {:>13}  round trip a decision\n  {:>13}  commands a decision, with those inside the script\n  {:>13}  calls a day\n  {:>13}  commands a day, with those inside scripts\n  {:>13}  keys alive at once, {} MB\n  {:>13}  connections\n  {:>13}  GB in and out a month\n",
+        "\nAt most, each figure for the rule that needs most of it (commands: \"{}\"):\n  {:>13}  round trip a decision\n  {:>13}  commands a decision, with those inside the script\n  {:>13}  calls a day\n  {:>13}  commands a day, with those inside scripts\n  {:>13}  keys alive at once, {} MB\n  {:>13}  connections\n  {:>13}  GB in and out a month\n",
         needs.rule,
         needs.calls_a_decision,
         needs.commands_a_decision,

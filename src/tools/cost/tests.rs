@@ -20,7 +20,7 @@ fn plan<'a>(all: &'a [Judgement], name: &str) -> &'a Judgement {
 #[test]
 fn a_hundred_requests_a_minute_do_not_fit_into_10_000_commands_a_day_which_are_6_9_a_minute() {
     let settings = settings(&[("TIDEGATE_SECRET", "0123456789abcdef")]);
-    let needs = needs(&settings, load(&settings, 100.0, None, None)).unwrap();
+    let needs = needs(&settings, load(&settings, 100.0, None, None, None)).unwrap();
     assert_eq!(
         (needs.calls_a_day, needs.commands_a_day),
         (144_000.0 + 4.0 * BEATS_ALONE, 576_000.0 + 4.0 * BEATS_ALONE)
@@ -37,7 +37,7 @@ fn a_hundred_requests_a_minute_do_not_fit_into_10_000_commands_a_day_which_are_6
 fn the_percentage_and_the_background_count() {
     let settings = settings(&[]);
     let tenth = Percent::from_basis_points(1_000);
-    let needs = needs(&settings, load(&settings, 100.0, tenth, Some(3))).unwrap();
+    let needs = needs(&settings, load(&settings, 100.0, tenth, Some(3), None)).unwrap();
     // Three of them speak every ten seconds, and look at the secret in Redis.
     let beats = 3.0 * 8_640.0;
     assert_eq!(needs.calls_a_day, 14_400.0 + 3.0 * 144.0 + 5.0 * beats);
@@ -65,7 +65,7 @@ fn map_of_a_cluster_is_read_each_minute_by_two_commands() {
 #[test]
 fn a_figure_that_is_exceeded_decides_and_one_that_is_unknown_leaves_it_open() {
     let settings = settings(&[]);
-    let needs = needs(&settings, load(&settings, 20_000.0, None, Some(16))).unwrap();
+    let needs = needs(&settings, load(&settings, 20_000.0, None, Some(16), None)).unwrap();
     let judged = judge(&needs, &providers::parse("in", providers::COMPILED_IN).unwrap());
     let free = plan(&judged, "Essentials, free");
     assert_eq!(free.fits, Some(false));
@@ -87,8 +87,54 @@ policy = [{ name = \"b\", by = \"ip\", limit = \"100/minute\" }, { name = \"c\",
 ";
     let mut settings = settings(&[]);
     settings.rules = crate::config::policies::parse("p", text).unwrap();
-    let needs = needs(&settings, load(&settings, 60.0, None, None)).unwrap();
+    let needs = needs(&settings, load(&settings, 60.0, None, None, None)).unwrap();
     assert_eq!((&*needs.rule, needs.commands_a_decision), ("two", 5));
     // Each request another client: one hit of 0.6 s, and one that a whole day remembers.
     assert_eq!(needs.keys, 1.0 + 86_400.0);
+    let few = super::needs(&settings, load(&settings, 60.0, None, None, Some(50))).unwrap();
+    assert_eq!(few.keys, 1.0 + 50.0, "no more than there are clients");
+}
+
+#[test]
+fn upstash_page_has_the_figures_of_the_cost_command() {
+    let page =
+        include_str!("../../../docs/providers/upstash.md").split_whitespace().collect::<Vec<_>>().join(" ");
+    // With a secret of its own, as the page has it.
+    let with_secret = settings(&[("TIDEGATE_SECRET", "0123456789abcdef")]);
+    let silent = settings(&[("TIDEGATE_SECRET", "0123456789abcdef"), ("TIDEGATE__FLEET__HEARTBEAT_S", "0")]);
+    let providers = providers::parse("in", providers::COMPILED_IN).unwrap();
+    let at = |settings: &Settings, rpm: f64, instances: u32| {
+        needs(settings, load(settings, rpm, None, Some(instances), None)).unwrap()
+    };
+    let hundred = at(&with_secret, 100.0, 1);
+    let judged = judge(&hundred, &providers);
+    let upstash = providers.all.iter().find(|one| one.name == "Upstash").unwrap();
+    let Figure::Is(free) = upstash.plans.iter().find(|one| one.name == "Free").unwrap().commands_per_month
+    else {
+        panic!("the free plan has a figure");
+    };
+    let a_day = free / DAYS_A_MONTH;
+    // How many decisions a minute a plan carries: what a day leaves beside the background.
+    let carried = |settings: &Settings| {
+        let background = at(settings, 1.0, 1).commands_a_day - MINUTES_A_DAY * 4.0;
+        (a_day - background) / 4.0 / MINUTES_A_DAY
+    };
+    assert_eq!(hundred.commands_a_decision, 4);
+    for words in [
+        "four of these commands (EVALSHA, TIME, GET, SET".to_owned(),
+        format!("free plan is {} commands a month", show::grouped(free)),
+        format!("comes to {:.0} a minute", a_day / MINUTES_A_DAY),
+        format!("takes {} a day besides", show::grouped(hundred.commands_a_day - 576_000.0)),
+        format!(
+            "{} each: `fleet.heartbeat_s`",
+            show::grouped((at(&with_secret, 100.0, 2).commands_a_day - 576_000.0) / 2.0)
+        ),
+        format!("about {:.1} decisions a minute around the clock", carried(&with_secret)),
+        format!("{:.1} with `fleet.heartbeat_s = 0`", carried(&silent)),
+        format!("{:.1} million commands a month", hundred.commands_a_day * DAYS_A_MONTH / 1e6),
+        format!("{:.0} dollars pay-as-you-go", plan(&judged, "Pay as you go").usd_a_month.unwrap()),
+        format!("COMMANDS_PER_DAY={:.0}000", (a_day / 1_000.0).floor()),
+    ] {
+        assert!(page.contains(&words), "{words:?} is not in docs/providers/upstash.md");
+    }
 }
