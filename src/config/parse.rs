@@ -309,9 +309,20 @@ pub(super) fn sqlite(url: &str) -> Result<Option<PathBuf>, String> {
                             sqlite:///var/lib/tidegate/tidegate.db), or sqlite::memory:";
     let scheme = url.split([':', '/']).next().unwrap_or_default();
     let Some(rest) = url.strip_prefix("sqlite:") else {
-        let known = scheme.len() <= 16
-            && scheme.len() < url.len()
-            && scheme.bytes().all(|b| b.is_ascii_alphanumeric());
+        // Of a list: anything else in its place could be a part of a password.
+        const OTHERS: [&str; 10] = [
+            "postgres",
+            "postgresql",
+            "mysql",
+            "mariadb",
+            "mongodb",
+            "mssql",
+            "sqlserver",
+            "redis",
+            "rediss",
+            "file",
+        ];
+        let known = OTHERS.contains(&scheme);
         let what = match known {
             true => format!(
                 "{scheme}:// is of another database (some hosts set it by themselves); tidegate keeps its own in SQLite: set \

@@ -102,10 +102,7 @@ fn doors(taken: &mut Taken) -> Doors {
     for item in taken.list("doors.hosts") {
         match parse::host_name(&item) {
             Ok(host) => hosts.push(host),
-            Err(message) => {
-                let read = super::error::quoted(&item);
-                taken.refuse("doors.hosts", format!("read {read}; {message}"));
-            }
+            Err(message) => taken.refuse_item("doors.hosts", &item, message),
         }
     }
     Doors { token: taken.optional("doors.token", parse::token), hosts }
@@ -123,10 +120,7 @@ fn server(taken: &mut Taken) -> Server {
     for item in taken.list("server.trusted_proxies") {
         match parse::network(&item) {
             Ok(network) => trusted_proxies.push(network),
-            Err(message) => {
-                let read = super::error::quoted(&item);
-                taken.refuse("server.trusted_proxies", format!("read {read}; {message}"));
-            }
+            Err(message) => taken.refuse_item("server.trusted_proxies", &item, message),
         }
     }
     Server {
@@ -229,6 +223,10 @@ fn one_of<T>(
 fn database(taken: &mut Taken) -> Database {
     let file = taken.get("database.url", None, parse::sqlite);
     let shown = match &file {
+        // The URL of another database may have been made a path.
+        Some(_) if super::error::may_hold_secret(&taken.text("database.url")) => {
+            super::secret::REDACTED.to_owned()
+        }
         Some(file) => format!("sqlite://{}", file.display()),
         None => "sqlite::memory:".to_owned(),
     };

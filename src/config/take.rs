@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use config::{Value, ValueKind};
 
 use super::Effective;
-use super::error::{Problem, quoted};
+use super::error::{Problem, may_hold_secret, quoted, quoted_of};
 use super::keys::{self, KEYS};
 use super::layers::{DEFAULT, place};
 use super::secret::REDACTED;
@@ -66,6 +66,11 @@ impl Taken {
         }
     }
 
+    /// Notes a problem with an item of a list, and the item where it may be seen.
+    pub(super) fn refuse_item(&mut self, key: &'static str, item: &str, message: impl std::fmt::Display) {
+        self.refuse(key, format!("read {}; {message}", quoted_of(item, &self.text(key))));
+    }
+
     /// The value through `parse`, whose error says what is accepted; `instead` when it fails, so that the rest is
     /// read as well.
     pub(super) fn get<T>(
@@ -99,7 +104,11 @@ impl Taken {
         let one = |known: &keys::Known| {
             let (value, source) = match self.shown.get(known.key) {
                 Some((value, source)) => (value.clone(), *source),
-                None if known.secret && self.is_set(known.key) => (REDACTED.to_owned(), None),
+                None if (known.secret && self.is_set(known.key))
+                    || may_hold_secret(&self.text(known.key)) =>
+                {
+                    (REDACTED.to_owned(), None)
+                }
                 None => (self.text(known.key), None),
             };
             let source = source.unwrap_or(self.origin(known.key)).to_owned();

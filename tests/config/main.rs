@@ -15,6 +15,7 @@ mod files;
 mod installed;
 mod layers;
 mod policies;
+mod secrets;
 mod warnings;
 
 use std::path::Path;

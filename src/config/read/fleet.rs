@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use crate::config::error::quoted;
 use crate::config::parse;
 use crate::config::settings::{AdminAddr, Fleet, Rollout, UpstreamUrl};
 use crate::config::take::Taken;
@@ -22,11 +21,7 @@ pub(super) fn fleet(
     for item in taken.list("fleet.peers") {
         match parse::peer(&item) {
             Ok(peer) => peers.push(peer),
-            Err(message) => {
-                // An address may hold a password by mistake.
-                let read = if item.contains('@') { "an item (not shown)".to_owned() } else { quoted(&item) };
-                taken.refuse("fleet.peers", format!("read {read}; {message}"));
-            }
+            Err(message) => taken.refuse_item("fleet.peers", &item, message),
         }
     }
     let secret = taken.is_set("rollout.secret") || taken.is_set("rollout.secret_file");

@@ -62,11 +62,7 @@ fn urls(taken: &mut Taken) -> Vec<UpstreamUrl> {
     for item in &items {
         match parse::upstream(item) {
             Ok(url) => urls.push(url),
-            Err(message) if items.len() == 1 => taken.refuse_read("upstream.url", &message),
-            Err(message) => {
-                let read = crate::config::error::quoted(item);
-                taken.refuse("upstream.url", format!("read {read}; {message}"));
-            }
+            Err(message) => taken.refuse_item("upstream.url", item, message),
         }
     }
     let same = |pair: &[UpstreamUrl]| match pair {
