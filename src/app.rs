@@ -196,7 +196,7 @@ impl Application {
         let reloader = Arc::clone(&reloading.reloader);
         telemetry.say(&format!("in force: {}", reloading.policies.in_force().in_words()));
 
-        let scrape = settled::scrape(&telemetry, certificates.clone());
+        let scrape = settled::scrape(&telemetry, certificates.clone(), verifier.clone());
         let status = Arc::new(Status::new(Arc::clone(&limiter), scrape));
         let proxies = Arc::new(settled::proxies(settings));
         let gateway = match &settings.upstream {

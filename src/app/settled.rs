@@ -255,13 +255,18 @@ pub(super) fn upstream(settings: &Settings, upstream: &config::Upstream) -> Resu
 }
 
 /// What `/metrics` is made of: the counters, and what is known only at the moment.
-pub(super) fn scrape(telemetry: &Arc<Telemetry>, certificates: Option<Arc<Certificates>>) -> Scrape {
+pub(super) fn scrape(
+    telemetry: &Arc<Telemetry>,
+    certificates: Option<Arc<Certificates>>,
+    verifier: Option<Arc<Verifier>>,
+) -> Scrape {
     let telemetry = Arc::clone(telemetry);
     Box::new(move |held, in_flight, spending, open_metrics| {
         let spent = spending.map_or((0, None), |spending| (spending.today, spending.per_day));
         let ends = certificates.as_ref().and_then(|certificates| certificates.ends());
+        let signature_checks = verifier.as_ref().map_or(0, |verifier| verifier.signature_checks());
         let exposition = if open_metrics { Exposition::OpenMetrics } else { Exposition::Text };
-        telemetry.scrape(held, in_flight, spent, ends, exposition)
+        telemetry.scrape(held, in_flight, spent, ends, signature_checks, exposition)
     })
 }
 

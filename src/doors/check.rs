@@ -133,6 +133,7 @@ async fn check<S: Store>(
     })?;
     let started = Instant::now();
     let hit = Hit { cost: question.cost.unwrap_or(1), peek: question.peek };
+    let mut token = None;
     let decision = match (&question.key, &question.attributes) {
         (Some(key), None) => {
             let rule = question.rule.as_deref().unwrap_or("default");
@@ -144,7 +145,9 @@ async fn check<S: Store>(
         }
         (None, Some(attributes)) if question.rule.is_none() => {
             let facts = Attributes::read(attributes, verifier.as_deref().map(|verifier| &**verifier))?;
-            limiter.check(&facts, hit).await
+            let check = limiter.check(&facts, hit);
+            token = facts.claims.outcome();
+            check.await
         }
         _ => {
             let detail = "Give either \"key\" (with an optional \"rule\") or \"attributes\", not both.";
@@ -161,7 +164,7 @@ async fn check<S: Store>(
     }
     let response = written(&Answer::from(&decision));
     if let Some(place) = Judged::place(&request) {
-        place.keep(Rc::new(decision), started.elapsed());
+        place.keep(Rc::new(decision), started.elapsed(), token);
     }
     Ok(response)
 }

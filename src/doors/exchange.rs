@@ -295,6 +295,7 @@ impl Drop for Record {
             origin: self.origin,
             decision: self.judged.decision(),
             deciding_took: self.judged.took(),
+            token: self.judged.token(),
             trace: self.trace,
         }));
     }

@@ -11,6 +11,7 @@ use super::client_ip::{ClientAddress, TrustedProxies};
 #[cfg(feature = "jwt")]
 use super::jwt::{Lazy, Verifier};
 use crate::limiter::subject::{Facts, Part};
+use crate::limiter::token::TokenOutcome;
 
 /// What an HTTP request says of itself.
 pub struct HttpFacts<'a> {
@@ -41,6 +42,20 @@ impl<'a> HttpFacts<'a> {
 }
 
 impl HttpFacts<'_> {
+    /// Whether the claims of its token are at hand without the check of a signature.
+    #[cfg(feature = "jwt")]
+    pub fn claims_are_at_hand(&self) -> bool {
+        self.claims.are_at_hand(self)
+    }
+
+    /// What became of its token; `None` where no claim was asked for.
+    pub fn token(&self) -> Option<TokenOutcome> {
+        #[cfg(feature = "jwt")]
+        return self.claims.outcome();
+        #[cfg(not(feature = "jwt"))]
+        None
+    }
+
     /// The pairs of all cookies, each still as it was sent.
     fn cookies(&self) -> impl Iterator<Item = &[u8]> {
         self.head.headers.get_all(COOKIE).flat_map(|line| line.as_bytes().split(|&byte| byte == b';'))

@@ -1,5 +1,9 @@
 //! The limiter as actix middleware: judges every request that passes, answers those that are denied, tells the
 //! others what they have left. The gateway uses it, and so can any actix application.
+//!
+//! The check of a token's signature may take a millisecond of the worker's thread. Requests that need one take turns, one
+//! check at a time, and after each the thread serves whatever else is ready: a flood of forged tokens keeps no other
+//! client waiting for longer than one of them.
 
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
@@ -12,6 +16,10 @@ use actix_web::body::{BoxBody, EitherBody, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
 use pin_project_lite::pin_project;
 use quanta::Instant;
+#[cfg(feature = "jwt")]
+use tokio::sync::Semaphore;
+#[cfg(feature = "jwt")]
+use tokio::task::yield_now;
 
 use super::client_ip::TrustedProxies;
 use super::costs::Costs;
@@ -25,7 +33,8 @@ use crate::limiter::decision::Decision;
 use crate::limiter::event::Origin;
 use crate::limiter::settle::Tab;
 use crate::limiter::store::{NoStore, Store};
-use crate::limiter::{Check, Hit, Limiter};
+use crate::limiter::token::TokenOutcome;
+use crate::limiter::{Begun, Check, Hit, Limiter};
 
 /// Rate-limits what it wraps.
 ///
@@ -48,6 +57,9 @@ struct Shared<S: Store> {
     sets: Sets,
     #[cfg(feature = "jwt")]
     verifier: Option<Arc<Verifier>>,
+    /// Whose turn it is to have a signature checked, among the requests of one worker.
+    #[cfg(feature = "jwt")]
+    turns: Semaphore,
     costs: Option<Costs>,
 }
 
@@ -65,6 +77,8 @@ impl<S: Store> RateLimit<S> {
             sets,
             #[cfg(feature = "jwt")]
             verifier: None,
+            #[cfg(feature = "jwt")]
+            turns: Semaphore::new(1),
             costs: None,
         }))
     }
@@ -78,6 +92,7 @@ impl<S: Store> RateLimit<S> {
             proxies: Arc::clone(proxies),
             sets: *sets,
             verifier: Some(verifier),
+            turns: Semaphore::new(1),
             costs: costs.clone(),
         }))
     }
@@ -91,6 +106,8 @@ impl<S: Store> RateLimit<S> {
             sets: shared.sets,
             #[cfg(feature = "jwt")]
             verifier: shared.verifier.clone(),
+            #[cfg(feature = "jwt")]
+            turns: Semaphore::new(1),
             costs: Some(costs),
         }))
     }
@@ -141,27 +158,44 @@ where
         let watch = Watch::over(&request);
         let sets = self.shared.sets;
         let mut tab = self.shared.costs.as_ref().map(|_| Tab::default());
-        let check = {
-            let facts = HttpFacts::of(request.request(), &self.shared.proxies);
-            #[cfg(feature = "jwt")]
-            let facts = facts.verified_by(self.shared.verifier.as_deref());
-            self.shared.limiter.check_on(&facts, Hit::ONE, tab.as_mut())
+        let shared = || Rc::clone(&self.shared);
+        let (check, token) = {
+            let facts = self.shared.facts(&request);
+            let check = match self.shared.limiter.begin(&facts, Hit::ONE) {
+                Begun::Refused(decision) => Check::Decided(Some(decision)),
+                #[cfg(feature = "jwt")]
+                Begun::Open(open) if open.reads_claims && !facts.claims_are_at_hand() => {
+                    drop(facts);
+                    let asking = wait_and_ask(shared(), Rc::clone(&self.service), request, tab, watch);
+                    return Limited::Asking { asking: Box::pin(asking) };
+                }
+                Begun::Open(open) => self.shared.limiter.finish(open, &facts, Hit::ONE, tab.as_mut()),
+            };
+            (check, facts.token())
         };
         match check {
             Check::Decided(Some(decision)) if tab.is_none() => {
-                let decision = watch.decided(decision);
+                let decision = watch.decided(decision, token);
                 if decision.allowed() {
                     Limited::Passing { answer: self.service.call(request), decision, sets }
                 } else {
-                    Limited::Denied { response: Some(deny(request, &decision, sets)) }
+                    Limited::Denied { response: Some(deny(request, &decision, token, sets)) }
                 }
             }
             check => {
-                let asking =
-                    ask(check, Rc::clone(&self.shared), Rc::clone(&self.service), request, tab, watch);
+                let asking = ask((check, token), shared(), Rc::clone(&self.service), request, tab, watch);
                 Limited::Asking { asking: Box::pin(asking) }
             }
         }
+    }
+}
+
+impl<S: Store> Shared<S> {
+    fn facts<'a>(&'a self, request: &'a ServiceRequest) -> HttpFacts<'a> {
+        let facts = HttpFacts::of(request.request(), &self.proxies);
+        #[cfg(feature = "jwt")]
+        let facts = facts.verified_by(self.verifier.as_deref());
+        facts
     }
 }
 
@@ -173,18 +207,47 @@ impl Watch {
         Self(Judged::place(request).map(|place| (place, Instant::now())))
     }
 
-    fn decided(self, decision: Decision) -> Rc<Decision> {
+    fn decided(self, decision: Decision, token: Option<TokenOutcome>) -> Rc<Decision> {
         let decision = Rc::new(decision);
         if let Some((place, started)) = self.0 {
-            place.keep(Rc::clone(&decision), started.elapsed());
+            place.keep(Rc::clone(&decision), started.elapsed(), token);
         }
         decision
     }
 }
 
+/// Waits until it is this request's turn to have the signature of its token checked, then does as
+/// [`RateLimitService::call`] does.
+#[cfg(feature = "jwt")]
+async fn wait_and_ask<S, T, B>(
+    shared: Rc<Shared<S>>,
+    service: Rc<T>,
+    request: ServiceRequest,
+    mut tab: Option<Tab>,
+    watch: Watch,
+) -> Result<ServiceResponse<EitherBody<B, BoxBody>>, Error>
+where
+    S: Store,
+    T: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
+{
+    let check = {
+        // Never closed.
+        let _turn = shared.turns.acquire().await;
+        let facts = shared.facts(&request);
+        // From the beginning: while it waited, others may have used up what it is counted by beside its claims.
+        let check = shared.limiter.check_on(&facts, Hit::ONE, tab.as_mut());
+        let token = facts.token();
+        drop(facts);
+        // The next turn begins when everything else that is ready was served.
+        yield_now().await;
+        (check, token)
+    };
+    ask(check, shared, service, request, tab, watch).await
+}
+
 /// Waits for the shared store, then does as [`RateLimitService::call`] does at once, and settles what is on the tab.
 async fn ask<S, T, B>(
-    check: Check,
+    (check, token): (Check, Option<TokenOutcome>),
     shared: Rc<Shared<S>>,
     service: Rc<T>,
     request: ServiceRequest,
@@ -195,9 +258,9 @@ where
     S: Store,
     T: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
 {
-    let decision = watch.decided(check.await);
+    let decision = watch.decided(check.await, token);
     if !decision.allowed() {
-        return Ok(deny(request, &decision, shared.sets));
+        return Ok(deny(request, &decision, token, shared.sets));
     }
     let mut response = service.call(request).await?.map_into_left_body();
     let settled = shared
@@ -212,9 +275,10 @@ where
 fn deny<B>(
     request: ServiceRequest,
     decision: &Decision,
+    token: Option<TokenOutcome>,
     sets: Sets,
 ) -> ServiceResponse<EitherBody<B, BoxBody>> {
-    let mut response = problem::denial(decision, sets);
+    let mut response = problem::denial(decision, token, sets);
     response.extensions_mut().insert(Origin::Limiter);
     request.into_response(response).map_into_right_body()
 }

@@ -1,7 +1,7 @@
 //! What a client is told when it gets no answer from the upstream: one table from cause to status, title and type.
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CONTENT_TYPE, HeaderValue};
+use actix_web::http::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::headers::{self, Sets};
 use crate::limiter::clock::Micros;
 use crate::limiter::decision::{Decision, Ruling, State};
+use crate::limiter::token::TokenOutcome;
 
 /// Every cause of an answer of our own that is not a success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub enum Cause {
     Blocked,
     /// A subject that a policy insists on is missing.
     SubjectMissing,
+    /// A policy insists on a claim, and the token that was sent is refused.
+    TokenRefused,
     /// The shared store can't decide, and the policy refuses then.
     StoreAway,
     /// There is no upstream, and no page of ours at this path.
@@ -78,6 +81,7 @@ impl Cause {
             Self::SubjectMissing => {
                 (S::FORBIDDEN, "urn:tidegate:subject-missing", "Identification is missing")
             }
+            Self::TokenRefused => (S::UNAUTHORIZED, "urn:tidegate:token-refused", "The token is refused"),
             Self::StoreAway => (
                 S::TOO_MANY_REQUESTS,
                 "urn:tidegate:limiter-degraded",
@@ -203,12 +207,16 @@ impl ResponseError for Problem {
 }
 
 /// The answer to a request that was not let through, with its headers.
-pub fn denial(decision: &Decision, sets: Sets) -> HttpResponse {
+///
+/// `token`: what became of the request's token, if it was looked at.
+pub fn denial(decision: &Decision, token: Option<TokenOutcome>, sets: Sets) -> HttpResponse {
+    let refused = token.and_then(TokenOutcome::refusal).filter(|_| decision.misses_claim());
     let policy = decision.policy().unwrap_or_default();
     let cause = match decision.state {
         State::Throttle if matches!(decision.ruling(), Some(Ruling::StoreAway(..))) => Cause::StoreAway,
         State::Throttle | State::Allow => Cause::QuotaExceeded,
         State::Block => match decision.ruling() {
+            Some(Ruling::SubjectMissing(_)) if refused.is_some() => Cause::TokenRefused,
             Some(Ruling::SubjectMissing(_)) => Cause::SubjectMissing,
             _ => Cause::Blocked,
         },
@@ -229,10 +237,11 @@ pub fn denial(decision: &Decision, sets: Sets) -> HttpResponse {
                 r#"{{"type":"{kind}","title":"{title}","status":{code},{detail}"policy":{name},"violated-policies":[{name}],"retry_after_ms":{wait}}}"#
             )
         }
-        Cause::SubjectMissing => {
+        Cause::SubjectMissing | Cause::TokenRefused => {
             let subject = json_string(decision.subject_kind().unwrap_or_default());
+            let detail = refused.map_or_else(String::new, |why| format!(r#""detail":"{why}.","#));
             format!(
-                r#"{{"type":"{kind}","title":"{title}","status":{code},"policy":{name},"missing":{subject}}}"#
+                r#"{{"type":"{kind}","title":"{title}","status":{code},{detail}"policy":{name},"missing":{subject}}}"#
             )
         }
         Cause::StoreAway => {
@@ -254,6 +263,13 @@ pub fn denial(decision: &Decision, sets: Sets) -> HttpResponse {
         }
     };
     let mut response = answer(status, body);
+    if let Some(why) = refused.filter(|_| cause == Cause::TokenRefused) {
+        // RFC 6750, section 3. The reasons are words of ours, without quotes.
+        let challenge = format!(r#"Bearer error="invalid_token", error_description="{why}""#);
+        if let Ok(challenge) = HeaderValue::from_str(&challenge) {
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+    }
     headers::write(decision, sets, response.headers_mut());
     response
 }

@@ -45,6 +45,9 @@ pub struct AccessList {
     /// By kind: the bytes of identities.
     subjects: Vec<(Subject, Values)>,
     entries: usize,
+    /// Whether any entry is a claim's, and whether one of those exempts.
+    reads_claims: bool,
+    exempts_by_claim: bool,
 }
 
 type Values = HashMap<Box<[u8]>, Access>;
@@ -76,6 +79,8 @@ impl AccessList {
     /// Adds a subject of one part by its value, as a request carries it.
     pub fn add_subject(&mut self, part: Part, value: &[u8], access: Access) {
         let subject = Subject::new([part]);
+        self.reads_claims |= subject.reads_claims();
+        self.exempts_by_claim |= subject.reads_claims() && access == Access::Allow;
         let identity = subject.identity_of(value);
         let at = self.subjects.iter().position(|(other, _)| *other == subject).unwrap_or_else(|| {
             self.subjects.push((subject, HashMap::new()));
@@ -105,18 +110,46 @@ impl AccessList {
         if self.is_empty() {
             return None;
         }
-        let named = self.subjects.iter().filter_map(|(subject, values)| {
-            let identity = subject.identify(facts)?;
-            values.get(identity.bytes()).copied()
-        });
-        let named = named.reduce(|one, other| if one == Access::Deny { one } else { other });
-        named.or_else(|| match facts.disputed() {
+        self.named(facts, |_| true).or_else(|| self.addressed(facts))
+    }
+
+    /// What it says of a request as far as that takes no claim. A refusal is final, unless a claim could exempt.
+    pub(super) fn of_without_claims(&self, facts: &dyn Facts) -> Option<Access> {
+        let named = self.named(facts, |subject| !subject.reads_claims());
+        let addressed = || match self.addressed(facts) {
+            Some(Access::Deny) if self.exempts_by_claim => None,
+            addressed => addressed,
+        };
+        named.or_else(addressed)
+    }
+
+    /// Whether it takes a claim to tell what it says.
+    pub(super) fn reads_claims(&self) -> bool {
+        self.reads_claims
+    }
+
+    /// Whether it exempts by a claim.
+    pub(super) fn exempts_by_claim(&self) -> bool {
+        self.exempts_by_claim
+    }
+
+    fn named(&self, facts: &dyn Facts, which: impl Fn(&Subject) -> bool) -> Option<Access> {
+        let named =
+            self.subjects.iter().filter(|(subject, _)| which(subject)).filter_map(|(subject, values)| {
+                let identity = subject.identify(facts)?;
+                values.get(identity.bytes()).copied()
+            });
+        named.reduce(|one, other| if one == Access::Deny { one } else { other })
+    }
+
+    fn addressed(&self, facts: &dyn Facts) -> Option<Access> {
+        match facts.disputed() {
             [] => self.of_address(facts.ip()?),
             candidates => {
                 let is_refused = |address: &IpAddr| self.of_address(*address) == Some(Access::Deny);
                 candidates.iter().any(is_refused).then_some(Access::Deny)
             }
-        })
+        }
     }
 
     /// What it says of a bare key that stands in for the subject of a policy.

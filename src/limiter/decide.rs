@@ -57,7 +57,13 @@ impl<S: Store> Limiter<S> {
     }
 
     /// The denial that Redis would give, when what it told before is enough to know: an attack costs no commands.
-    fn known_denial(&self, rules: &Arc<Rules>, bill: &Bill, cost: u32, hit: Hit) -> Option<Decision> {
+    pub(super) fn known_denial(
+        &self,
+        rules: &Arc<Rules>,
+        bill: &Bill,
+        cost: u32,
+        hit: Hit,
+    ) -> Option<Decision> {
         if hit.writes_nothing() {
             return None;
         }
@@ -108,7 +114,7 @@ impl<S: Store> Limiter<S> {
     }
 
     /// Holds a throttled request against its client, under each policy that denied it and shuts out whoever goes on.
-    fn penalise(&self, bill: &Bill, decision: &Decision, peek: bool, now: Micros) {
+    pub(super) fn penalise(&self, bill: &Bill, decision: &Decision, peek: bool, now: Micros) {
         if decision.allowed() || peek {
             return;
         }

@@ -11,6 +11,7 @@ use super::policy::Rules;
 use super::rollout::InForce;
 use super::settle::Outcome;
 use super::store::{Fault, FaultKind};
+use super::token::{KeysFetch, TokenOutcome};
 
 /// Why everything went back to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,6 +208,8 @@ pub enum Event<'a> {
     RulesComing(&'a Arc<Rules>),
     /// Files were read again.
     Reloaded(&'a Reload<'a>),
+    /// The keys that tokens are verified with were fetched, or were not.
+    Keys(KeysFetch<'a>),
     /// Changes of files can't be noticed by themselves.
     NotWatching {
         /// Why, and where.
@@ -356,6 +359,8 @@ pub struct Exchange<'a> {
     pub decision: Option<&'a Decision>,
     /// How long deciding took.
     pub deciding_took: Duration,
+    /// What became of its token; `None` where deciding took no claim.
+    pub token: Option<TokenOutcome>,
     /// Its place in a distributed trace; `None` where none are kept.
     pub trace: Option<Trace>,
 }

@@ -85,6 +85,13 @@ impl Memory {
         }
     }
 
+    /// Notes the denials among `readings`, which a peek has found: an eviction takes other keys first.
+    pub(super) fn mark_denied(&self, charges: &[Charge], readings: &Readings) {
+        for (charge, _) in charges.iter().zip(readings).filter(|(_, reading)| !reading.allowed) {
+            self.shard(self.shard_of(charge.key)).mark_denied(charge.key);
+        }
+    }
+
     /// The way of nearly every request: one bucket, looked up once, its lock held for nothing but that.
     #[inline]
     pub(super) fn charge_one(&self, charge: &Charge, peek: bool, now: Micros) -> Reading {

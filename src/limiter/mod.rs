@@ -3,6 +3,7 @@
 //! Pure but for one await, on the shared store. It names no server, no client library, no log and no metric.
 
 pub mod access;
+mod begin;
 mod bill;
 pub mod breaker;
 pub mod calendar;
@@ -45,6 +46,8 @@ use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 
 use access::Access;
+use begin::Scope;
+pub use begin::{Begun, Open};
 use bill::{Bill, Item};
 pub use check::{Check, DecisionFuture, PendingDecision};
 use clock::Clock;
@@ -176,25 +179,12 @@ impl<S: Store> Limiter<S> {
         self.check_on(facts, hit, None)
     }
 
-    /// The same. What is charged is put on the `tab`, for [`Limiter::settle`].
+    /// [`Limiter::check`], and what is charged is put on the `tab`, for [`Limiter::settle`].
     pub fn check_on(self: &Arc<Self>, facts: &dyn Facts, hit: Hit, tab: Option<&mut Tab>) -> Check {
-        let rules = self.rules.load_full();
-        let rule = rules.matching(facts);
-        let overrides = self.overrides_now();
-        let identify = |subject: &Subject| subject.identify(facts);
-        if let Some(access) = rules.listed(rule, |list| list.of(facts)) {
-            return self.listed(&rules, access, (rule, &identify, facts), overrides.as_ref());
+        match self.begin(facts, hit) {
+            Begun::Refused(decision) => Check::Decided(Some(decision)),
+            Begun::Open(open) => self.finish(open, facts, hit, tab),
         }
-        let Some(rule) = rule else {
-            let revision = self.rollout.in_force().revision;
-            return Check::Decided(Some(Decision::unlimited(rules, revision)));
-        };
-        let bill = self.bill(&rules, rule, identify, facts, overrides.as_ref());
-        let cost = rule.cost.saturating_mul(hit.cost);
-        if let Some(tab) = tab {
-            tab.open(&bill, cost, &rules, &self.open_tabs, self.clock.now());
-        }
-        self.decide(rules, bill, cost, hit)
     }
 
     /// Judges `key`, which stands in for the subject of each policy of the rule `name`. `None` when there is no
@@ -212,7 +202,7 @@ impl<S: Store> Limiter<S> {
             let asked = (Some(rule), &identify as _, &Nothing as _);
             return Some(self.listed(&rules, access, asked, overrides.as_ref()));
         }
-        let bill = self.bill(&rules, rule, identify, &Nothing, overrides.as_ref());
+        let bill = self.bill(&rules, rule, identify, &Nothing, overrides.as_ref(), Scope::All);
         let cost = rule.cost.saturating_mul(hit.cost);
         Some(self.decide(rules, bill, cost, hit))
     }
@@ -228,7 +218,7 @@ impl<S: Store> Limiter<S> {
         let revision = self.rollout.in_force().revision;
         if let (Access::Allow, Some(rule), Some(overrides)) = (access, rule, overrides)
             && let Some((ruling @ Ruling::Overridden(Access::Deny), by)) =
-                self.overruled(rules, rule, identify, facts, overrides)
+                self.overruled(rules, rule, identify, facts, overrides, Scope::All)
         {
             let decision = Decision::ruled(Arc::clone(rules), revision, ruling);
             return Check::Decided(Some(decision.overridden(Some(by))));
@@ -244,6 +234,7 @@ impl<S: Store> Limiter<S> {
         identify: impl Fn(&Subject) -> Option<Identity>,
         facts: &dyn Facts,
         overrides: Option<&Arc<Overrides>>,
+        scope: Scope,
     ) -> Bill {
         let in_force = self.rollout.in_force();
         let mut bill = Bill {
@@ -254,13 +245,16 @@ impl<S: Store> Limiter<S> {
             overridden: None,
         };
         if let Some(overrides) = overrides
-            && let Some((ruling, by)) = self.overruled(rules, rule, &identify, facts, overrides)
+            && let Some((ruling, by)) = self.overruled(rules, rule, &identify, facts, overrides, scope)
         {
             (bill.ruling, bill.overridden) = (Some(ruling), Some(by));
             return bill;
         }
         for &id in &rule.policies {
             let policy = rules.policy(id);
+            if !scope.covers(policy) {
+                continue;
+            }
             let identity = match Whom::of(policy, &identify, facts) {
                 Whom::One(identity) => identity,
                 Whom::Nobody => continue,
@@ -274,7 +268,7 @@ impl<S: Store> Limiter<S> {
                 }
             };
             let mut item = self.item(in_force.percent, id, policy, &identity);
-            if self.store.is_some() && id == rule.policies[0] {
+            if scope == Scope::All && self.store.is_some() && id == rule.policies[0] {
                 self.rollout.count(policy.by.is_everyone(), &identity);
             }
             if let Some(overrides) = overrides

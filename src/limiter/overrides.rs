@@ -16,6 +16,7 @@ use smallvec::SmallVec;
 
 use super::Limiter;
 use super::access::Access;
+use super::begin::Scope;
 use super::calendar::Unit;
 use super::clock::Micros;
 use super::decision::Ruling;
@@ -107,6 +108,8 @@ pub struct Overrides {
     found: HashMap<Key, SmallVec<[Found; 1]>>,
     /// For each that was given the policies under which it has an effect.
     policies: Vec<Vec<Box<str>>>,
+    /// Whether any exempts a subject that is known by a claim from a whole rule.
+    pub(super) exempt_by_claim: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -143,6 +146,7 @@ impl Overrides {
     fn of(given: Arc<[Override]>, rules: &Rules, process_key: &ProcessKey) -> Self {
         let mut found: HashMap<Key, SmallVec<[Found; 1]>> = HashMap::default();
         let mut policies = vec![Vec::new(); given.len()];
+        let mut exempt_by_claim = false;
         for (place, one) in given.iter().enumerate() {
             let Some(rule) = rules.named(&one.rule) else { continue };
             for (policy, identity) in one.meant(rules, rule) {
@@ -155,6 +159,7 @@ impl Overrides {
                         Err(_) => continue,
                     },
                 };
+                exempt_by_claim |= terms == Terms::ExemptFromAll && policy.by.reads_claims();
                 let at = found.entry(process_key.hash(&identity).under(policy.tag)).or_default();
                 at.push(Found { place, terms, expires_at: one.expires_at.unwrap_or(Micros::MAX) });
                 at.sort_by_key(|found| (found.terms.rank(), found.place));
@@ -164,7 +169,7 @@ impl Overrides {
                 }
             }
         }
-        Self { given, found, policies }
+        Self { given, found, policies, exempt_by_claim }
     }
 
     /// What is in force for a bucket at `wall`, and the place of its override.
@@ -342,10 +347,11 @@ impl<S: Store> Limiter<S> {
         identify: impl Fn(&Subject) -> Option<Identity>,
         facts: &dyn Facts,
         overrides: &Arc<Overrides>,
+        scope: Scope,
     ) -> Option<(Ruling, Overridden)> {
         let wall = self.wall();
         let mut ruled = None;
-        for policy in rule.policies.iter().map(|&id| rules.policy(id)) {
+        for policy in rule.policies.iter().map(|&id| rules.policy(id)).filter(|policy| scope.covers(policy)) {
             if let Some(place) = self.blocked_candidate(policy, facts, overrides) {
                 let overridden = Overridden { overrides: Arc::clone(overrides), place };
                 return Some((Ruling::Overridden(Access::Deny), overridden));

@@ -118,15 +118,34 @@ impl Rules {
     /// A path with an encoded slash has two readings. Where they meet different rules, one that limits goes before
     /// one that does not, then the earlier: no spelling leads around a limit.
     pub fn matching(&self, facts: &dyn Facts) -> Option<&Rule> {
+        self.rules.get(self.place_of_matching(facts)?)
+    }
+
+    /// The place of [`Rules::matching`].
+    pub(super) fn place_of_matching(&self, facts: &dyn Facts) -> Option<usize> {
         if !self.reads_path {
-            return self.rules.get(self.first(facts, None)?);
+            return self.first(facts, None);
         }
         let path = facts.path();
         let first = self.first(facts, Some(&route::normal_path(path)));
-        let Some(other) = route::other_reading(path) else { return self.rules.get(first?) };
+        let Some(other) = route::other_reading(path) else { return first };
         let other = self.first(facts, Some(&other));
         let rank = |&place: &usize| (self.rules.get(place).is_none_or(Rule::is_open), place);
-        self.rules.get([first, other].into_iter().flatten().min_by_key(rank)?)
+        [first, other].into_iter().flatten().min_by_key(rank)
+    }
+
+    /// Whether it takes a claim to decide a request that `rule` is for.
+    pub(super) fn reads_claims(&self, rule: Option<&Rule>) -> bool {
+        self.access.reads_claims()
+            || rule.is_some_and(|rule| {
+                rule.access.reads_claims()
+                    || rule.policies.iter().any(|&id| self.policies[id].by.reads_claims())
+            })
+    }
+
+    /// Whether a list exempts by a claim from a rule's policies.
+    pub(super) fn exempts_by_claim(&self, rule: &Rule) -> bool {
+        self.access.exempts_by_claim() || rule.access.exempts_by_claim()
     }
 
     /// The place of the first rule for this reading of the path; the path may be absent if no rule reads it.

@@ -1,4 +1,6 @@
-//! What became of a request's token, for logs, metrics and answers.
+//! What became of a request's token, and of the keys that tokens are verified with, for logs, metrics and answers.
+
+use std::time::Duration;
 
 /// The outcome of looking at a request's token. It is looked at when a policy or a list needs a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,4 +72,30 @@ impl TokenOutcome {
             Self::Audience => Some("The token is for another audience"),
         }
     }
+}
+
+/// What came of fetching the keys that tokens are verified with.
+#[derive(Debug)]
+pub enum KeysFetch<'a> {
+    /// They are others than before, and in force.
+    Changed {
+        /// From where.
+        source: &'a str,
+        /// Which of them are ignored, and why.
+        warning: Option<&'a str>,
+    },
+    /// They could not be fetched; those before stay in use.
+    Failed {
+        /// From where.
+        source: &'a str,
+        /// Why.
+        detail: &'a str,
+        /// When it is tried again.
+        again: Duration,
+    },
+    /// The file that keeps them could not be written.
+    NotKept {
+        /// The file, and why.
+        detail: &'a str,
+    },
 }

@@ -11,8 +11,10 @@ mod per_rules;
 mod policy_decisions;
 mod redis_link;
 mod remaining;
+mod scraped;
 mod settlements;
 mod text;
+mod tokens;
 mod without_client;
 
 use std::collections::HashSet;
@@ -43,7 +45,9 @@ use per_rules::{PerRules, for_each_label, labels};
 use policy_decisions::PolicyDecisions;
 use redis_link::RedisLink;
 use remaining::{Family01, Remaining};
+pub use scraped::{Exposition, Scraped};
 use settlements::Settlements;
+use tokens::Tokens;
 use without_client::WithoutClient;
 
 pub(super) type Labels = Vec<(&'static str, String)>;
@@ -79,6 +83,7 @@ pub(super) struct Metrics {
     budget_resets: BudgetResets,
     lines_dropped: Counter,
     overrides: Overrides,
+    tokens: Tokens,
     reloads: Reloads,
     pub(super) settlements: Settlements,
     without_client: WithoutClient,
@@ -86,32 +91,6 @@ pub(super) struct Metrics {
     pub(super) disputed: Counter,
     /// Connections that have changed to another protocol.
     pub(super) upgraded: Gauge,
-}
-
-/// What is read at the moment of a scrape.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Scraped {
-    /// What the limiter holds and has lost.
-    pub held: Held,
-    /// Calls to Redis under way.
-    pub redis_in_flight: u32,
-    /// Log lines dropped since the start.
-    pub lines_dropped: u64,
-    /// Share of the canary's decisions of the last minute that Redis made; `None`: there were none.
-    pub exposure: Option<f64>,
-    /// Commands to Redis today, and how many its plan allows a day if that is known.
-    pub redis_spent: (u64, Option<u64>),
-    /// When the certificate that the listener shows ends, in seconds since the epoch.
-    pub certificate_ends: Option<u64>,
-}
-
-/// The formats that a scraper may ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exposition {
-    /// OpenMetrics 1.0.0.
-    OpenMetrics,
-    /// The text format 0.0.4 of Prometheus.
-    Text,
 }
 
 impl Metrics {
@@ -254,6 +233,7 @@ impl Metrics {
             overrides,
             reloads: Reloads::registered_in(&mut registry),
             settlements: Settlements::registered_in(&mut registry),
+            tokens: Tokens::registered_in(&mut registry),
             without_client: WithoutClient::registered_in(&mut registry),
             disputed: disputed::registered_in(&mut registry),
             upgraded,
@@ -267,6 +247,9 @@ impl Metrics {
         let class = class_of(exchange.status);
         self.responses[class][arm as usize][exchange.origin as usize].inc();
         self.request_seconds[arm as usize].observe(exchange.took.as_secs_f64());
+        if let Some(token) = exchange.token {
+            self.tokens.count(token);
+        }
         let Some(decision) = exchange.decision else { return };
         let backend = decision.backend();
         self.decision_seconds[backend as usize].observe(exchange.deciding_took.as_secs_f64());
@@ -352,6 +335,7 @@ impl Metrics {
         self.limits.certificate_ends(scraped.certificate_ends);
         self.lines_dropped.inner().store(scraped.lines_dropped, Ordering::Relaxed);
         self.overrides.set(overrides);
+        self.tokens.checked(scraped.signature_checks);
         self.exposure.set(scraped.exposure.unwrap_or(f64::NAN));
         let mut text = String::with_capacity(16 * 1024);
         // Writing to a string does not fail.
@@ -430,6 +414,7 @@ mod tests {
             took: Duration::ZERO,
             origin: Origin::Upstream,
             decision: Some(decision),
+            token: None,
             deciding_took: Duration::ZERO,
             trace: None,
         });

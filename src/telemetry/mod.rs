@@ -105,12 +105,20 @@ impl Telemetry {
         redis_in_flight: u32,
         redis_spent: (u64, Option<u64>),
         certificate_ends: Option<u64>,
+        signature_checks: u64,
         exposition: Exposition,
     ) -> String {
         let exposure = self.options.exposure.ratio(self.options.clock.now());
         let lines_dropped = self.output.dropped();
-        let scraped =
-            Scraped { held, redis_in_flight, lines_dropped, exposure, redis_spent, certificate_ends };
+        let scraped = Scraped {
+            held,
+            redis_in_flight,
+            lines_dropped,
+            exposure,
+            redis_spent,
+            certificate_ends,
+            signature_checks,
+        };
         self.metrics.print(scraped, exposition)
     }
 
@@ -283,6 +291,7 @@ impl Observer for Telemetry {
                 self.metrics.reloaded(reload);
                 reloads::tell(reload);
             }
+            Event::Keys(fetch) => reloads::keys(fetch),
             Event::NotWatching { detail } => tracing::warn!(
                 target: "tidegate", detail,
                 "changes of the policy file are not noticed by themselves; SIGHUP and POST /admin/reload still read it"

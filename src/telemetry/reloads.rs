@@ -10,6 +10,7 @@ use prometheus_client::registry::Registry;
 
 use super::metrics::{Labels, one};
 use crate::limiter::event::{Reload, Reloaded};
+use crate::limiter::token::KeysFetch;
 
 /// Errors beyond these are counted, not written: a log is no place for a whole file. The status has them all.
 const MOST_ERRORS: usize = 100;
@@ -112,5 +113,27 @@ pub(super) fn tell(reload: &Reload<'_>) {
     }
     for warning in reload.warnings {
         tracing::warn!(target: "tidegate", cause, "reload: {warning}");
+    }
+}
+/// Tells of the keys of tokens that were fetched, or were not.
+pub(super) fn keys(fetch: &KeysFetch<'_>) {
+    match fetch {
+        KeysFetch::Changed { source, warning } => {
+            tracing::info!(target: "tidegate", "reloaded: keys of tokens from {source}");
+            if let Some(warning) = warning {
+                tracing::warn!(target: "tidegate", "keys of tokens from {source}: {warning}");
+            }
+        }
+        KeysFetch::Failed { source, detail, again } => {
+            let again_s = again.as_secs();
+            tracing::warn!(
+                target: "tidegate", source, detail, again_s,
+                "the keys of tokens could not be fetched (jwt.jwks_url); the last ones stay in use"
+            );
+        }
+        KeysFetch::NotKept { detail } => tracing::warn!(
+            target: "tidegate", detail,
+            "the fetched keys of tokens could not be written to jwt.jwks_file: a restart begins without them"
+        ),
     }
 }

@@ -11,6 +11,7 @@ use super::output::{Format, Output};
 use crate::limiter::decision::{Ruling, ShadowDenial};
 use crate::limiter::event::Exchange;
 use crate::limiter::subject::ProcessKey;
+use crate::limiter::token::TokenOutcome;
 
 /// How request lines are written.
 #[derive(Clone, Debug)]
@@ -54,6 +55,9 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     mixed: bool,
     rollout_revision: u64,
+    /// What became of the request's token, where deciding took a claim.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<&'a str>,
     /// Of a 5xx: whose it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     origin: Option<&'a str>,
@@ -127,6 +131,7 @@ impl RequestLines {
                     by_share: decision.is_some_and(|decision| decision.is_by_share()),
                     mixed: decision.is_some_and(|decision| decision.mixed),
                     rollout_revision: decision.map_or(0, |decision| decision.revision),
+                    token: exchange.token.map(TokenOutcome::as_str),
                     origin: (exchange.status >= 500).then(|| exchange.origin.as_str()),
                     shadow: decision.map(|decision| decision.shadow_denials().collect()).unwrap_or_default(),
                 },

@@ -80,6 +80,7 @@ mod spellings;
 mod stream_layer;
 mod streams;
 mod tls;
+mod tokens;
 mod transport;
 mod upgrades;
 mod upstream_bounds;
