@@ -22,6 +22,7 @@ use crate::control::database::{keep_record, take_up};
 use crate::control::events::Listeners;
 use crate::control::fleet::{Fleet, Way};
 use crate::control::guard;
+use crate::control::jwks::KeyFetcher;
 use crate::control::openapi::Description;
 use crate::control::overrides::Book;
 use crate::control::record::Steering;
@@ -82,6 +83,9 @@ pub enum StartError {
     /// The keys that tokens are verified with can't be used.
     #[error("jwt.key_file, jwt.jwks_file: {0}")]
     Jwt(BadKeys),
+    /// They cannot be fetched from their URL.
+    #[error("jwt.jwks_url: {0}")]
+    JwksUrl(std::io::Error),
     /// The way to the other instances can't be made.
     #[error("TIDEGATE_PEERS: {0}")]
     Peers(std::io::Error),
@@ -118,6 +122,7 @@ pub struct Application {
     fleet: Arc<Fleet>,
     overrides: Arc<Book>,
     reloader: Arc<Reloader>,
+    key_fetcher: Option<KeyFetcher>,
     /// Heard of from the moment when it says that it listens: the first one must not end the process.
     hangups: Signal,
     /// Whether changes of its files are noticed by themselves.
@@ -188,6 +193,8 @@ impl Application {
 
         let verifier = settings.jwt.clone().map(Verifier::new).transpose().map_err(StartError::Jwt)?;
         let verifier = verifier.map(Arc::new);
+        let fetch = |verifier| KeyFetcher::of(verifier, Arc::clone(&observer)).map_err(StartError::JwksUrl);
+        let key_fetcher = verifier.as_ref().map(fetch).transpose()?.flatten();
         let certificates = settled::certificates(settings)?;
         let made_token = settings.admin.tokens.is_empty().then(Tokens::random);
         let tokens = Tokens::new(made_token.as_ref().map_or(&settings.admin.tokens, std::slice::from_ref));
@@ -279,6 +286,7 @@ impl Application {
             fleet,
             overrides,
             reloader,
+            key_fetcher,
             hangups,
             watch: settings.policies.watch,
             leaving,
@@ -319,6 +327,9 @@ impl Application {
         #[cfg(feature = "otel")]
         if let Some(export) = self.export {
             tokio::spawn(export.run());
+        }
+        if let Some(fetcher) = self.key_fetcher {
+            tokio::spawn(fetcher.keep());
         }
         tokio::spawn(reload_on_hangup(self.hangups, Arc::clone(reloader)));
         if self.watch {

@@ -340,7 +340,7 @@ pub(super) fn reloading(
     let policies = Arc::new(policies);
     let mut sources: Vec<(Arc<dyn Reloadable>, Seen)> =
         vec![(policies.clone(), seen), (Arc::new(StartOnly(settings.files.clone())), Seen::default())];
-    if let Some(verifier) = verifier {
+    if let Some(verifier) = verifier.filter(|verifier| verifier.files().next().is_some()) {
         let (keys, seen) = JwtKeys::new(Arc::clone(verifier));
         // First of all: limits by a claim must not come before the key that the claim is verified with.
         sources.insert(0, (Arc::new(keys), seen));

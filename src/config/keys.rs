@@ -120,6 +120,7 @@ pub const KEYS: &[Known] = &[
     plain("doors.hosts"),
     plain("jwt.key_file"),
     plain("jwt.jwks_file"),
+    plain("jwt.jwks_url"),
     plain("jwt.algorithms"),
     plain("jwt.issuer"),
     plain("jwt.audience"),

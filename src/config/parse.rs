@@ -159,6 +159,21 @@ pub(super) fn upstream(text: &str) -> Result<UpstreamUrl, String> {
     Ok(UpstreamUrl { https, host: host.to_ascii_lowercase(), port, base_path, socket: None })
 }
 
+/// Where an issuer publishes its keys. Over a network they must not be changed on their way.
+pub(super) fn jwks_url(text: &str) -> Result<String, String> {
+    const ACCEPTED: &str =
+        "accepted: https://HOST[:PORT]/PATH, or http:// on this machine, without a user or password";
+    let (path, _query) = text.split_once('?').unwrap_or((text, ""));
+    let url = upstream(path).ok().filter(|url| url.socket.is_none()).ok_or(ACCEPTED)?;
+    let host = url.host.trim_matches(['[', ']']);
+    let is_here = host == "localhost"
+        || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback());
+    match (url.https || is_here) && text.parse::<Uri>().is_ok() {
+        true => Ok(text.to_owned()),
+        false => Err(ACCEPTED.to_owned()),
+    }
+}
+
 /// Where an OTLP collector listens.
 pub(super) fn collector(text: &str) -> Result<String, String> {
     const ACCEPTED: &str =

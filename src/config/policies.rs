@@ -95,7 +95,8 @@ pub fn parse_with(name: &str, text: &str, read: &mut ReadFile<'_>) -> Result<Rul
 /// What is wrong with these rules where no key is set: no token can be verified, so nobody would be told apart, or stand
 /// on a list.
 pub fn without_key(name: &str, rules: &Rules) -> Vec<Problem> {
-    const MESSAGE: &str = "there is no key to verify tokens with; set jwt.key_file or jwt.jwks_file";
+    const MESSAGE: &str =
+        "there is no key to verify tokens with; set jwt.key_file, jwt.jwks_file or jwt.jwks_url";
     let is_claim = |part: &&Part| matches!(part, Part::Jwt(_));
     let problem = |message: String| Problem::new(name, format!("{message}: {MESSAGE}"));
     let listed = |place: &str, list: &AccessList| {

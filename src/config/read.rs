@@ -268,8 +268,8 @@ fn rules(taken: &mut Taken, sources: &Sources) -> (Policies, Rules) {
     } else {
         sources.config_dir.join("policies.toml")
     };
-    let source =
-        policies::Source::new(path, chosen, taken.is_set("jwt.key_file") || taken.is_set("jwt.jwks_file"));
+    let has_key = ["jwt.key_file", "jwt.jwks_file", "jwt.jwks_url"].into_iter().any(|key| taken.is_set(key));
+    let source = policies::Source::new(path, chosen, has_key);
     let (found, seen) = source.read();
     let name = source.path().display().to_string();
     let mut file = None;

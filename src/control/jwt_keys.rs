@@ -35,7 +35,12 @@ impl Reloadable for JwtKeys {
     fn read(self: Arc<Self>) -> Attempt {
         let seen = seen(&self.verifier);
         let digest = seen.digest();
-        let outcome = match self.verifier.read_again() {
+        let mut warnings = Vec::new();
+        let files =
+            || self.verifier.files().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        let outcome = match self.verifier.read_again().inspect(|fresh| {
+            warnings.extend(fresh.warning().map(|warning| format!("{}: {warning}", files())));
+        }) {
             Err(bad) => Err(Errors(vec![Problem { place: bad.file, message: bad.why }])),
             Ok(_) if digest.is_some() && digest == self.in_force.lock().digest => Ok(Change::None),
             Ok(fresh) => Ok(Change::Put(Box::new(move || {
@@ -43,7 +48,7 @@ impl Reloadable for JwtKeys {
                 *self.in_force.lock() = InForce { digest, since: Utc::now() };
             }))),
         };
-        Attempt { seen, warnings: Vec::new(), outcome }
+        Attempt { seen, warnings, outcome }
     }
 
     fn in_force(&self) -> Option<String> {

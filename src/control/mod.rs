@@ -10,6 +10,7 @@ pub mod figures;
 pub mod fleet;
 pub mod guard;
 pub mod idempotency;
+pub mod jwks;
 pub mod jwt_keys;
 pub mod keys;
 pub mod openapi;

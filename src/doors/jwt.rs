@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 pub use algorithm::{Algorithm, UnknownAlgorithm};
 pub use claims::Claims;
@@ -64,15 +65,14 @@ pub enum KeyFile {
     One(PathBuf),
     /// A JWK set (RFC 7517), of which public keys and shared secrets (`oct`) are used.
     Jwks(PathBuf),
-}
-
-impl KeyFile {
-    /// Its path.
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::One(path) | Self::Jwks(path) => path,
-        }
-    }
+    /// A JWK set at a URL. Fetching it is for [`Verifier::take_document`]'s caller; until then the keys are those of the
+    /// copy.
+    Url {
+        /// Where it is.
+        url: String,
+        /// The file with the set that was fetched last, if one is to be kept.
+        copy: Option<PathBuf>,
+    },
 }
 
 /// Where a request carries its token.
@@ -89,16 +89,25 @@ pub struct Verifier {
     options: Options,
     keys: ArcSwap<KeySet>,
     signature_checks: AtomicU64,
+    /// A token named a key that is not there.
+    missing: Notify,
 }
 
 /// Keys that were read and are not in use yet.
 pub struct FreshKeys(KeySet);
 
+impl FreshKeys {
+    /// Which keys of the set are ignored, and why, one line; `None`: none is.
+    pub fn warning(&self) -> Option<String> {
+        self.0.warning.clone()
+    }
+}
+
 /// Keys that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{file}: {why}")]
 pub struct BadKeys {
-    /// The file.
+    /// The file, or the URL.
     pub file: String,
     /// What is wrong with it, and what is accepted. Never any of its contents.
     pub why: String,
@@ -169,7 +178,7 @@ impl Verifier {
     /// When the file can't be used.
     pub fn new(options: Options) -> Result<Self, BadKeys> {
         let keys = ArcSwap::from_pointee(keys::read(&options)?);
-        Ok(Self { options, keys, signature_checks: AtomicU64::new(0) })
+        Ok(Self { options, keys, signature_checks: AtomicU64::new(0), missing: Notify::new() })
     }
 
     /// Reads the keys anew, for [`Verifier::take`].
@@ -185,9 +194,41 @@ impl Verifier {
         self.keys.store(Arc::new(fresh.0));
     }
 
-    /// The files that the keys come from, to be watched.
+    /// The files that the keys come from, to be watched. None where they come from a URL.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        std::iter::once(self.options.keys.path())
+        match &self.options.keys {
+            KeyFile::One(path) | KeyFile::Jwks(path) => Some(path.as_path()),
+            KeyFile::Url { .. } => None,
+        }
+        .into_iter()
+    }
+
+    /// Where the keys come from.
+    pub fn source(&self) -> &KeyFile {
+        &self.options.keys
+    }
+
+    /// Which keys of the set in force are ignored, and why, one line; `None`: none is.
+    pub fn warning(&self) -> Option<String> {
+        self.keys.load().warning.clone()
+    }
+
+    /// Takes over the set that was fetched from the URL. `false`: it is in force already.
+    ///
+    /// # Errors
+    /// When it is no JWK set, or has no key that can verify a token. Then what is in force stays.
+    pub fn take_document(&self, document: &[u8]) -> Result<bool, BadKeys> {
+        let fresh = keys::of_document(document, &self.options)?;
+        let is_other = !self.keys.load().is_of(document);
+        if is_other {
+            self.keys.store(Arc::new(fresh));
+        }
+        Ok(is_other)
+    }
+
+    /// Waits until a token names a key that is not there.
+    pub async fn misses_a_key(&self) {
+        self.missing.notified().await;
     }
 
     /// How many signatures were checked so far: the expensive part of the work, at most two for a token.
@@ -268,6 +309,9 @@ impl Verifier {
                 // Whatever else is wrong with it, another key makes it no better.
                 Err(other) => return Some(Err(other)),
             }
+        }
+        if refusal == Refusal::NoKey && token.kid.is_some() {
+            self.missing.notify_one();
         }
         Some(Err(refusal))
     }

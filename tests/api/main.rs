@@ -42,6 +42,7 @@ mod headers;
 mod hostile;
 mod invariant;
 mod invariant_changes;
+mod jwks;
 mod jwt;
 mod known_denials;
 mod life;

@@ -423,7 +423,11 @@ fn a_policy_by_a_claim_needs_a_key_and_the_error_names_both_options() {
     let lines = setup.lines();
     let [line] = lines.as_slice() else { panic!("{lines:?}") };
     assert!(line.starts_with(&setup.path("policies.toml")), "{line}");
-    for words in ["rule \"api\", policy \"per-user\"", "by = \"jwt:sub\"", "jwt.key_file or jwt.jwks_file"] {
+    for words in [
+        "rule \"api\", policy \"per-user\"",
+        "by = \"jwt:sub\"",
+        "jwt.key_file, jwt.jwks_file or jwt.jwks_url",
+    ] {
         assert!(line.contains(words), "{line}");
     }
     let fixture = |name: &str| format!("{}/tests/fixtures/jwt/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -443,7 +447,7 @@ fn a_claim_on_a_list_needs_a_key_too_or_nobody_would_ever_stand_on_it() {
     let setup = Setup::new().file("policies.toml", policies);
     let lines = setup.lines();
     let [all, one] = lines.as_slice() else { panic!("{lines:?}") };
-    let words = "there is no key to verify tokens with; set jwt.key_file or jwt.jwks_file";
+    let words = "there is no key to verify tokens with; set jwt.key_file, jwt.jwks_file or jwt.jwks_url";
     assert!(all.contains("policies.toml: a list has \"jwt:sub\": ") && all.contains(words), "{all}");
     assert!(one.contains("rule \"api\": a list has \"jwt:role\": ") && one.contains(words), "{one}");
     assert!(!lines.concat().contains(MARKER), "{lines:?}");

@@ -318,7 +318,7 @@ fn what_is_allowed_and_unwise_is_warned_of() {
         (Setup::new().env("TRUSTED_PROXIES", "::ffff:0.0.0.0/96"), "TRUSTED_PROXIES: everybody is trusted"),
         (
             Setup::new().env("TIDEGATE__JWT__ISSUER", "https://issuer.example"),
-            "TIDEGATE__JWT__ISSUER: it has no effect without jwt.key_file or jwt.jwks_file",
+            "TIDEGATE__JWT__ISSUER: it has no effect without jwt.key_file, jwt.jwks_file or jwt.jwks_url",
         ),
         (Setup::new().env("TIDEGATE__UPSTREAM__COST_HEADER", "x-cost"), "no effect without an upstream"),
         (Setup::new().env("TIDEGATE_SERVER_PORT", "tcp://10.0.0.1"), "did you mean TIDEGATE__SERVER__PORT?"),

@@ -1,13 +1,15 @@
 //! How tokens are verified.
 
+use std::path::PathBuf;
+
 use super::boolean;
-use crate::config::error::quoted;
 use crate::config::parse;
 use crate::config::take::Taken;
 use crate::doors::jwt::{Algorithm, KeyFile, Options, Place, Verifier};
 
 const ONE: &str = "jwt.key_file";
 const SET: &str = "jwt.jwks_file";
+const URL: &str = "jwt.jwks_url";
 
 /// What a token must be like; `None` when there is no key, or a wrong one.
 pub(super) fn jwt(taken: &mut Taken, warnings: &mut Vec<String>) -> Option<Options> {
@@ -16,23 +18,27 @@ pub(super) fn jwt(taken: &mut Taken, warnings: &mut Vec<String>) -> Option<Optio
     for item in taken.list("jwt.algorithms") {
         match item.parse::<Algorithm>() {
             Ok(algorithm) => algorithms.push(algorithm),
-            Err(accepted) => {
-                taken.refuse("jwt.algorithms", format!("read {}; {accepted}", quoted(&item)));
-            }
+            Err(accepted) => taken.refuse_item("jwt.algorithms", &item, accepted),
         }
     }
     let leeway = taken.get("jwt.leeway_s", Default::default(), |text| parse::seconds(text, 0..=60));
     let require_exp = boolean(taken, "jwt.require_exp");
     let place = taken.get("jwt.header", Place::Header("authorization".into()), place);
-    let keys = match (taken.is_set(ONE), taken.is_set(SET)) {
-        (true, true) => {
-            let other = taken.place(SET);
+    let url = taken.optional(URL, parse::jwks_url);
+    let others = [SET, URL].into_iter().find(|other| taken.is_set(other));
+    let file = |key| PathBuf::from(taken.text(key));
+    let keys = match (taken.is_set(ONE), others, url) {
+        (true, Some(other), _) => {
+            let other = taken.place(other);
             taken.refuse(ONE, format!("{other} is set as well; accepted: one of the two, unset the other"));
             return None;
         }
-        (true, false) => KeyFile::One(taken.text(ONE).into()),
-        (false, true) => KeyFile::Jwks(taken.text(SET).into()),
-        (false, false) => {
+        (true, None, _) => KeyFile::One(file(ONE)),
+        (false, Some(_), Some(url)) => KeyFile::Url { url, copy: taken.is_set(SET).then(|| file(SET)) },
+        (false, Some(SET), None) if !taken.is_set(URL) => KeyFile::Jwks(file(SET)),
+        // The URL is refused already.
+        (false, Some(_), None) => return None,
+        (false, None, _) => {
             warn_of_what_has_no_effect(taken, warnings);
             return None;
         }
@@ -43,9 +49,15 @@ pub(super) fn jwt(taken: &mut Taken, warnings: &mut Vec<String>) -> Option<Optio
     if taken.problems.len() > problems {
         return None;
     }
-    if let Err(bad) = Verifier::new(options.clone()) {
-        taken.refuse_read(key, &bad.why);
-        return None;
+    match Verifier::new(options.clone()) {
+        Ok(verifier) => {
+            let place = taken.place(key);
+            warnings.extend(verifier.warning().map(|warning| format!("{place}: {warning}")));
+        }
+        Err(bad) => {
+            taken.refuse_read(key, &bad.why);
+            return None;
+        }
     }
     Some(options)
 }
@@ -56,7 +68,7 @@ fn warn_of_what_has_no_effect(taken: &Taken, warnings: &mut Vec<String>) {
     {
         if taken.is_chosen(key) {
             let place = taken.place(key);
-            warnings.push(format!("{place}: it has no effect without {ONE} or {SET}"));
+            warnings.push(format!("{place}: it has no effect without {ONE}, {SET} or {URL}"));
         }
     }
 }

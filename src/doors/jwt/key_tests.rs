@@ -59,7 +59,7 @@ fn a_key_of_a_set_verifies_only_what_its_type_use_and_algorithm_allow() {
         assert_eq!(subject(&beside, &signed(Algorithm::EdDSA, &good())), "ana", "{other}");
         assert_eq!(refusal(&beside, &signed(Algorithm::RS256, &good())), Refusal::NoKey, "{other}");
     }
-    // What is meant for us and broken is told, with its place.
+    // One that is of no use is ignored with a word, and its place.
     for (broken, word) in [
         (with("rsa", "n", json!("AQAB")), "an RSA key of 17 bits; accepted"),
         (with("rsa", "n", json!("+/+/")), "base64url"),
@@ -75,8 +75,14 @@ fn a_key_of_a_set_verifies_only_what_its_type_use_and_algorithm_allow() {
         (json!({ "kty": "oct", "k": &secret[..48], "alg": "HS512" }), "too short for its \"alg\""),
         (json!({ "kty": "oct" }), "\"k\" is missing"),
     ] {
-        let why = read(&[jwk("rsa"), broken.clone()]).unwrap_err().why;
-        assert!(why.starts_with("key 2 of 2: ") && why.contains(word), "{broken}: {why}");
+        let beside = read(&[jwk("ed25519"), broken.clone()]).unwrap();
+        assert_eq!(subject(&beside, &signed(Algorithm::EdDSA, &good())), "ana", "{broken}");
+        let warning = beside.warning().unwrap();
+        let kid = broken["kid"].as_str().map_or_else(String::new, |kid| format!(" (kid \"{kid}\")"));
+        assert!(warning.starts_with(&format!("ignored: key 2 of 2{kid}: ")), "{broken}: {warning}");
+        assert!(warning.contains(word), "{broken}: {warning}");
+        let why = read(std::slice::from_ref(&broken)).unwrap_err().why;
+        assert!(why.contains("none of its 1 keys") && why.contains(word), "{broken}: {why}");
     }
 }
 

@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Map, Value};
 
-use super::cache::{Cache, ROOM_FOR_REFUSED, ROOM_FOR_VERIFIED};
+use super::cache::{Cache, Digest, ROOM_FOR_REFUSED, ROOM_FOR_VERIFIED};
 use super::material::Material;
 use super::token::Token;
 use super::{Algorithm, BadKeys, KeyFile, Options};
@@ -20,6 +20,8 @@ use super::{Algorithm, BadKeys, KeyFile, Options};
 const LONGEST_FILE: u64 = 1024 * 1024;
 /// The most keys of a set.
 const MOST_KEYS: usize = 64;
+/// So much of a key's name is repeated in a warning, in characters.
+const LONGEST_KID: usize = 64;
 
 const ONE: &str = "accepted: a public key in PEM (RSA, EC on P-256 or P-384, Ed25519), or a shared secret of at least \
                    32 bytes";
@@ -29,6 +31,10 @@ const SET: &str = "accepted: a JWK set, {\"keys\": […]}";
 pub(super) struct KeySet {
     keys: Vec<Key>,
     pub(super) cache: Cache,
+    /// Which keys are ignored, and why.
+    pub(super) warning: Option<String>,
+    /// Of the document that it was made from.
+    digest: Option<Digest>,
 }
 
 /// A key and what it is for.
@@ -57,36 +63,74 @@ struct Found {
     algorithms: Vec<Algorithm>,
 }
 
-/// The keys of the file, at least one.
+/// The keys of the file, at least one. Of a URL those of its copy, which may be none.
 pub(super) fn read(options: &Options) -> Result<KeySet, BadKeys> {
-    let path = options.keys.path();
-    let fail = |why: String| BadKeys { file: path.display().to_string(), why };
-    let found = match &options.keys {
+    let (path, set_or_key) = match &options.keys {
         KeyFile::One(path) => {
-            bytes(path, ONE).and_then(|bytes| one(&bytes)).map(|found| vec![found]).map_err(fail)?
+            (path, bytes(path, ONE).and_then(|bytes| Ok((vec![one(&bytes)?], None, bytes))))
         }
-        KeyFile::Jwks(path) => bytes(path, SET).and_then(|bytes| set(&bytes)).map_err(fail)?,
-    };
-    let names = |algorithms: &[Algorithm]| -> String {
-        algorithms.iter().map(|one| format!("{one:?}")).collect::<Vec<_>>().join(", ")
-    };
-    let mut possible: Vec<Algorithm> = Vec::new();
-    let mut keys = Vec::new();
-    for Found { kid, material, mut algorithms } in found {
-        possible.extend(algorithms.iter().filter(|one| !possible.contains(one)).collect::<Vec<_>>());
-        algorithms.retain(|one| options.algorithms.is_empty() || options.algorithms.contains(one));
-        if !algorithms.is_empty() {
-            keys.push(Key { kid, material, algorithms });
+        KeyFile::Jwks(path) => (path, bytes(path, SET).and_then(set)),
+        KeyFile::Url { copy: Some(path), .. } if path.exists() => {
+            // What stands in the copy was in force once. If it is damaged, the set at the URL takes its place.
+            let read = bytes(path, SET).and_then(set).and_then(|set| KeySet::of(set, options));
+            return Ok(read.unwrap_or_else(|why| KeySet {
+                warning: Some(format!("{}: {why}. It is ignored until the set was fetched", path.display())),
+                ..KeySet::none()
+            }));
         }
+        KeyFile::Url { .. } => return Ok(KeySet::none()),
+    };
+    set_or_key
+        .and_then(|read| KeySet::of(read, options))
+        .map_err(|why| BadKeys { file: path.display().to_string(), why })
+}
+
+/// The keys of a set that was fetched, at least one.
+pub(super) fn of_document(document: &[u8], options: &Options) -> Result<KeySet, BadKeys> {
+    let file = match &options.keys {
+        KeyFile::Url { url, .. } => url.clone(),
+        KeyFile::One(path) | KeyFile::Jwks(path) => path.display().to_string(),
+    };
+    set(document.to_vec()).and_then(|read| KeySet::of(read, options)).map_err(|why| BadKeys { file, why })
+}
+
+/// What was read: the keys, which others are ignored and why, and the bytes.
+type Read = (Vec<Found>, Option<String>, Vec<u8>);
+
+impl KeySet {
+    fn none() -> Self {
+        let cache = Cache::new(ROOM_FOR_VERIFIED, ROOM_FOR_REFUSED);
+        Self { keys: Vec::new(), cache, warning: None, digest: None }
     }
-    if keys.is_empty() {
-        return Err(fail(format!(
-            "it is for {}, and jwt.algorithms takes only {}; accepted: a key for one of those",
-            names(&possible),
-            names(&options.algorithms)
-        )));
+
+    /// Whether it was made from this document.
+    pub(super) fn is_of(&self, document: &[u8]) -> bool {
+        self.digest == Some(Digest::of(0, document, b""))
     }
-    Ok(KeySet { keys, cache: Cache::new(ROOM_FOR_VERIFIED, ROOM_FOR_REFUSED) })
+
+    /// Those of the keys that the options take.
+    fn of((found, warning, document): Read, options: &Options) -> Result<Self, String> {
+        let names = |algorithms: &[Algorithm]| -> String {
+            algorithms.iter().map(|one| format!("{one:?}")).collect::<Vec<_>>().join(", ")
+        };
+        let mut possible: Vec<Algorithm> = Vec::new();
+        let mut keys = Vec::new();
+        for Found { kid, material, mut algorithms } in found {
+            possible.extend(algorithms.iter().filter(|one| !possible.contains(one)).collect::<Vec<_>>());
+            algorithms.retain(|one| options.algorithms.is_empty() || options.algorithms.contains(one));
+            if !algorithms.is_empty() {
+                keys.push(Key { kid, material, algorithms });
+            }
+        }
+        if keys.is_empty() {
+            return Err(format!(
+                "it is for {}, and jwt.algorithms takes only {}; accepted: a key for one of those",
+                names(&possible),
+                names(&options.algorithms)
+            ));
+        }
+        Ok(Self { keys, warning, digest: Some(Digest::of(0, &document, b"")), ..Self::none() })
+    }
 }
 
 fn bytes(path: &Path, accepted: &str) -> Result<Vec<u8>, String> {
@@ -152,13 +196,14 @@ fn pem(bytes: &[u8]) -> Result<Material, String> {
         .map_err(|why| if why.contains("accepted") { why } else { format!("{why}; {ONE}") })
 }
 
-/// A JWK set. Keys for other uses and of other kinds are passed over, as RFC 7517, section 5 wants it.
-fn set(bytes: &[u8]) -> Result<Vec<Found>, String> {
+/// A JWK set. Keys for other uses and of other kinds are passed over, as RFC 7517, section 5 has it, and so are keys that
+/// are of no use, but with a word.
+fn set(bytes: Vec<u8>) -> Result<Read, String> {
     // The parser's own words could repeat a part of the file.
     let place = |error: serde_json::Error| {
         format!("it is no JWK set (line {}, column {}); {SET}", error.line(), error.column())
     };
-    let mut set: Map<String, Value> = serde_json::from_slice(bytes).map_err(place)?;
+    let mut set: Map<String, Value> = serde_json::from_slice(&bytes).map_err(place)?;
     let Some(Value::Array(keys)) = set.remove("keys") else {
         return Err(format!("it has no list \"keys\"; {SET}"));
     };
@@ -166,17 +211,28 @@ fn set(bytes: &[u8]) -> Result<Vec<Found>, String> {
         return Err(format!("it has {} keys; accepted: at most {MOST_KEYS}", keys.len()));
     }
     let count = keys.len();
-    let mut found = Vec::new();
+    let (mut found, mut ignored) = (Vec::new(), Vec::new());
     for (index, key) in keys.iter().enumerate() {
-        found.extend(jwk(key).map_err(|why| format!("key {} of {count}: {why}", index + 1))?);
+        match jwk(key) {
+            Ok(one) => found.extend(one),
+            Err(why) => {
+                let kid = key.get("kid").and_then(Value::as_str);
+                let kid = kid.map_or_else(String::new, |kid| {
+                    format!(" (kid {:?})", kid.chars().take(LONGEST_KID).collect::<String>())
+                });
+                ignored.push(format!("key {} of {count}{kid}: {why}", index + 1));
+            }
+        }
     }
     if found.is_empty() {
+        let ignored = ignored.iter().map(|one| format!("{one}; ")).collect::<String>();
         return Err(format!(
-            "none of its {count} keys can verify a token; accepted: RSA, EC on P-256 or P-384, OKP on Ed25519 and oct, \
-             whose \"use\", \"key_ops\" and \"alg\", if there, allow it"
+            "none of its {count} keys can verify a token; {ignored}accepted: RSA, EC on P-256 or P-384, OKP on Ed25519 and \
+             oct, whose \"use\", \"key_ops\" and \"alg\", if there, allow it"
         ));
     }
-    Ok(found)
+    let warning = (!ignored.is_empty()).then(|| format!("ignored: {}", ignored.join("; ")));
+    Ok((found, warning, bytes))
 }
 
 /// One key of a set; `None` when it is for something else.
