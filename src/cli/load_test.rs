@@ -66,7 +66,8 @@ pub(super) struct LoadTest {
     /// What their names begin with; by default something new each time, so that no client has a debt
     #[arg(long, value_name = "TEXT")]
     key_prefix: Option<String>,
-    /// The limit that 429s are foretold with, such as 100/minute; without it what the front's headers tell
+    /// The limit that 429s are foretold with, such as 100/minute; without it the front's rules, which its admin API tells by
+    /// ADMIN_TOKEN, else what the headers of an answer tell
     #[arg(long, value_name = "N/PERIOD")]
     limit: Option<String>,
     /// How much of it at once
@@ -175,7 +176,7 @@ impl LoadTest {
                     self.key_prefix.clone().unwrap_or_else(|| format!("load-{:08x}-", rand::random::<u32>()));
                 Clients::Header(name.clone(), prefix)
             }
-            None if by_address && self.keys > 1 => Clients::Loopback,
+            None if by_address && self.keys > 1 => Clients::Loopback(rand::random()),
             None => Clients::One,
         };
         // Whoever cannot be told apart is one.
@@ -198,6 +199,7 @@ impl LoadTest {
             },
             admin: self.admin_url.clone(),
             quota,
+            token: self.token(),
             backend: self.expect_backend,
             thresholds: Thresholds {
                 p95_ms: self.max_p95_ms,
@@ -205,6 +207,16 @@ impl LoadTest {
                 throttled: self.max_throttled / 100.0,
             },
         })
+    }
+
+    /// The token of the admin API, for this machine alone: over a network it would go unencrypted.
+    fn token(&self) -> Option<String> {
+        let host = self.admin_url.host()?.trim_matches(['[', ']']);
+        let is_here = host == "localhost"
+            || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        let tokens = std::env::var("ADMIN_TOKEN").ok().filter(|_| is_here)?;
+        let token = tokens.split(',').next().unwrap_or_default().trim();
+        (!token.is_empty()).then(|| token.to_owned())
     }
 
     fn quota(&self, limit: &str) -> Result<Quota, String> {

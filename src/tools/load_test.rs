@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use hyper::Uri;
 
 use crate::limiter::gcra::Quota;
+use crate::limiter::policy::Rules;
 use foretell::Foretold;
 use plan::Plan;
 pub use report::html;
@@ -34,8 +35,10 @@ pub struct Test {
     pub aim: Aim,
     /// The front's admin listener, whose metrics say who decided.
     pub admin: Uri,
-    /// What 429s are foretold with; what the front tells of its limits when `None`.
+    /// What 429s are foretold with; when `None` the front's rules, else what an answer tells of its limits.
     pub quota: Option<Quota>,
+    /// By which the admin API tells the front's rules; `None`: it is not asked.
+    pub token: Option<String>,
     /// Who is to decide.
     pub backend: Expected,
     /// What is asked.
@@ -78,8 +81,8 @@ pub struct SeenPhase {
     pub judged: bool,
     /// The numbers.
     pub counts: Counts,
-    /// What was foretold.
-    pub foretold: Foretold,
+    /// What was foretold; `None` where no limit is known.
+    pub foretold: Option<Foretold>,
 }
 
 impl Outcome {
@@ -97,16 +100,23 @@ pub fn run(test: &Test, mut progress: impl FnMut(String)) -> Result<Outcome, Str
     // Few words with the front, before and after: a runtime for each exchange is no waste.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
-    let quotas = match test.quota {
-        Some(quota) => vec![quota],
-        None if test.aim.uri.scheme_str() == Some("http") => runtime
-            .block_on(front::headers(&test.aim.uri))
-            .map(|headers| front::quotas(&headers))
-            .unwrap_or_default(),
-        None => Vec::new(),
+    let (limits, forecast, exact) = match limits(test, &runtime) {
+        Limits::Rules(rules) => {
+            let began =
+                std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            let limits = quotas_for(&rules, &test.aim).iter().map(in_words).collect();
+            let forecast = foretell::by_rules(&test.plan, &test.aim, *rules, began.as_micros() as u64);
+            (limits, Some(forecast), true)
+        }
+        Limits::Quotas(quotas) => {
+            let forecast = foretell::foretell(&test.plan, &quotas);
+            (quotas.iter().map(in_words).collect(), Some(forecast), false)
+        }
+        Limits::Unknown => (Vec::<String>::new(), None, false),
     };
-    let foretold = foretell::foretell(&test.plan, &quotas);
-    for ((phase, ..), foretold) in test.plan.spans().zip(&foretold).filter(|((phase, ..), _)| phase.judged) {
+    let foretold = |phase: usize| forecast.as_ref().and_then(|phases| phases.get(phase)).copied();
+    let judged = test.plan.spans().enumerate().filter(|(_, (phase, ..))| phase.judged);
+    for (foretold, (phase, ..)) in judged.filter_map(|(at, span)| Some((foretold(at)?, span))) {
         if foretold.share() >= test.thresholds.throttled {
             progress(format!(
                 "the key plan of the {} goes over the limit by itself: {} of it will be 429",
@@ -134,30 +144,31 @@ pub fn run(test: &Test, mut progress: impl FnMut(String)) -> Result<Outcome, Str
         .phases
         .iter()
         .zip(seen.phases)
-        .zip(foretold)
-        .map(|((phase, counts), foretold)| SeenPhase {
+        .enumerate()
+        .map(|(at, (phase, counts))| SeenPhase {
             name: phase.name,
             rate: phase.rate,
             seconds: phase.lasts.as_secs_f64(),
             judged: phase.judged,
             counts,
-            foretold,
+            foretold: foretold(at),
         })
         .collect();
-    let of_phase =
-        |phase: &SeenPhase| verdict::of_phase(phase.name, &phase.counts, phase.foretold, &test.thresholds);
+    let of_phase = |phase: &SeenPhase| {
+        verdict::of_phase(phase.name, &phase.counts, (phase.foretold, exact), &test.thresholds)
+    };
     let mut checks: Vec<Check> = phases.iter().filter(|phase| phase.judged).flat_map(of_phase).collect();
     checks.push(verdict::of_backend(
         decisions.as_ref().map_err(|why| *why),
         percent,
         test.backend,
-        test.plan.keys,
+        (test.plan.effective_keys(), phases.iter().map(|phase| phase.counts.answered()).sum()),
     ));
     Ok(Outcome {
         url: test.aim.uri.to_string(),
         seed: test.plan.seed,
         keys: test.plan.keys,
-        limits: quotas.iter().map(in_words).collect(),
+        limits,
         thresholds: test.thresholds,
         phases,
         seconds,
@@ -165,6 +176,36 @@ pub fn run(test: &Test, mut progress: impl FnMut(String)) -> Result<Outcome, Str
         checks,
         ended_at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
     })
+}
+
+/// What is known of the front's limits.
+enum Limits {
+    /// All of them.
+    Rules(Box<Rules>),
+    /// Those that one answer told of, or the one that was given: neither costs nor windows nor whom they count.
+    Quotas(Vec<Quota>),
+    Unknown,
+}
+
+fn limits(test: &Test, runtime: &tokio::runtime::Runtime) -> Limits {
+    if let Some(quota) = test.quota {
+        return Limits::Quotas(vec![quota]);
+    }
+    if let Some(token) = &test.token
+        && let Ok(Some(rules)) = runtime.block_on(front::rules(&test.admin, token))
+    {
+        return Limits::Rules(Box::new(rules));
+    }
+    let told = runtime.block_on(send::probe(&test.aim, test.plan.keys));
+    let quotas = told.map(|headers| front::quotas(&headers)).unwrap_or_default();
+    if quotas.is_empty() { Limits::Unknown } else { Limits::Quotas(quotas) }
+}
+
+/// The quotas that the requests of the test meet.
+fn quotas_for(rules: &Rules, aim: &Aim) -> Vec<Quota> {
+    let rule = rules.matching(&foretell::Planned::of(aim, 0));
+    let policies = rule.into_iter().flat_map(|rule| &rule.policies);
+    policies.map(|&id| rules.policy(id).quota).collect()
 }
 
 fn in_words(quota: &Quota) -> String {

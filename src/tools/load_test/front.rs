@@ -6,13 +6,18 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
+use hyper::header::AUTHORIZATION;
 use hyper::{HeaderMap, Request, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
+use serde_json::Value;
+
+use crate::config;
 use crate::limiter::clock::SECOND;
 use crate::limiter::gcra::Quota;
+use crate::limiter::policy::Rules;
 
 /// How long the front may take to say it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -77,20 +82,41 @@ fn decisions_in(page: &str) -> Decisions {
     decisions
 }
 
-/// Asks for the page once, as nobody in particular, and returns the headers of the answer.
+/// The rules in force, from the admin API, by this token. `None` where it tells of lists, whose entries it does not show.
 ///
 /// # Errors
-/// When there is none.
-pub(super) async fn headers(uri: &Uri) -> Result<HeaderMap, String> {
+/// Why they cannot be read, in words.
+pub(super) async fn rules(admin: &Uri, token: &str) -> Result<Option<Rules>, String> {
+    let base = admin.to_string();
+    let request = Request::get(format!("{}/admin/policies", base.trim_end_matches('/')))
+        .header(AUTHORIZATION, format!("Bearer {token}"))
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
     let client: Client<HttpConnector, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-    let mut request = Request::new(Empty::new());
-    *request.uri_mut() = uri.clone();
-    let answer = tokio::time::timeout(PATIENCE, client.request(request)).await;
-    match answer {
-        Ok(Ok(response)) => Ok(response.headers().clone()),
-        Ok(Err(_)) => Err("it does not answer".into()),
-        Err(_) => Err("it does not answer in time".into()),
+    let read = async {
+        let response = client.request(request).await.map_err(|_| "it does not answer".to_owned())?;
+        if response.status() != 200 {
+            return Err(format!("it answers {}", response.status()));
+        }
+        let body = Limited::new(response.into_body(), LONGEST_PAGE).collect().await;
+        rules_in(&body.map_err(|error| error.to_string())?.to_bytes())
+    };
+    tokio::time::timeout(PATIENCE, read).await.unwrap_or_else(|_| Err("it does not answer in time".into()))
+}
+
+fn rules_in(page: &[u8]) -> Result<Option<Rules>, String> {
+    let page: Value = serde_json::from_slice(page).map_err(|error| error.to_string())?;
+    let is_listed = |value: &Value| value["listed"].as_u64().is_some_and(|count| count > 0);
+    let rules = page["rule"].as_array().ok_or("it tells of no rules")?;
+    if is_listed(&page) || rules.iter().any(is_listed) {
+        return Ok(None);
     }
+    // As they are shown they can be read again.
+    let table: toml::Table =
+        serde_json::from_value(serde_json::json!({ "rule": rules })).map_err(|error| error.to_string())?;
+    config::policies::parse("the front's policies", &table.to_string())
+        .map(Some)
+        .map_err(|errors| errors.to_string())
 }
 
 /// The limits that an answer tells of: `RateLimit-Policy` for so many in so long, and for the burst what `RateLimit` says

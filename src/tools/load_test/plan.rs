@@ -79,6 +79,16 @@ impl Plan {
         self.phases.iter().map(|phase| phase.rate).fold(0.0, f64::max)
     }
 
+    /// How many clients that ask alike would spread a draw by client as these do: fewer than there are where some ask more
+    /// often than others.
+    pub fn effective_keys(&self) -> f64 {
+        let mut counts = std::collections::HashMap::<u32, f64>::new();
+        self.arrivals().for_each(|arrival| *counts.entry(arrival.key).or_default() += 1.0);
+        let (sum, squares) =
+            counts.values().fold((0.0, 0.0), |(sum, squares), count| (sum + count, squares + count * count));
+        if squares == 0.0 { 1.0 } else { sum * sum / squares }
+    }
+
     /// When each phase begins and ends.
     pub fn spans(&self) -> impl Iterator<Item = (&Phase, Duration, Duration)> {
         let mut from = Duration::ZERO;

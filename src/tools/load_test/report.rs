@@ -95,7 +95,7 @@ fn row(phase: &SeenPhase) -> String {
         latency(99.9),
         ms(counts.latency.max() as f64 / 1e3),
         share(counts.share(counts.with_status(429..=429))),
-        share(phase.foretold.share()),
+        phase.foretold.map_or_else(|| "not known".to_owned(), |foretold| share(foretold.share())),
         share(counts.share(counts.with_status(500..=599))),
     )
 }

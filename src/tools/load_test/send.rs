@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -47,8 +48,9 @@ pub struct Aim {
 pub enum Clients {
     /// A header with this prefix and the client's number; for headers of addresses, an address each.
     Header(HeaderName, String),
-    /// Addresses of 127.0.0.0/8, which are all this machine's.
-    Loopback,
+    /// Addresses of 127.0.0.0/8, which are all this machine's, from this one of them on: another for each test, so that none
+    /// has a debt of an earlier one.
+    Loopback(u32),
     /// Nothing: one client.
     One,
 }
@@ -60,23 +62,67 @@ const EARLY: Duration = Duration::from_micros(150);
 const STREAMS: usize = 100;
 
 impl Clients {
-    fn header(&self, key: u32) -> Option<(HeaderName, HeaderValue)> {
+    pub(super) fn header(&self, key: u32) -> Option<(HeaderName, HeaderValue)> {
         let Self::Header(name, prefix) = self else { return None };
         // 198.18.0.0/15 is set apart for such tests (RFC 2544).
         let address = Ipv4Addr::from_bits(0xC612_0000 | (key & 0x1_FFFF));
         let value = match name.as_str() {
-            "x-forwarded-for" | "x-real-ip" | "cf-connecting-ip" | "true-client-ip" => address.to_string(),
             "forwarded" => format!("for={address}"),
+            name if is_of_addresses(name) => address.to_string(),
             _ => format!("{prefix}{key}"),
         };
         Some((name.clone(), HeaderValue::from_str(&value).ok()?))
     }
 
-    fn source(&self, key: u32) -> Option<IpAddr> {
+    pub(super) fn source(&self, key: u32) -> Option<IpAddr> {
+        let Self::Loopback(first) = self else { return None };
         // From 127.1.0.0 on: servers under test listen on the first of them.
-        (*self == Self::Loopback)
-            .then(|| Ipv4Addr::from_bits(0x7F01_0000 + (key & 0xFF_FFFF) % 0xFE_0000).into())
+        Some(Ipv4Addr::from_bits(0x7F01_0000 + first.wrapping_add(key) % 0xFE_0000).into())
     }
+}
+
+/// Whether a header of this name holds a client's address.
+pub(super) fn is_of_addresses(name: &str) -> bool {
+    matches!(name, "x-forwarded-for" | "x-real-ip" | "cf-connecting-ip" | "true-client-ip" | "forwarded")
+}
+
+/// The most seconds that a test goes on while nobody answers.
+const PATIENCE_WITH_NOBODY: Duration = Duration::from_secs(5);
+
+/// Asks once, as a client beyond those of the plan, and returns the headers of the answer.
+///
+/// # Errors
+/// When there is none.
+pub(super) async fn probe(aim: &Aim, keys: u32) -> std::io::Result<hyper::HeaderMap> {
+    let client = http_client(connector(aim)?, aim.clients.source(keys), aim.http2);
+    let asked = tokio::time::timeout(PATIENCE_WITH_NOBODY, client.request(request(aim, keys))).await;
+    let answer = asked.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?;
+    answer.map(|answer| answer.headers().clone()).map_err(std::io::Error::other)
+}
+
+fn request(aim: &Aim, key: u32) -> Request<Empty<Bytes>> {
+    let mut request = Request::new(Empty::new());
+    *request.uri_mut() = aim.uri.clone();
+    *request.method_mut() = aim.method.clone();
+    let headers = request.headers_mut();
+    headers.insert(hyper::header::USER_AGENT, HeaderValue::from_static("tidegate-load-test"));
+    headers.extend(aim.clients.header(key));
+    request
+}
+
+/// Whether this machine could not make the connection: no file, no port or no memory was left for it.
+fn is_our_own(error: &(dyn std::error::Error + 'static)) -> bool {
+    // EMFILE, ENFILE, EADDRNOTAVAIL, ENOBUFS, ENOMEM of Linux.
+    const OURS: [i32; 5] = [24, 23, 99, 105, 12];
+    let mut error = Some(error);
+    while let Some(one) = error {
+        let system = one.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        if system.is_some_and(|code| OURS.contains(&code)) {
+            return true;
+        }
+        error = one.source();
+    }
+    false
 }
 
 /// Carries the plan out. `watch` is called about every second with what was seen so far.
@@ -122,9 +168,14 @@ pub(super) fn send(
     // A thread's sleep ends within some 60 µs, and another thread wakes as long after it was called; the timers of an
     // asynchronous runtime are a millisecond coarse. So the sender is called a little early, and looks at the clock.
     let planned = plan.clone();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
     let (over, is_over) = std::sync::mpsc::channel::<()>();
     let pacer = thread::Builder::new().name("pace".into()).spawn(move || {
         for arrival in planned.arrivals() {
+            if stopped.load(Ordering::Relaxed) {
+                break;
+            }
             let call = (began + arrival.at).checked_sub(EARLY).unwrap_or(began);
             thread::sleep(call.saturating_duration_since(Instant::now()));
             // One client's requests stay in one thread, and so on its connections.
@@ -138,7 +189,15 @@ pub(super) fn send(
         drop(over);
     })?;
     while is_over.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
-        watch(began.elapsed(), &so_far()?);
+        let seen = so_far()?;
+        watch(began.elapsed(), &seen);
+        let (answered, failed) = seen
+            .phases
+            .iter()
+            .fold((0, 0), |(answered, failed), phase| (answered + phase.answered(), failed + phase.failed()));
+        if began.elapsed() > PATIENCE_WITH_NOBODY && answered == 0 && failed > 0 {
+            stop.store(true, Ordering::Relaxed);
+        }
     }
     let _ = pacer.join();
     so_far()
@@ -200,14 +259,9 @@ impl Worker {
     }
 
     async fn answer(&self, client: &HttpClient, key: u32) -> Outcome {
-        let mut request = Request::new(Empty::new());
-        *request.uri_mut() = self.aim.uri.clone();
-        *request.method_mut() = self.aim.method.clone();
-        let headers = request.headers_mut();
-        headers.insert(hyper::header::USER_AGENT, HeaderValue::from_static("tidegate-load-test"));
-        headers.extend(self.aim.clients.header(key));
-        let mut response = match client.request(request).await {
+        let mut response = match client.request(request(&self.aim, key)).await {
             Ok(response) => response,
+            Err(error) if is_our_own(&error) => return Outcome::Failed(Failure::Own),
             Err(error) if error.is_connect() => return Outcome::Failed(Failure::Connect),
             Err(_) => return Outcome::Failed(Failure::Broken),
         };

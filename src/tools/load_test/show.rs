@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use super::foretell::Foretold;
 use super::verdict::{Check, ms, share};
 use super::{Outcome, SeenPhase};
 
@@ -28,7 +29,7 @@ pub fn json(outcome: &Outcome) -> Value {
             "waited_for_a_connection": counts.queued,
             "statuses": statuses, "failures": failures,
             "throttled": {
-                "foretold": phase.foretold.share(),
+                "foretold": phase.foretold.map(Foretold::share),
                 "seen": counts.share(counts.with_status(429..=429)),
             },
         })

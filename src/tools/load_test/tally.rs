@@ -22,6 +22,8 @@ pub enum Outcome {
 pub enum Failure {
     /// No connection.
     Connect,
+    /// No connection, because this machine had no file, port or memory left for it.
+    Own,
     /// The connection ended before the answer did, or what came was no HTTP.
     Broken,
     /// It took longer than anybody would wait.
@@ -35,6 +37,7 @@ impl Failure {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Connect => "no connection",
+            Self::Own => "no connection: this machine has no file or port left for it",
             Self::Broken => "broken off",
             Self::Timeout => "timed out",
             Self::Unsent => "never sent",
@@ -62,7 +65,8 @@ pub struct Done {
 /// Numbers of one phase or one second.
 #[derive(Clone)]
 pub struct Counts {
-    /// Time from the planned moment to the last byte, of those that were answered, in microseconds.
+    /// Time from the planned moment to the last byte, in microseconds, of those that were answered and of those that were
+    /// given up because they took too long: who waited in vain has waited.
     pub latency: Histogram<u64>,
     /// How late requests were sent by the generator's own fault, in microseconds.
     pub lateness: Histogram<u64>,
@@ -95,7 +99,12 @@ impl Counts {
                 let _ = self.latency.record(micros(done.took));
                 *self.statuses.entry(status).or_default() += 1;
             }
-            Outcome::Failed(failure) => *self.failures.entry(failure).or_default() += 1,
+            Outcome::Failed(failure) => {
+                if failure == Failure::Timeout {
+                    let _ = self.latency.record(micros(done.took));
+                }
+                *self.failures.entry(failure).or_default() += 1;
+            }
         }
     }
 
