@@ -61,7 +61,7 @@ pub fn foretell(plan: &Plan, quotas: &[Quota]) -> Vec<Foretold> {
 pub fn by_rules(plan: &Plan, aim: &Aim, rules: Rules, began: Micros) -> Vec<Foretold> {
     let mut phases = vec![Foretold::default(); plan.phases.len()];
     let clock = Clock::manual(began);
-    // Nothing of this leaves the process: no one can aim at a bucket.
+    // A fixed seed: these buckets are reached by the plan alone.
     let room = (plan.keys.max(1) as usize).saturating_mul(4 * rules.policies().len().max(1));
     let limiter =
         Arc::new(Limiter::<NoStore>::new(rules, Memory::new(room.max(1_000)), &[0; 16], clock.clone()));

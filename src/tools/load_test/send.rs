@@ -86,8 +86,8 @@ pub(super) fn is_of_addresses(name: &str) -> bool {
     matches!(name, "x-forwarded-for" | "x-real-ip" | "cf-connecting-ip" | "true-client-ip" | "forwarded")
 }
 
-/// The most seconds that a test goes on while nobody answers.
-const PATIENCE_WITH_NOBODY: Duration = Duration::from_secs(5);
+/// How long a test goes on without any answer.
+const LONGEST_WITHOUT_ANSWER: Duration = Duration::from_secs(5);
 
 /// Asks once, as a client beyond those of the plan, and returns the headers of the answer.
 ///
@@ -95,7 +95,7 @@ const PATIENCE_WITH_NOBODY: Duration = Duration::from_secs(5);
 /// When there is none.
 pub(super) async fn probe(aim: &Aim, keys: u32) -> std::io::Result<hyper::HeaderMap> {
     let client = http_client(connector(aim)?, aim.clients.source(keys), aim.http2);
-    let asked = tokio::time::timeout(PATIENCE_WITH_NOBODY, client.request(request(aim, keys))).await;
+    let asked = tokio::time::timeout(LONGEST_WITHOUT_ANSWER, client.request(request(aim, keys))).await;
     let answer = asked.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?;
     answer.map(|answer| answer.headers().clone()).map_err(std::io::Error::other)
 }
@@ -195,7 +195,7 @@ pub(super) fn send(
             .phases
             .iter()
             .fold((0, 0), |(answered, failed), phase| (answered + phase.answered(), failed + phase.failed()));
-        if began.elapsed() > PATIENCE_WITH_NOBODY && answered == 0 && failed > 0 {
+        if began.elapsed() > LONGEST_WITHOUT_ANSWER && answered == 0 && failed > 0 {
             stop.store(true, Ordering::Relaxed);
         }
     }

@@ -66,7 +66,7 @@ pub struct Done {
 #[derive(Clone)]
 pub struct Counts {
     /// Time from the planned moment to the last byte, in microseconds, of those that were answered and of those that were
-    /// given up because they took too long: who waited in vain has waited.
+    /// given up because they took too long: their clients have waited as well.
     pub latency: Histogram<u64>,
     /// How late requests were sent by the generator's own fault, in microseconds.
     pub lateness: Histogram<u64>,
