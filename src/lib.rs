@@ -25,7 +25,7 @@
 //! Limits change while requests flow: [`control::reload`] reads them again and puts them in force as a whole, and each
 //! decision keeps the rules that it was made by until its last header is written and its line is counted.
 //!
-//! # Seven rooms, one verb each
+//! # Eight rooms, one verb each
 //! | room | verb | may import |
 //! |---|---|---|
 //! | [`limiter`] | decides | nothing of ours, no server, no client library, no log |
@@ -35,13 +35,24 @@
 //! | [`config`] | reads | `limiter`, `redis::target`, `redis::LoginFiles`, `doors::jwt` |
 //! | [`control`] | steers | `limiter`, `redis`, `config`, `doors` (the admin API is HTTP: it answers in their words) |
 //! | [`tools`] | examines | `limiter`, `redis`, `config` |
+//! | `library` | builds | `limiter`, `redis` |
 //! | [`app`], [`cli`] | wire | everything |
 //!
 //! `tests/architecture.rs` holds the sources against this table.
 //!
 //! # As a library
-//! Without the feature `server` there is the limiter, and [`doors::middleware::RateLimit`] for an actix application
-//! of yours; with the feature `redis`, the shared store as well; with `jwt`, clients by the claims of their tokens.
+//! [`Limiter::builder`] makes a limiter and [`RateLimit`] wraps an actix application with it. Without the feature `server`
+//! that is all there is; the feature `redis` adds counts in Redis, `jwt` adds clients by the claims of their tokens.
+//!
+//! ```
+//! use actix_web::{App, web};
+//! use tidegate::{Limiter, RateLimit, by};
+//!
+//! let limiter = Limiter::builder().limit("client", by::header("x-api-key"), "100/minute").build()?;
+//! let app = App::new().wrap(RateLimit::new(limiter)).route("/", web::get().to(async || "hello"));
+//! # Ok::<(), tidegate::BuildError>(())
+//! ```
+//! The re-exports at this root are the library's face; the modules are documented for those who change tidegate.
 
 #[cfg(feature = "server")]
 pub mod app;
@@ -52,6 +63,7 @@ pub mod config;
 #[cfg(feature = "server")]
 pub mod control;
 pub mod doors;
+mod library;
 pub mod limiter;
 #[cfg(feature = "redis")]
 pub mod redis;
@@ -59,3 +71,18 @@ pub mod redis;
 pub mod telemetry;
 #[cfg(feature = "server")]
 pub mod tools;
+
+pub use doors::middleware::RateLimit;
+#[cfg(feature = "redis")]
+pub use library::Redis;
+pub use library::{BuildError, By, InMemory, LimiterBuilder, by};
+pub use limiter::decision::Decision;
+pub use limiter::event::Observer;
+pub use limiter::gcra::Quota;
+pub use limiter::policy::{Policy, Rules};
+pub use limiter::rollout::Percent;
+pub use limiter::route::Route;
+pub use limiter::subject::{Facts, Subject};
+pub use limiter::{Check, Hit, Limiter};
+#[cfg(feature = "redis")]
+pub use redis::RedisStore;

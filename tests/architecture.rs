@@ -15,9 +15,10 @@ use std::fs;
 use std::path::Path;
 
 /// Each room, and what it may import of ours. A path of two segments allows that module only.
-const ROOMS: [(&str, &[&str]); 7] = [
+const ROOMS: [(&str, &[&str]); 8] = [
     ("limiter", &[]),
     ("redis", &["limiter"]),
+    ("library", &["limiter", "redis"]),
     ("doors", &["limiter"]),
     ("telemetry", &["limiter"]),
     // What a key file must be like is known where it is read.

@@ -13,6 +13,8 @@ mod cluster;
 mod cluster_cost;
 #[path = "store/hangups.rs"]
 mod hangups;
+#[path = "store/library.rs"]
+mod library;
 mod support;
 
 use std::num::NonZeroU32;

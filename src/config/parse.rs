@@ -12,6 +12,7 @@ use super::file;
 use super::secret::Secret;
 use super::settings::{AdminAddr, AppEnv, UpstreamUrl};
 use crate::limiter::rollout::Percent;
+pub(super) use crate::limiter::text::is_token;
 
 /// The least length of a token in characters, and of the fleet's secret in bytes.
 const SHORTEST_SECRET: usize = 16;
@@ -253,12 +254,6 @@ pub(super) const NAME: &str = "1 to 64 of A-Z a-z 0-9 _ . -";
 pub(super) fn name(text: &str) -> Option<String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     ((1..=64).contains(&text.len()) && text.bytes().all(plain)).then(|| text.to_owned())
-}
-
-/// A token of RFC 9110, section 5.6.2.
-pub(super) fn is_token(text: &str) -> bool {
-    !text.is_empty()
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 pub(super) fn filter(text: &str) -> Result<String, String> {

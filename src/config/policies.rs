@@ -22,6 +22,7 @@ use crate::limiter::gcra::Quota;
 use crate::limiter::policy::{Mode, OnMissing, OnRedisError, Policy, Rules};
 use crate::limiter::route::Route;
 use crate::limiter::subject::{Ipv6Prefix, Part};
+use crate::limiter::text;
 pub use lists::ReadFile;
 pub use source::{Found, Source};
 
@@ -218,7 +219,7 @@ impl Reader<'_, '_> {
         self.refuse_unknown(&place, &table, POLICY_KEYS);
         for key in ["by", "limit"] {
             if !table.contains_key(key) {
-                let accepted = if key == "by" { fields::SUBJECT } else { fields::LIMIT };
+                let accepted = if key == "by" { text::SUBJECT_FORMS } else { text::RATE_FORMS };
                 self.refuse(&place, format!("{key} is missing; accepted: {accepted}"));
             }
         }

@@ -305,6 +305,7 @@ impl Facts for Attributes<'_> {
             }
             Part::Cookie(name) => self.under("cookie:", name).is_some(),
             Part::Jwt(name) => self.claim(name).is_some(),
+            Part::Custom(_) => false,
             Part::Everyone => true,
         }
     }

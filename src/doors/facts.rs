@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use actix_web::HttpRequest;
 use actix_web::dev::RequestHead;
@@ -19,7 +20,11 @@ pub struct HttpFacts<'a> {
     client: Option<ClientAddress>,
     #[cfg(feature = "jwt")]
     claims: Lazy<'a>,
+    custom: Option<(&'a HttpRequest, &'a [CustomSubject])>,
 }
+
+/// A value that the application derives from a request: its name in [`Part::Custom`] and the function that returns it.
+pub type CustomSubject = (Box<str>, Rc<dyn Fn(&HttpRequest) -> Option<Vec<u8>>>);
 
 impl<'a> HttpFacts<'a> {
     /// The facts of this request, its client's address by way of `proxies`.
@@ -31,7 +36,13 @@ impl<'a> HttpFacts<'a> {
             client,
             #[cfg(feature = "jwt")]
             claims: Lazy::default(),
+            custom: None,
         }
+    }
+
+    /// With values that the application derives from `request`, the request that these facts are of.
+    pub fn deriving(self, request: &'a HttpRequest, custom: &'a [CustomSubject]) -> Self {
+        Self { custom: Some((request, custom)), ..self }
     }
 
     /// With the claims of its token, should anybody ask for one.
@@ -108,6 +119,12 @@ impl Facts for HttpFacts<'_> {
         self.claims.get(name, self)
     }
 
+    fn custom(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        let (request, custom) = self.custom?;
+        let (_, derive) = custom.iter().find(|(known, _)| **known == *name)?;
+        derive(request).filter(|value| !value.is_empty()).map(Cow::Owned)
+    }
+
     fn carries(&self, part: &Part) -> bool {
         let headers = &self.head.headers;
         match part {
@@ -118,6 +135,7 @@ impl Facts for HttpFacts<'_> {
             }
             Part::Cookie(name) => self.cookies().any(|pair| cookie_of(pair, name).is_some()),
             Part::Jwt(name) => self.claim(name).is_some(),
+            Part::Custom(name) => self.custom(name).is_some(),
             Part::Everyone => true,
         }
     }

@@ -1,5 +1,5 @@
-//! The limiter as actix middleware: judges every request that passes, answers those that are denied, tells the
-//! others what they have left. The gateway uses it, and so can any actix application.
+//! The limiter as actix middleware: checks every request, answers the denied ones, and adds rate-limit headers to the
+//! others. The gateway uses it, and so can any actix application.
 //!
 //! The check of a token's signature may take a millisecond of the worker's thread. Requests that need one take turns, one
 //! check at a time, and after each the thread serves whatever else is ready: a flood of forged tokens keeps no other
@@ -11,9 +11,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use actix_web::Error;
 use actix_web::body::{BoxBody, EitherBody, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
+use actix_web::{Error, HttpRequest};
 use pin_project_lite::pin_project;
 use quanta::Instant;
 #[cfg(feature = "jwt")]
@@ -23,7 +23,7 @@ use tokio::task::yield_now;
 
 use super::client_ip::TrustedProxies;
 use super::costs::Costs;
-use super::facts::HttpFacts;
+use super::facts::{CustomSubject, HttpFacts};
 use super::headers::{self, Sets};
 use super::judged::Judged;
 #[cfg(feature = "jwt")]
@@ -36,18 +36,16 @@ use crate::limiter::store::{NoStore, Store};
 use crate::limiter::token::TokenOutcome;
 use crate::limiter::{Begun, Check, Hit, Limiter};
 
-/// Rate-limits what it wraps.
+/// Middleware that rate-limits the wrapped application.
 ///
 /// ```
 /// use actix_web::{App, web};
-/// use tidegate::limiter::{Limiter, clock::SECOND, gcra::Quota, policy::Rules};
-/// use tidegate::doors::middleware::RateLimit;
+/// use tidegate::{Limiter, RateLimit, by};
 ///
-/// let hundred = std::num::NonZeroU32::new(100).unwrap();
-/// let quota = Quota::new(hundred, 60 * SECOND, hundred).unwrap();
-/// // Outside `HttpServer::new`'s closure: that one runs once per worker, and each would get a limit of its own.
-/// let limiter = std::sync::Arc::new(Limiter::in_memory(Rules::by_ip(quota), &[7; 16] /* random bytes */));
+/// // Outside `HttpServer::new`'s closure: actix-web runs the closure once per worker, and each would get its own limiter.
+/// let limiter = Limiter::builder().limit("api", by::ip(), "100/minute").build()?;
 /// let app = App::new().wrap(RateLimit::new(limiter)).route("/", web::get().to(async || "hello"));
+/// # Ok::<(), tidegate::BuildError>(())
 /// ```
 pub struct RateLimit<S: Store = NoStore>(Rc<Shared<S>>);
 
@@ -61,15 +59,32 @@ struct Shared<S: Store> {
     #[cfg(feature = "jwt")]
     turns: Semaphore,
     costs: Option<Costs>,
+    custom: Vec<CustomSubject>,
+}
+
+impl<S: Store> Clone for Shared<S> {
+    fn clone(&self) -> Self {
+        Self {
+            limiter: Arc::clone(&self.limiter),
+            proxies: Arc::clone(&self.proxies),
+            sets: self.sets,
+            #[cfg(feature = "jwt")]
+            verifier: self.verifier.clone(),
+            #[cfg(feature = "jwt")]
+            turns: Semaphore::new(1),
+            costs: self.costs.clone(),
+            custom: self.custom.clone(),
+        }
+    }
 }
 
 impl<S: Store> RateLimit<S> {
-    /// Judges by `limiter`, trusts no proxy, sends the default sets of headers.
+    /// Rate-limits with `limiter`, trusts no proxy, sends the default sets of headers.
     pub fn new(limiter: Arc<Limiter<S>>) -> Self {
         Self::with(limiter, Arc::default(), Sets::default())
     }
 
-    /// Judges by `limiter`, believes `proxies`, sends `sets`.
+    /// Rate-limits with `limiter`, takes client addresses from `proxies`, sends `sets` of headers.
     pub fn with(limiter: Arc<Limiter<S>>, proxies: Arc<TrustedProxies>, sets: Sets) -> Self {
         Self(Rc::new(Shared {
             limiter,
@@ -80,36 +95,45 @@ impl<S: Store> RateLimit<S> {
             #[cfg(feature = "jwt")]
             turns: Semaphore::new(1),
             costs: None,
+            custom: Vec::new(),
         }))
     }
 
-    /// Also knows clients by the claims of tokens that `verifier` believes.
+    /// Takes the client's address from the forwarding headers of these proxies. Without it the peer is the client.
+    pub fn trusted_proxies(self, proxies: TrustedProxies) -> Self {
+        self.changed(|shared| shared.proxies = Arc::new(proxies))
+    }
+
+    /// Sends these sets of rate-limit headers.
+    pub fn headers(self, sets: Sets) -> Self {
+        self.changed(|shared| shared.sets = sets)
+    }
+
+    /// Verifies tokens with `verifier`, so that policies can count by their claims.
     #[cfg(feature = "jwt")]
     pub fn verified_by(self, verifier: Arc<Verifier>) -> Self {
-        let Shared { limiter, proxies, sets, costs, .. } = &*self.0;
-        Self(Rc::new(Shared {
-            limiter: Arc::clone(limiter),
-            proxies: Arc::clone(proxies),
-            sets: *sets,
-            verifier: Some(verifier),
-            turns: Semaphore::new(1),
-            costs: costs.clone(),
-        }))
+        self.changed(|shared| shared.verifier = Some(verifier))
     }
 
-    /// Also settles what the service inside says that its answers cost. Without this nobody is believed.
+    /// Charges or refunds the difference to the real cost that the wrapped service reports in a response header. Without
+    /// it no such header is read.
     pub fn with_costs(self, costs: Costs) -> Self {
-        let shared = &*self.0;
-        Self(Rc::new(Shared {
-            limiter: Arc::clone(&shared.limiter),
-            proxies: Arc::clone(&shared.proxies),
-            sets: shared.sets,
-            #[cfg(feature = "jwt")]
-            verifier: shared.verifier.clone(),
-            #[cfg(feature = "jwt")]
-            turns: Semaphore::new(1),
-            costs: Some(costs),
-        }))
+        self.changed(|shared| shared.costs = Some(costs))
+    }
+
+    /// Defines the subject `custom:NAME` ([`by::custom`](crate::by::custom)): `derive` returns its value, such as the
+    /// user of a session, or `None` when the request has none. It runs for each policy that counts by it.
+    pub fn custom_subject(
+        self,
+        name: impl Into<Box<str>>,
+        derive: impl Fn(&HttpRequest) -> Option<Vec<u8>> + 'static,
+    ) -> Self {
+        self.changed(|shared| shared.custom.push((name.into(), Rc::new(derive))))
+    }
+
+    fn changed(mut self, change: impl FnOnce(&mut Shared<S>)) -> Self {
+        change(Rc::make_mut(&mut self.0));
+        self
     }
 }
 
@@ -195,7 +219,10 @@ impl<S: Store> Shared<S> {
         let facts = HttpFacts::of(request.request(), &self.proxies);
         #[cfg(feature = "jwt")]
         let facts = facts.verified_by(self.verifier.as_deref());
-        facts
+        match self.custom.as_slice() {
+            [] => facts,
+            custom => facts.deriving(request.request(), custom),
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! runs the same arithmetic; `tests/differential.rs` holds the two together.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use super::calendar::Unit;
 use super::clock::{Micros, SECOND};
@@ -26,6 +27,9 @@ pub struct Quota {
 /// Why a quota cannot be kept exactly enough to be honest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QuotaError {
+    /// The limit or the burst is zero.
+    #[error("{0} is zero; accepted: one unit and more")]
+    NoUnits(&'static str),
     /// The period is zero.
     #[error("the period is zero; accepted: one microsecond and more")]
     NoPeriod,
@@ -44,6 +48,9 @@ pub enum QuotaError {
         /// The interval after rounding up.
         interval_us: Micros,
     },
+    /// A quota of calendar windows was given a burst.
+    #[error("a calendar window has no burst of its own; all of its limit may come at once")]
+    WindowBurst,
     /// Filling the burst again would take more than a year.
     #[error(
         "a burst of {burst} at one unit every {interval_us} µs takes {days} days to refill; accepted: at most 365"
@@ -95,6 +102,69 @@ impl Quota {
             });
         }
         Ok(Self { limit, burst, period, interval, tolerance: tolerance as Micros })
+    }
+
+    /// `limit` units every second, all of them at once if need be. See [`Quota::per`].
+    ///
+    /// # Errors
+    /// As [`Quota::per`].
+    pub fn per_second(limit: u32) -> Result<Self, QuotaError> {
+        Self::per(Duration::from_secs(1), limit)
+    }
+
+    /// `limit` units every minute, all of them at once if need be. See [`Quota::per`].
+    ///
+    /// # Errors
+    /// As [`Quota::per`].
+    pub fn per_minute(limit: u32) -> Result<Self, QuotaError> {
+        Self::per(Duration::from_secs(60), limit)
+    }
+
+    /// `limit` units every hour, all of them at once if need be. See [`Quota::per`].
+    ///
+    /// # Errors
+    /// As [`Quota::per`].
+    pub fn per_hour(limit: u32) -> Result<Self, QuotaError> {
+        Self::per(Duration::from_secs(3_600), limit)
+    }
+
+    /// `limit` units every day, all of them at once if need be. See [`Quota::per`].
+    ///
+    /// # Errors
+    /// As [`Quota::per`].
+    pub fn per_day(limit: u32) -> Result<Self, QuotaError> {
+        Self::per(Duration::from_secs(86_400), limit)
+    }
+
+    /// `limit` units every `period`, all of them at once if need be: the burst is the limit.
+    ///
+    /// # Errors
+    /// When the limit is 0, and as [`Quota::new`].
+    pub fn per(period: Duration, limit: u32) -> Result<Self, QuotaError> {
+        let limit = NonZeroU32::new(limit).ok_or(QuotaError::NoUnits("the limit"))?;
+        Self::new(limit, period.as_micros().try_into().unwrap_or(Micros::MAX), limit)
+    }
+
+    /// The same rate with at most `burst` units at once.
+    ///
+    /// # Errors
+    /// When the burst is 0, or takes longer than [`LONGEST_TOLERANCE`] to refill. Of a quota of calendar windows
+    /// ([`Quota::each`]) the burst is the limit, and another is an error.
+    pub fn with_burst(self, burst: u32) -> Result<Self, QuotaError> {
+        let burst = NonZeroU32::new(burst).ok_or(QuotaError::NoUnits("the burst"))?;
+        if self.is_windowed() && burst != self.burst {
+            return Err(QuotaError::WindowBurst);
+        }
+        if burst == self.burst {
+            return Ok(self);
+        }
+        Self::new(self.limit, self.period, burst)
+    }
+
+    /// Whether it counts in calendar windows: then one unit is one microsecond of debt.
+    fn is_windowed(&self) -> bool {
+        // A bucket of this interval has at least one unit a microsecond, a window fewer; a month has no fixed length.
+        self.interval == 1 && (self.period == 0 || u64::from(self.limit.get()) < self.period)
     }
 
     /// `limit` units in each calendar window, all of them at once if need be. One unit is one microsecond of debt,
@@ -191,6 +261,28 @@ pub fn admits(debt: Micros, charge: Micros, tolerance: Micros) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quota_of_nothing_is_refused() {
+        for quota in [Quota::per_minute(0), Quota::per(Duration::ZERO, 5), Quota::per(Duration::MAX, 5)] {
+            assert!(quota.is_err(), "{quota:?}");
+        }
+        let quota = Quota::per_minute(5).expect("sound");
+        assert!(quota.with_burst(0).is_err());
+        assert_eq!(quota.with_burst(9).map(|quota| (quota.limit(), quota.burst())), Ok((5, 9)));
+    }
+
+    #[test]
+    fn windowed_quota_refuses_a_burst_of_its_own() {
+        let limit = NonZeroU32::new(999_999).expect("not zero");
+        for unit in Unit::ALL {
+            let window = Quota::each(limit, unit).expect("sound");
+            assert_eq!(window.with_burst(5), Err(QuotaError::WindowBurst), "{unit:?}");
+            assert_eq!(window.with_burst(999_999), Ok(window));
+        }
+        let finest = Quota::per_second(1_000_000).expect("one unit a microsecond");
+        assert!(finest.with_burst(5).is_ok());
+    }
     use proptest::prelude::*;
 
     fn n(value: u32) -> NonZeroU32 {

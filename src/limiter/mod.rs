@@ -36,6 +36,7 @@ pub mod share;
 pub mod store;
 pub mod subject;
 mod table;
+pub mod text;
 pub mod token;
 
 use std::num::NonZeroU32;

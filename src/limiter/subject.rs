@@ -57,6 +57,10 @@ pub trait Facts {
     fn claim(&self, _name: &str) -> Option<Cow<'_, [u8]>> {
         None
     }
+    /// A value that the application derives from the request, such as the user of a session; `None` when there is none.
+    fn custom(&self, _name: &str) -> Option<Cow<'_, [u8]>> {
+        None
+    }
     /// Whether the request carries this part at all, be it empty or repeated. A claim is there or not: a token that
     /// is not believed carries nothing.
     fn carries(&self, part: &Part) -> bool {
@@ -66,6 +70,7 @@ pub trait Facts {
             Part::Query(name) => self.query(name).is_some(),
             Part::Cookie(name) => self.cookie(name).is_some(),
             Part::Jwt(name) => self.claim(name).is_some(),
+            Part::Custom(name) => self.custom(name).is_some(),
             Part::Everyone => true,
         }
     }
@@ -84,6 +89,8 @@ pub enum Part {
     Cookie(Box<str>),
     /// A claim of a verified token.
     Jwt(Box<str>),
+    /// A value that the application derives from the request, by its name. Library only: no policy file names one.
+    Custom(Box<str>),
     /// One bucket for all.
     Everyone,
 }
@@ -96,6 +103,7 @@ impl fmt::Display for Part {
             Self::Query(name) => write!(f, "query:{name}"),
             Self::Cookie(name) => write!(f, "cookie:{name}"),
             Self::Jwt(name) => write!(f, "jwt:{name}"),
+            Self::Custom(name) => write!(f, "custom:{name}"),
             Self::Everyone => f.write_str("everyone"),
         }
     }
@@ -293,6 +301,7 @@ impl Subject {
             Part::Query(name) => identity.push(&facts.query(name)?),
             Part::Cookie(name) => identity.push(&facts.cookie(name)?),
             Part::Jwt(name) => identity.push(&facts.claim(name)?),
+            Part::Custom(name) => identity.push(&facts.custom(name)?),
             Part::Everyone => return Some(()),
         }
         (identity.len() > before).then_some(())

@@ -41,6 +41,9 @@ impl Facts for Given {
     fn claim(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         self.value(&Part::Jwt(name.into())).map(Cow::Borrowed)
     }
+    fn custom(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        self.value(&Part::Custom(name.into())).map(Cow::Borrowed)
+    }
 }
 
 /// What an identity should be, told apart by values and not by bytes.
@@ -70,10 +73,11 @@ const NAMES: [&str; 14] =
     ["a", "b", "ip", "a+ip", "a+header:b", "a%2Bip", "a%", "a%25", "a\0", "a\0b", "", "a+", ":", "query:a"];
 
 fn part() -> impl Strategy<Value = Part> {
-    let named = (0..4, prop::sample::select(&NAMES[..])).prop_map(|(kind, name)| match kind {
+    let named = (0..5, prop::sample::select(&NAMES[..])).prop_map(|(kind, name)| match kind {
         0 => Part::Header(name.into()),
         1 => Part::Query(name.into()),
         2 => Part::Cookie(name.into()),
+        3 => Part::Custom(name.into()),
         _ => Part::Jwt(name.into()),
     });
     prop_oneof![8 => named, 2 => Just(Part::Ip), 1 => Just(Part::Everyone)]

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use toml::{Table, Value};
 
-use super::fields;
 use crate::config::parse;
 use crate::limiter::access::{Access, AccessList};
 use crate::limiter::subject::Part;
@@ -88,7 +87,7 @@ fn texts(table: &Table, key: &'static str, refusals: &mut Refusals) -> Vec<Strin
 fn shown(text: &str) -> String {
     let of_address = |byte: u8| byte.is_ascii_hexdigit() || b".:/".contains(&byte);
     match text.split_once('=') {
-        Some((kind, _)) if fields::part(kind.trim()).is_ok() => format!("\"{kind}=(not shown)\""),
+        Some((kind, _)) if kind.trim().parse::<Part>().is_ok() => format!("\"{kind}=(not shown)\""),
         None if text.contains(['.', ':', '/']) && text.len() <= 49 && text.bytes().all(of_address) => {
             format!("\"{text}\"")
         }
@@ -100,7 +99,7 @@ fn entry(text: &str, access: Access, list: &mut AccessList) -> Result<(), String
     if let Some((kind, value)) = text.split_once('=') {
         // Space around "=" is for the eye: no value of a header begins with one.
         let value = value.trim();
-        let part = fields::part(kind.trim()).ok().filter(|part| !matches!(part, Part::Ip | Part::Everyone));
+        let part = kind.trim().parse::<Part>().ok().filter(|part| !matches!(part, Part::Ip | Part::Everyone));
         let part = part.ok_or_else(|| format!("accepted: {ENTRY}"))?;
         if value.is_empty() {
             return Err(format!("there is no value behind \"=\"; accepted: {ENTRY}"));
