@@ -43,7 +43,7 @@ pub struct Override {
     pub key: Vec<Box<[u8]>>,
     /// What it comes to.
     pub effect: Effect,
-    /// When it ends, in microseconds since the epoch by the wall clock.
+    /// When it ends, in microseconds since the epoch, by [`Limiter::wall`].
     pub expires_at: Option<Micros>,
 }
 
@@ -333,9 +333,16 @@ impl<S: Store> Limiter<S> {
         self.overrides.now()
     }
 
-    /// Now, as people tell the time.
-    pub(super) fn wall(&self) -> Micros {
-        self.clock.now().saturating_add_signed(self.clock.behind_the_wall())
+    /// Now by the clock by which overrides end: that of the shared store as last known, which is the same for a whole fleet;
+    /// else this machine's.
+    pub fn wall(&self) -> Micros {
+        let store = self.store.as_ref().and_then(Store::least_ahead);
+        self.clock.now().saturating_add_signed(store.unwrap_or_else(|| self.clock.behind_the_wall()))
+    }
+
+    /// Whether that is the clock of the shared store, or there is none.
+    pub fn knows_wall(&self) -> bool {
+        self.store.as_ref().is_none_or(|store| store.least_ahead().is_some())
     }
 
     /// What overrides rule about a request without a bucket: a block before an exemption, whichever of the rule's

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Fleet;
@@ -161,7 +160,7 @@ impl Fleet {
             }
             self.put_found_in_force(found);
             let entries = self.overrides.to_bring(AT_ONCE);
-            let removed = self.overrides.to_remove(AT_ONCE, Utc::now());
+            let removed = self.overrides.to_remove(AT_ONCE, self.overrides.now());
             if entries.is_empty() && removed.is_empty() && !check {
                 return Ok(summary);
             }

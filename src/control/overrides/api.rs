@@ -179,7 +179,7 @@ async fn put_one(
     sound_id(&id)?;
     let seen = seen(&request)?;
     let limiter = admin.status.limiter();
-    let body = put.body(&id, &actor(&request), &limiter.rules())?;
+    let body = put.body(&id, &actor(&request), &limiter.rules(), admin.overrides.now())?;
     let changed = admin.overrides.put(&id, body, seen.as_deref());
     let changed = changed.map_err(|refusal| problem_of(&id, refusal))?;
     let reason = changed.is.body.as_ref().map(|body| body.reason.clone()).unwrap_or_default();

@@ -13,6 +13,8 @@ use crate::limiter::overrides::{Effect as Does, Override, OwnLimit};
 const MOST_VERSIONS: u64 = 1 << 46;
 /// For how long it is known that one is over: who was away for longer must not bring it back, and is told not to.
 const REMEMBERED_MS: i64 = 30 * 24 * 3_600 * 1_000;
+/// What has run out stays as it is elsewhere for so long.
+const KEPT_AFTER_END_MS: i64 = 3_600 * 1_000;
 /// The longest id, and the most bytes of a key in all.
 const LONGEST_ID: usize = 64;
 pub(super) const LONGEST_KEY: usize = 1_024;
@@ -35,6 +37,13 @@ pub struct Entry {
     /// When it was over, in milliseconds since the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<i64>,
+    /// It is over because its time has come: each instance finds that out for itself, and it is the same version as before.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ran_out: bool,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// What an override is.
@@ -153,9 +162,10 @@ impl Entry {
     }
 
     /// What it is ordered by: the version; of changes made at once the later one; of two in the same microsecond what was
-    /// drawn; and of one version the one that is over.
+    /// drawn; and of one version the one that is over for more than an hour, or that an older version has ended.
     pub fn order(&self) -> [u64; 4] {
-        [self.version, self.updated_at, u64::from(self.draw), u64::from(self.body.is_none())]
+        let is_over = self.body.is_none() && !self.ran_out;
+        [self.version, self.updated_at, u64::from(self.draw), u64::from(is_over)]
     }
 
     /// The entity tag.
@@ -169,9 +179,15 @@ impl Entry {
         self.body.is_none().then(|| u64::try_from(ended.saturating_add(REMEMBERED_MS)).unwrap_or(0))
     }
 
-    /// The same, over since `at`.
-    pub(super) fn over(self, at: DateTime<Utc>) -> Self {
-        Self { body: None, ended_at: Some(at.timestamp_millis()), ..self }
+    /// The same, over since `at` because its time has come.
+    pub(super) fn ran_out(self, at: DateTime<Utc>) -> Self {
+        Self { body: None, ended_at: Some(at.timestamp_millis()), ran_out: true, ..self }
+    }
+
+    /// Whether its time came so long ago that it has on every instance, whatever their clocks.
+    pub(super) fn ran_out_long_ago(&self, now: DateTime<Utc>) -> bool {
+        let ended = self.ended_at.unwrap_or(i64::MAX);
+        self.ran_out && ended.saturating_add(KEPT_AFTER_END_MS) < now.timestamp_millis()
     }
 
     /// Itself, unless no instance can have written it.

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
 use tokio::time::timeout;
 
 use super::{Book, Entry, Origin};
@@ -20,14 +19,14 @@ impl Book {
     pub async fn take_up(self: &Arc<Self>) {
         // A failure has been said.
         let _ = timeout(START_PATIENCE, self.save()).await;
-        self.prune(Utc::now());
+        self.prune(self.now());
     }
 
     /// Keeps it on the disk, and ends what has run out. Runs until it is dropped.
     pub async fn keep(self: Arc<Self>) {
         loop {
             let _ = timeout(LOOK_EVERY, self.wake.notified()).await;
-            self.prune(Utc::now());
+            self.prune(self.now());
             // A disk that is away is tried again by those who keep the record.
             if self.database.is_open().is_ok() {
                 let _ = self.save().await;

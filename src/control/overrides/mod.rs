@@ -96,12 +96,12 @@ impl Book {
 
     /// The one with this id that is in force.
     pub fn get(&self, id: &str) -> Option<Entry> {
-        self.held.lock().live(id, Utc::now()).cloned()
+        self.held.lock().live(id, self.now()).cloned()
     }
 
     /// Those in force behind this id, in the order of their ids.
     pub fn page(&self, after: &str, limit: usize) -> (Vec<Entry>, usize) {
-        let (held, now) = (self.held.lock(), Utc::now());
+        let (held, now) = (self.held.lock(), self.now());
         let live = || held.entries.values().filter(|entry| is_live(entry, now));
         let page = live().filter(|entry| entry.id.as_str() > after).take(limit).cloned().collect();
         (page, live().count())
@@ -122,7 +122,7 @@ impl Book {
     /// # Errors
     /// When another is there, or there are too many.
     pub fn put(&self, id: &str, body: Body, seen: Option<&str>) -> Result<Changed, Refusal> {
-        let (now, rules, spec) = (Utc::now(), self.limiter.rules(), body.spec(id));
+        let (now, rules, spec) = (self.now(), self.limiter.rules(), body.spec(id));
         let mut held = self.held.lock();
         let was = held.live(id, now).cloned();
         agree(was.as_ref(), seen)?;
@@ -161,7 +161,7 @@ impl Book {
     /// # Errors
     /// When there is none, or another than was seen.
     pub fn delete(&self, id: &str, seen: Option<&str>) -> Result<Changed, Refusal> {
-        let now = Utc::now();
+        let now = self.now();
         let mut held = self.held.lock();
         let was = held.live(id, now).cloned();
         agree(was.as_ref(), seen)?;
@@ -175,7 +175,7 @@ impl Book {
 
     /// Takes what is newer than what is here, and puts it in force.
     pub fn merge(&self, theirs: Vec<Entry>, origin: Origin) {
-        let now = Utc::now();
+        let now = self.now();
         let mut held = self.held.lock();
         let mut changed = false;
         for entry in theirs.into_iter().filter_map(Entry::sound) {
@@ -206,16 +206,28 @@ impl Book {
         }
     }
 
-    /// Ends what has run out and forgets what is over for long. For whom it was is forgotten at once.
+    /// Now, by the clock of the fleet.
+    pub fn now(&self) -> DateTime<Utc> {
+        let micros = i64::try_from(self.limiter.wall()).unwrap_or(i64::MAX);
+        DateTime::from_timestamp_micros(micros).unwrap_or_else(Utc::now)
+    }
+
+    /// Ends what has run out, each instance for itself, and forgets what is over for long. For whom it was is forgotten at
+    /// once. By a clock that may not be the fleet's nothing is ended: it would not come back.
     fn prune(&self, now: DateTime<Utc>) {
         let mut held = self.held.lock();
-        let over = |entry: &&Entry| entry.body.as_ref().is_some_and(|body| body.is_over(now));
+        let may_end = self.limiter.knows_wall();
+        let over = |entry: &&Entry| may_end && entry.body.as_ref().is_some_and(|body| body.is_over(now));
         let ended: Vec<Entry> = held.entries.values().filter(over).cloned().collect();
         let any = !ended.is_empty();
         for entry in ended {
             let at = entry.body.as_ref().and_then(|body| body.expires_at).unwrap_or(now);
-            held.insert(entry.over(at));
+            held.end(entry.ran_out(at));
         }
+        // Every instance has ended it by now: what others still hold of it goes.
+        let settled = |entry: &&Entry| may_end && entry.ran_out_long_ago(now);
+        let settled: Vec<Entry> = held.entries.values().filter(settled).cloned().collect();
+        settled.into_iter().for_each(|entry| held.insert(Entry { ran_out: false, ..entry }));
         let forgotten: Vec<String> = held
             .entries
             .values()
@@ -257,6 +269,7 @@ impl Held {
             updated_at: u64::try_from(now.timestamp_micros()).unwrap_or(0),
             draw: rand::random(),
             ended_at: body.is_none().then(|| now.timestamp_millis()),
+            ran_out: false,
             body,
         };
         self.insert(entry.clone());
@@ -270,6 +283,14 @@ impl Held {
         if let Some(old) = self.entries.insert(entry.id.clone(), entry) {
             self.digest = self.digest.wrapping_sub(digest(&old));
         }
+    }
+
+    /// Puts one that has run out in the place of what it was. That is told to nobody: each instance ends it for itself.
+    fn end(&mut self, entry: Entry) {
+        let id = entry.id.clone();
+        let is_shared = self.sharing.has(&id);
+        self.insert(entry);
+        self.sharing.is_shared(&id, is_shared);
     }
 
     /// `early`: before the time until which it is to be known.

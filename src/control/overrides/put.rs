@@ -52,7 +52,13 @@ impl Put {
     }
 
     /// What is asked for, if the rules in force know what it is about.
-    pub(super) fn body(self, id: &str, actor: &str, rules: &Rules) -> Result<Body, Problem> {
+    pub(super) fn body(
+        self,
+        id: &str,
+        actor: &str,
+        rules: &Rules,
+        now: DateTime<Utc>,
+    ) -> Result<Body, Problem> {
         let reason = self.reason.as_deref().map(str::trim).unwrap_or_default();
         if reason.is_empty() {
             return Err(refuse("no_reason", "reason: say why; whoever is on call next will read it."));
@@ -60,7 +66,7 @@ impl Put {
         let body = Body {
             key: key(self.key, self.keys)?,
             effect: effect(self.effect)?,
-            expires_at: expiry(self.expires_at.as_deref(), self.expires_in.as_deref())?,
+            expires_at: expiry(self.expires_at.as_deref(), self.expires_in.as_deref(), now)?,
             reason: short(reason),
             created_by: actor.to_owned(),
             created_at: Utc::now(),
@@ -107,9 +113,12 @@ fn effect(value: Value) -> Result<Effect, Problem> {
     Ok(effect)
 }
 
-fn expiry(at: Option<&str>, within: Option<&str>) -> Result<Option<DateTime<Utc>>, Problem> {
+fn expiry(
+    at: Option<&str>,
+    within: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<Option<DateTime<Utc>>, Problem> {
     let bad = |detail: String| refuse("bad_expiry", detail);
-    let now = Utc::now();
     let at = match (at, within) {
         (None, None) => return Ok(None),
         (Some(_), Some(_)) => return Err(bad("Give expires_at or expires_in, not both.".to_owned())),

@@ -60,6 +60,11 @@ impl Sharing {
         }
     }
 
+    /// Whether Redis has this one as it is here.
+    pub(super) fn has(&self, id: &str) -> bool {
+        !self.unshared.contains(id)
+    }
+
     fn name_of(&self, id: &str) -> Option<u128> {
         // Ids are chosen by people, and may say whom they mean.
         let name =

@@ -41,7 +41,7 @@ fn body(key: &str) -> Body {
 
 fn entry(id: &str, version: u64, updated_at: u64, draw: u32, key: Option<&str>) -> Entry {
     let updated_at = u64::try_from(Utc::now().timestamp_micros()).unwrap() + updated_at;
-    Entry { id: id.into(), version, updated_at, draw, body: key.map(body), ended_at: None }
+    Entry { id: id.into(), version, updated_at, draw, body: key.map(body), ended_at: None, ran_out: false }
 }
 
 #[test]
