@@ -88,6 +88,22 @@ impl Audit {
         self.wake.notify_one();
     }
 
+    /// Rows come after `last`, the last that the disk has, whatever the clock says by now: the trail is in the order in which
+    /// things were done. Those that wait for the disk are moved behind it.
+    pub(super) fn continue_after(&self, last: i64) {
+        let mut held = self.held.lock();
+        held.last_id = held.last_id.max(last);
+        for at in 0..held.rows.len() {
+            let id = held.last_id.max(chrono::Utc::now().timestamp_micros()) + 1;
+            if let Some((row, false)) = held.rows.get_mut(at)
+                && row.id <= last
+            {
+                row.id = id;
+                held.last_id = id;
+            }
+        }
+    }
+
     /// Waits until all that was pushed is on the disk.
     ///
     /// # Errors

@@ -8,7 +8,8 @@ use crate::control::record::{Record, short};
 /// What somebody did, or tried. It holds no token, password, or client's key.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AuditRow {
-    /// Microseconds since the epoch, made unique and given by the trail.
+    /// Microseconds since the epoch, given by the trail: unique, and never before that of a row which was there already, so a
+    /// clock that is set back changes no order.
     pub id: i64,
     /// Who: `token:…`, `env`.
     pub actor: String,

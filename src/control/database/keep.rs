@@ -58,6 +58,7 @@ pub async fn keep_record(steering: Arc<Steering>, audit: Arc<Audit>, observer: A
 async fn open_and_take_up(steering: &Arc<Steering>, audit: &Arc<Audit>) -> Result<(), DiskFault> {
     let database: &Database = audit.database();
     database.open().await?;
+    audit.continue_after(database.last_row().await?);
     steering.disk_says(database.load().await?);
     audit.flush().await?;
     database.works();

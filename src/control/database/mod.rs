@@ -206,6 +206,15 @@ impl Database {
         Ok(())
     }
 
+    /// The id of the last row of the trail; 0 without any.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub(super) async fn last_row(&self) -> Result<i64, DiskFault> {
+        let last = rows::last_id(&self.pool()?).await;
+        last.map_err(|error| self.failed(fault::of(&error, &self.name())))
+    }
+
     /// Rows of the trail older than `before`, newest first.
     pub(super) async fn rows(&self, before: i64, limit: usize) -> Result<Vec<AuditRow>, DiskFault> {
         let rows = rows::page(&self.pool()?, before, limit).await;

@@ -90,6 +90,10 @@ pub(super) async fn page(pool: &SqlitePool, before: i64, limit: usize) -> Result
     rows.iter().map(row).collect()
 }
 
+pub(super) async fn last_id(pool: &SqlitePool) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("SELECT coalesce(max(id), 0) FROM audit").fetch_one(pool).await
+}
+
 fn row(row: &SqliteRow) -> Result<AuditRow, sqlx::Error> {
     let value = |index: usize| -> Result<Value, sqlx::Error> {
         let text: Option<String> = row.try_get(index)?;
