@@ -35,7 +35,7 @@ use tidegate::limiter::settle::{Outcome, Settling, Tab};
 use tidegate::limiter::subject::{Facts, Part, Subject};
 use tidegate::limiter::{Hit, Limiter};
 use tidegate::redis::target::Target;
-use tidegate::redis::{Brought, Options, OverrideFront, RecordOrder, RedisStore};
+use tidegate::redis::{Brought, Options, OverrideFront, RedisStore};
 
 use support::redis_cluster::RedisCluster;
 use support::redis_server::RedisServer;
@@ -118,6 +118,7 @@ in_the_clear_and_over_tls!(
     a_forgotten_script_is_taught_again_within_the_same_call,
     a_request_with_subjects_in_both_stores_charges_both_or_neither,
     of_two_records_the_newer_stays_and_a_raise_takes_only_the_place_of_what_was_seen,
+    record_script_orders_all_and_keeps_lowerings,
     who_is_there_is_on_the_list_until_it_is_silent_or_leaves,
     overrides_in_redis_are_ordered_and_read_by_their_changes,
     the_secret_that_redis_has_lost_is_put_back_while_the_connection_lasts,
@@ -463,21 +464,28 @@ async fn a_forgotten_script_is_taught_again_within_the_same_call(server: &mut Re
     }
 }
 
+/// A record as instances write it: what it is ordered by, and the lineage and the unheard lowerings that are given.
+fn record_text(order: (u64, u64, u16), more: &str) -> String {
+    let (epoch, revision, points) = order;
+    let percent = f64::from(points) / 100.0;
+    let words = r#""updated_by":"ana","reason":"why""#;
+    let (record, front) = more.split_once('|').unwrap_or((more, ""));
+    format!(
+        r#"{{"epoch":{epoch},"revision":{revision},"points":{points}{front},"record":{{"backend":"redis","percent":{percent},{words}{record}}}}}"#
+    )
+}
+
 async fn of_two_records_the_newer_stays_and_a_raise_takes_only_the_place_of_what_was_seen(
     server: &mut Redis,
 ) {
     let limiter = limiter(server, Rules::none(), Duration::from_secs(5)).await;
     let store = limiter.store().unwrap();
-    let order = |epoch: u64, revision: u64, points: u16| RecordOrder { epoch, revision, points };
-    let text = |order: RecordOrder| {
-        let RecordOrder { epoch, revision, points } = order;
-        format!(r#"{{"epoch":{epoch},"revision":{revision},"points":{points}}}"#)
-    };
-    let bring = async |order: RecordOrder| store.bring_record(order, &text(order), None).await.unwrap();
-    let raise = async |seen: RecordOrder, order: RecordOrder| {
-        store.raise_record(seen, order, &text(order), None).await.unwrap()
-    };
-    let stays = |order: RecordOrder| Brought::Stays(text(order).into_bytes());
+    let order = |epoch: u64, revision: u64, points: u16| (epoch, revision, points);
+    let none = r#","lineage":{"marks":[]}"#;
+    let text = |order: (u64, u64, u16)| record_text(order, none);
+    let bring = async |order| store.bring_record(&text(order), None).await.unwrap();
+    let raise = async |seen, order| store.raise_record(&text(seen), &text(order), None).await.unwrap();
+    let stays = |order| Brought::Stays(text(order).into_bytes());
     assert_eq!(store.shared_record().await.unwrap(), None);
     let first = order(0, 1, 1_000);
     assert_eq!(bring(first).await, Brought::Taken);
@@ -494,9 +502,9 @@ async fn of_two_records_the_newer_stays_and_a_raise_takes_only_the_place_of_what
     assert_eq!(bring(order((1 << 45) - 1, 1 << 45, 0)).await, stays(rolled_back), "epochs first");
     assert_eq!(bring(order((1 << 45) + 1, 1, 10_000)).await, Brought::Taken);
     let newer = text(order((1 << 45) + 1, 1, 10_000));
-    let other = store.bring_record(first, &text(first), Some(b"other")).await.unwrap();
+    let other = store.bring_record(&text(first), Some(b"other")).await.unwrap();
     assert_eq!(other, Brought::Stays(newer.clone().into_bytes()), "only the very bytes give way");
-    let unreadable = store.bring_record(first, &text(first), Some(newer.as_bytes())).await.unwrap();
+    let unreadable = store.bring_record(&text(first), Some(newer.as_bytes())).await.unwrap();
     assert_eq!(unreadable, Brought::Taken);
     for garbage in
         ["", "nonsense", "[]", "{}", r#"{"epoch":-1,"revision":1,"points":1}"#, r#"{"epoch":1e300}"#]
@@ -505,6 +513,63 @@ async fn of_two_records_the_newer_stays_and_a_raise_takes_only_the_place_of_what
         assert_eq!(bring(first).await, Brought::Taken, "{garbage}");
     }
     assert_eq!(store.shared_record().await.unwrap(), Some(text(first).into_bytes()));
+}
+
+/// The script orders records by everything that the merge orders them by, and loses no lowering.
+async fn record_script_orders_all_and_keeps_lowerings(server: &mut Redis) {
+    let limiter = limiter(server, Rules::none(), Duration::from_secs(5)).await;
+    let store = limiter.store().unwrap();
+    let put = |text: &str| {
+        let _: () = server.run(&["SET", "tidegate:rollout", text]);
+    };
+    // From the higher to the lower.
+    let record = |at: u64, backend: &str, percent: u16, by: &str, reason: &str| {
+        let points = if backend == "memory" { 0 } else { percent * 100 };
+        format!(
+            r#"{{"epoch":1,"revision":2,"points":{points},"at":{at},"record":{{"backend":"{backend}","percent":{percent},"updated_by":"{by}","reason":"{reason}","lineage":{{"marks":[]}}}}}}"#
+        )
+    };
+    let ordered = [
+        record(5, "memory", 20, "ana", "why"),
+        record(9, "memory", 30, "ana", "why"),
+        record(5, "redis", 0, "ana", "why"),
+        record(6, "redis", 10, "ana", "why"),
+        record(5, "redis", 10, "ben", "why"),
+        record(5, "redis", 10, "ana", "why not"),
+        record(5, "redis", 10, "ana", "why"),
+        record(5, "redis", 10, "an", "why"),
+    ];
+    for (place, higher) in ordered.iter().enumerate() {
+        for lower in &ordered[place + 1..] {
+            put(lower);
+            assert_eq!(store.bring_record(higher, None).await.unwrap(), Brought::Taken, "{higher} {lower}");
+            let stays = Brought::Stays(higher.clone().into_bytes());
+            assert_eq!(store.bring_record(lower, None).await.unwrap(), stays, "{higher} {lower}");
+            assert_eq!(store.raise_record(lower, lower, None).await.unwrap(), stays);
+        }
+    }
+    let lowered = r#"["00000000000000aa",3,7,[3,7,0]]"#;
+    let marks = |marks: &str| format!(r#","lineage":{{"marks":[{marks}]}}"#);
+    let there = record_text((3, 7, 0), &marks(lowered));
+    let unheard = record_text((3, 7, 0), &format!(r#"{}|,"unheard":[{lowered}]"#, marks("")));
+    for there in [there, unheard] {
+        put(&there);
+        let stays = Brought::Stays(there.clone().into_bytes());
+        let unknowing = record_text((9, 90, 8_000), &marks(r#"["00000000000000bb",9,90,[8,88,10]]"#));
+        assert_eq!(store.bring_record(&unknowing, None).await.unwrap(), stays, "whatever the epochs");
+        assert_eq!(store.raise_record(&there, &unknowing, None).await.unwrap(), stays);
+        for knowing in [
+            record_text((9, 90, 8_000), &marks(lowered)),
+            record_text((9, 90, 8_000), &marks(r#"["00000000000000aa",8,20,null]"#)),
+            record_text((9, 90, 8_000), &format!(r#"{}|,"unheard":[{lowered}]"#, marks(""))),
+            record_text((9, 90, 8_000), r#","lineage":{"below":4,"marks":[]}"#),
+            // Of a version that compared epochs alone.
+            record_text((9, 90, 8_000), ""),
+        ] {
+            put(&there);
+            assert_eq!(store.bring_record(&knowing, None).await.unwrap(), Brought::Taken, "{knowing}");
+        }
+    }
 }
 
 async fn who_is_there_is_on_the_list_until_it_is_silent_or_leaves(server: &mut Redis) {

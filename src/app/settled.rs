@@ -193,7 +193,9 @@ pub(super) fn in_force(steering: &Steering) -> String {
         }
         (false, _) => format!("rollout: {percent} % of the keys in Redis, from the disk ({of_record})"),
     };
-    if let Some(variable) = variable.filter(|_| environment.percent != Some(record.percent)) {
+    if let Some(variable) =
+        variable.filter(|_| environment.percent != Some(record.percent) && !steering.has_passed_over())
+    {
         line += &format!("; {variable} is passed over, because it has not changed since");
     }
     if record.backend == Backend::Memory {

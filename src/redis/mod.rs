@@ -40,6 +40,6 @@ pub use login::{BadLogin, Login, LoginFiles, Logins};
 pub use members::Members;
 pub use overrides::{DIGEST_BITS, OverrideFront, OverridesSummary};
 pub use secret::{derive, peer_key};
-pub use shared_record::{Brought, RecordOrder};
+pub use shared_record::Brought;
 pub use spent::Spending;
 pub use store::{NodeState, RedisStore};

@@ -1,4 +1,5 @@
-//! The fleet's record in Redis: read, brought, raised. Who is older never wins: the script compares.
+//! The fleet's record in Redis: read, brought, compared and set. The script compares by the order of `control/record/merge.rs`,
+//! and never lets a record take the place of one that knows of a lowering which it does not.
 
 use super::RedisStore;
 use crate::limiter::clock::Micros;
@@ -8,24 +9,13 @@ const SCRIPT: &str = include_str!("record.lua");
 /// Commands that the script runs.
 const INSIDE: u64 = 2;
 
-/// The order of records: of two the one with the higher epoch wins, then the one with the higher revision, then the one
-/// with fewer basis points.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RecordOrder {
-    /// Rollbacks and lowerings so far.
-    pub epoch: u64,
-    /// Changes so far.
-    pub revision: u64,
-    /// What it asks for, in hundredths of a percent.
-    pub points: u16,
-}
-
 /// What became of a record that was brought.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Brought {
     /// It is the fleet's now.
     Taken,
-    /// This one stays: it is newer, or the same, by what stands in front of it. As it is there: it may be no text.
+    /// This one stays: it is newer, or the same, or knows of a lowering that the other does not. As it is there: it may be no
+    /// text.
     Stays(Vec<u8>),
 }
 
@@ -41,47 +31,37 @@ impl RedisStore {
         self.command(&key, &command).await
     }
 
-    /// Brings a record, a JSON object with `epoch`, `revision` and `points` as in `order`: it takes the place of an
-    /// older one, of none, and of the very bytes that are `unreadable` to the caller.
+    /// Brings a record, the JSON of the register that holds it: it takes the place of an older one that knows of no lowering
+    /// which this one does not, of none, and of the very bytes that are `unreadable` to the caller.
     ///
     /// # Errors
     /// When Redis is away, or does not let this user write.
-    pub async fn bring_record(
-        &self,
-        order: RecordOrder,
-        record: &str,
-        unreadable: Option<&[u8]>,
-    ) -> Result<Brought, Fault> {
-        self.record(&[order], record, unreadable).await
+    pub async fn bring_record(&self, record: &str, unreadable: Option<&[u8]>) -> Result<Brought, Fault> {
+        self.record(record, None, unreadable).await
     }
 
     /// Puts a record in the place of the one that was `seen`, in one step, or nowhere when there is a newer one that is
-    /// not `unreadable`.
+    /// not `unreadable`, or one that knows of a lowering which this one does not.
     ///
     /// # Errors
     /// As [`RedisStore::bring_record`].
     pub async fn raise_record(
         &self,
-        seen: RecordOrder,
-        order: RecordOrder,
+        seen: &str,
         record: &str,
         unreadable: Option<&[u8]>,
     ) -> Result<Brought, Fault> {
-        self.record(&[order, seen], record, unreadable).await
+        self.record(record, Some(seen), unreadable).await
     }
 
     async fn record(
         &self,
-        orders: &[RecordOrder],
         record: &str,
+        seen: Option<&str>,
         unreadable: Option<&[u8]>,
     ) -> Result<Brought, Fault> {
-        let number = |number: u64| number.to_string().into_bytes();
-        let of = |order: &RecordOrder| [order.epoch, order.revision, u64::from(order.points)].map(number);
-        let mut arguments: Vec<Vec<u8>> = orders.iter().flat_map(of).collect();
-        arguments.insert(3, record.into());
-        arguments.insert(4, unreadable.unwrap_or_default().to_vec());
-        let arguments: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
+        let arguments =
+            [record.as_bytes(), unreadable.unwrap_or_default(), seen.unwrap_or_default().as_bytes()];
         let (taken, there): (u8, Vec<u8>) =
             self.script(&[&self.key_of("rollout")], SCRIPT, &arguments, INSIDE).await?;
         Ok(if taken == 1 { Brought::Taken } else { Brought::Stays(there) })

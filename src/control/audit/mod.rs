@@ -17,20 +17,24 @@ pub use api::audit;
 pub use row::AuditRow;
 
 use super::database::{Database, DiskFault};
-use super::record::{Record, RememberedEnv};
+use super::record::{Register, RememberedEnv};
 
 /// Rows that memory holds: those that wait for the disk, and the last ones beside them.
 const ROWS_IN_MEMORY: usize = 1_000;
 /// Revisions that wait for the disk at most; of more, the newest.
 const WAITING_REVISIONS: usize = 256;
 
-/// A record as it is kept, with the environment that it was held against.
+/// What the disk keeps of the rollout.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
-    /// The record.
-    pub record: Record,
-    /// The environment.
-    pub remembered: RememberedEnv,
+    /// The record, and what goes with it.
+    pub register: Register,
+    /// The variables of the last start of this instance.
+    pub own: RememberedEnv,
+    /// Those of the start before it, as long as the fleet has not been met since.
+    pub unasked: Option<RememberedEnv>,
+    /// Whether the record is a change of this instance.
+    pub made_here: bool,
 }
 
 /// The trail, in memory and on the disk.

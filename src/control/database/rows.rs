@@ -1,12 +1,30 @@
 //! The statements.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::{Row as _, SqlitePool, sqlite::SqliteRow};
 
 use crate::control::audit::{AuditRow, Stored};
+use crate::control::record::{Marks, Record, Register, RememberedEnv, Seen, to_the_microsecond};
 
 /// Revisions that are kept. Their rows of the trail may be gone before.
 const REVISIONS: i64 = 10_000;
+
+/// What stands beside a record, in the same row: it can never be that of another.
+#[derive(Serialize, Deserialize)]
+struct Beside {
+    /// A version that kept nothing else wrote the values that the fleet's record was held against last.
+    #[serde(flatten)]
+    own: RememberedEnv,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unasked: Option<RememberedEnv>,
+    #[serde(default)]
+    seen: Option<Seen>,
+    #[serde(default, skip_serializing_if = "Marks::is_empty")]
+    unheard: Marks,
+    #[serde(default)]
+    made_here: bool,
+}
 
 pub(super) async fn load(pool: &SqlitePool) -> Result<Option<Stored>, sqlx::Error> {
     let newest =
@@ -14,8 +32,12 @@ pub(super) async fn load(pool: &SqlitePool) -> Result<Option<Stored>, sqlx::Erro
     let Some(row) = sqlx::query(newest).fetch_optional(pool).await? else { return Ok(None) };
     let (body, remembered): (String, String) = (row.try_get(0)?, row.try_get(1)?);
     let decode = |error: serde_json::Error| sqlx::Error::Decode(error.into());
-    let record = serde_json::from_str(&body).map_err(decode)?;
-    Ok(Some(Stored { record, remembered: serde_json::from_str(&remembered).map_err(decode)? }))
+    let record: Record = serde_json::from_str(&body).map_err(decode)?;
+    let record = Record { updated_at: to_the_microsecond(record.updated_at), ..record };
+    let beside: Beside = serde_json::from_str(&remembered).map_err(decode)?;
+    let seen = beside.seen.unwrap_or_else(|| Seen::of_older_version(beside.own));
+    let register = Register { record, unheard: beside.unheard, seen };
+    Ok(Some(Stored { register, own: beside.own, unasked: beside.unasked, made_here: beside.made_here }))
 }
 
 pub(super) async fn write(
@@ -26,7 +48,15 @@ pub(super) async fn write(
 ) -> Result<(), sqlx::Error> {
     // The writer's lock at once: to come to it later would fail when another process writes.
     let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
-    for Stored { record, remembered } in records {
+    for Stored { register, own, unasked, made_here } in records {
+        let record = &register.record;
+        let beside = Beside {
+            own: *own,
+            unasked: *unasked,
+            seen: Some(register.seen.clone()),
+            unheard: register.unheard.clone(),
+            made_here: *made_here,
+        };
         let encode = |error: serde_json::Error| sqlx::Error::Encode(error.into());
         // The same order: the same record, except that its moment or its environment may be known by now.
         sqlx::query(
@@ -37,7 +67,7 @@ pub(super) async fn write(
         .bind(number(record.revision))
         .bind(i64::from(record.wanted().basis_points()))
         .bind(serde_json::to_string(record).map_err(encode)?)
-        .bind(serde_json::to_string(remembered).map_err(encode)?)
+        .bind(serde_json::to_string(&beside).map_err(encode)?)
         .execute(&mut *transaction)
         .await?;
     }

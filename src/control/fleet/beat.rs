@@ -27,6 +27,8 @@ const SILENT: u32 = 3;
 const ROWS_A_BEAT: usize = 100;
 /// How long the list is waited for when it is read again.
 const REREAD: Duration = Duration::from_millis(200);
+/// How often a record is brought anew when another came first.
+const ATTEMPTS: u32 = 4;
 /// How long the others are waited for when they are told what they lack.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -150,59 +152,48 @@ impl Fleet {
         }
     }
 
-    /// Ours or theirs: the newer is everybody's.
+    /// Meets what is in Redis, and brings what it lacks.
     async fn settle(self: &Arc<Self>, store: &RedisStore, there: Option<&[u8]>) {
         let theirs = there.and_then(Shared::read);
-        if let Some(theirs) = &theirs
-            && self.consider(theirs.clone(), Source::Redis).await
-        {
-            return;
+        match &theirs {
+            Some(theirs) => {
+                if !self.consider(theirs, Source::Redis).await.more {
+                    return;
+                }
+            }
+            None => _ = self.steering().map(|steering| steering.found_nothing()),
         }
-        // They have none, or an older one, or what we have made of it since.
         if self.bring(store).await.is_ok_and(|taken| taken) && theirs.is_some() {
             self.spread().await;
         }
     }
 
-    /// Brings our record to Redis. Whether it is the fleet's now; one that is newer is taken instead.
+    /// Brings our register to Redis. Whether Redis has the record that is here now; what is newer there is met.
     pub(super) async fn bring(self: &Arc<Self>, store: &RedisStore) -> Result<bool, FaultKind> {
-        let Some(ours) = self.shared() else { return Ok(false) };
-        let Some(text) = ours.text() else { return Ok(false) };
+        let Some(steering) = self.steering() else { return Ok(false) };
         let mut unreadable = None;
-        loop {
-            let brought = store.bring_record(ours.order(), &text, unreadable.as_deref()).await;
+        for _ in 0..ATTEMPTS {
+            let ours = steering.register();
+            let Some(text) = Shared::new(ours.clone()).text() else { return Ok(false) };
+            let brought = store.bring_record(&text, unreadable.as_deref()).await;
             match brought.map_err(|fault| fault.kind)? {
-                Brought::Taken => {
-                    self.have_heard(&ours);
-                    return Ok(true);
-                }
-                Brought::Stays(theirs) => {
-                    let Some(read) = Shared::read(&theirs) else {
-                        // What nobody can read must not stand there for ever because of a number in front of it.
-                        if unreadable.replace(theirs).is_some() {
-                            return Ok(false);
+                Brought::Taken => return Ok(true),
+                Brought::Stays(theirs) => match Shared::read(&theirs) {
+                    Some(theirs) => {
+                        if !self.consider(&theirs, Source::Redis).await.more {
+                            return Ok(ours.record.is_same(&theirs.record));
                         }
-                        continue;
-                    };
-                    let same = read.order() == ours.order();
-                    match same {
-                        true => self.have_heard(&ours),
-                        false => _ = self.consider(read, Source::Redis).await,
                     }
-                    return Ok(same);
-                }
+                    // What nobody can read must not stand there for ever because of a number in front of it.
+                    None if unreadable.is_none() => unreadable = Some(theirs),
+                    None => return Ok(false),
+                },
             }
         }
+        Ok(false)
     }
 
-    /// Others have this record by now.
-    pub(super) fn have_heard(&self, shared: &Shared) {
-        if let Some(steering) = self.steering() {
-            steering.heard(&shared.record);
-        }
-    }
-
-    /// Tells the others our record, without anybody waiting for it.
+    /// Tells the others our register, without anybody waiting for it.
     async fn spread(self: &Arc<Self>) {
         if let Some(ours) = self.shared() {
             self.tell(What::Record(Box::new(ours)), PATIENCE).await;

@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Fleet;
-use super::shared::{Shared, order};
+use super::shared::Shared;
 use super::tell::What;
 use crate::control::record::{Applied, Carrier, CarrierFault, Raised, Record, Source};
 use crate::limiter::clock::Micros;
@@ -20,6 +20,9 @@ const PATIENCE: Duration = Duration::from_millis(800);
 const LEAD: Duration = Duration::from_secs(2);
 /// and how much longer than two beats where some hear of it by their beat.
 const LEAD_BY_BEAT: Duration = Duration::from_secs(1);
+
+/// How often a change is tried again that lacked something of what is in Redis.
+const ATTEMPTS: u32 = 4;
 
 /// The way of a fleet.
 pub struct Way(pub Arc<Fleet>);
@@ -80,20 +83,21 @@ impl Fleet {
         next: &Record,
     ) -> Result<Raised, CarrierFault> {
         let away = |fault: crate::limiter::store::Fault| CarrierFault(fault.kind.as_str().to_owned());
-        let lead = self.lead().await;
+        let raises = next.wanted() > seen.due(self.now());
+        let lead = if raises { self.lead().await } else { None };
         let now = store.ask_server_time().await.map_err(away)?;
         let effective_at = lead.map(|lead| now + lead.as_micros() as Micros);
-        let next = Record { effective_at, ..next.clone() };
+        let mut next = Record { effective_at, ..next.clone() };
         let steering = self.steering().ok_or_else(|| CarrierFault("just starting".to_owned()))?;
-        let shared = Shared::new(next.clone(), steering.remembered());
-        let text = shared.text().ok_or_else(|| CarrierFault("the record can't be written".to_owned()))?;
+        let text = |record: &Record| {
+            let text = Shared::new(steering.register_with(record)).text();
+            text.ok_or_else(|| CarrierFault("the record can't be written".to_owned()))
+        };
         let mut unreadable = None;
-        loop {
-            let raised = store
-                .raise_record(order(seen), shared.order(), &text, unreadable.as_deref())
-                .await
-                .map_err(away)?;
-            match raised {
+        for _ in 0..ATTEMPTS {
+            let (seen_text, next_text) = (text(seen)?, text(&next)?);
+            let raised = store.raise_record(&seen_text, &next_text, unreadable.as_deref()).await;
+            match raised.map_err(away)? {
                 Brought::Taken => return Ok(Raised::Won(Box::new(next))),
                 Brought::Stays(theirs) => {
                     let Some(read) = Shared::read(&theirs) else {
@@ -102,12 +106,20 @@ impl Fleet {
                         }
                         continue;
                     };
-                    let record = read.record.clone();
-                    self.consider(read, Source::Redis).await;
-                    return Ok(Raised::Lost(Box::new(record)));
+                    self.consider(&read, Source::Redis).await;
+                    let now = steering.record();
+                    if now.is_same(seen) {
+                        // Nothing newer than what was seen, but lowerings that it does not follow and that are no lower.
+                        next = next.following(&steering.register().unheard);
+                        continue;
+                    }
+                    // A lowering that the others did not know of may be above theirs by now.
+                    let won = if now.supersedes(&read.record) { now } else { read.record };
+                    return Ok(Raised::Lost(Box::new(won)));
                 }
             }
         }
+        Err(CarrierFault("others change the record all the time".to_owned()))
     }
 
     /// How long before its moment a raise has to be announced; `None` where nobody else is there.
@@ -126,8 +138,11 @@ impl Fleet {
     /// Everybody hears of it, Redis keeps it, and who has it in force by now is counted.
     async fn announce(self: &Arc<Self>, record: &Record) -> Applied {
         let deadline = Instant::now() + PATIENCE;
-        let remembered = self.steering().and_then(|steering| steering.remembered());
-        let what = What::Record(Box::new(Shared::new(record.clone(), remembered)));
+        let Some(steering) = self.steering() else { return Applied::unknown() };
+        // What came meanwhile is told with it.
+        let now = steering.register();
+        let told = if now.record.supersedes(record) { now } else { steering.register_with(record) };
+        let what = What::Record(Box::new(Shared::new(told)));
         let bring = async {
             let (Some(store), Some(_)) = (self.limiter.store(), self.heartbeat) else { return false };
             // What fails now is what the next beat does.

@@ -13,7 +13,7 @@ use super::registry::{Row, id_text};
 use super::seal::{open, seal};
 use super::shared::Shared;
 use super::tell::{Message, What};
-use crate::control::record::Source;
+use crate::control::record::{Register, Source};
 
 /// How often a peer is asked while nothing comes through Redis, and while it does.
 const ALONE: Duration = Duration::from_secs(2);
@@ -29,26 +29,34 @@ pub(super) struct Word {
     pub(super) done: bool,
 }
 
+/// What came of a meeting.
+#[derive(Clone, Copy)]
+pub(super) struct Met {
+    /// Both have one record now.
+    pub(super) same: bool,
+    /// The other side lacks something.
+    pub(super) more: bool,
+}
+
 impl Fleet {
-    /// The record here, as it is handed on.
+    /// The register here, as it is handed on.
     pub(super) fn shared(&self) -> Option<Shared> {
-        let steering = self.steering()?;
-        Some(Shared::new(steering.record(), steering.remembered()))
+        Some(Shared::new(self.steering()?.register()))
     }
 
-    /// Takes another's record if it is newer than ours. Whether both are one now; if not, ours is the newer.
-    pub(super) async fn consider(self: &Arc<Self>, theirs: Shared, from: Source) -> bool {
-        let Some(steering) = self.steering() else { return false };
-        if theirs.record.supersedes(&steering.record()) {
-            if theirs.record.effective_at.is_some()
-                && let Some(store) = self.limiter.store()
-            {
-                // Clocks drift while nothing is asked. Without an answer the last that is known will do.
-                let _ = timeout(CLOCK, store.ask_server_time()).await;
-            }
-            steering.adopt(theirs.record.clone(), theirs.remembered, from);
+    /// Meets another's register.
+    pub(super) async fn consider(self: &Arc<Self>, theirs: &Register, from: Source) -> Met {
+        let Some(steering) = self.steering() else { return Met { same: false, more: false } };
+        if theirs.record.effective_at.is_some()
+            && theirs.record.supersedes(&steering.record())
+            && let Some(store) = self.limiter.store()
+        {
+            // Clocks drift while nothing is asked. Without an answer the last that is known will do.
+            let _ = timeout(CLOCK, store.ask_server_time()).await;
         }
-        super::shared::order(&steering.record()) == theirs.order()
+        steering.meet(theirs, from);
+        let ours = steering.register();
+        Met { same: ours.record.is_same(&theirs.record), more: ours.has_more_than(theirs) }
     }
 
     /// Asks a peer again and again. Runs until it is dropped.
@@ -71,11 +79,11 @@ impl Fleet {
             Some(Answer::Unchanged | Answer::OtherInstance(_)) | None => {}
         }
         let state = peer.state();
-        let (Some(row), Some(ours), false) = (&state.row, self.shared(), state.is_self) else { return };
-        let order = ours.order();
-        if state.is_there() && (order.epoch, order.revision) > (row.epoch, row.revision) {
+        let (Some(row), Some(steering), false) = (&state.row, self.steering(), state.is_self) else { return };
+        let ours = steering.register();
+        if state.is_there() && row.lacks(&ours) {
             peer.reread();
-            let what = What::Record(Box::new(ours));
+            let what = What::Record(Box::new(Shared::new(ours)));
             self.tell_peer(peer, &Message { from: self.id, telling: rand::random(), what }).await;
         }
         self.hand_overrides_to(peer).await;
@@ -114,9 +122,9 @@ impl Fleet {
         let done = word.done;
         peer.answered(word.row, &id_text(self.id));
         if !peer.state().is_self
-            && let Some(shared) = word.shared.sound()
+            && let Some(theirs) = word.shared.register()
         {
-            self.consider(shared, from).await;
+            self.consider(&theirs, from).await;
         }
         Some(done)
     }

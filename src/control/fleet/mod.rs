@@ -223,7 +223,8 @@ impl Fleet {
     /// What this instance says of itself.
     fn row(&self) -> Option<Row> {
         let steering = self.steering()?;
-        let record = steering.record();
+        let register = steering.register();
+        let record = &register.record;
         let in_force = steering.in_force();
         let breaker = self.limiter.store().map_or("not_configured", |store| store.state().breaker.as_str());
         let now = self.now();
@@ -234,6 +235,8 @@ impl Fleet {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: record.revision,
             epoch: record.epoch,
+            record: record.etag(),
+            unheard: register.unheard_text(),
             percent: self.limiter.rollout().in_force().percent.as_f64(),
             breaker: breaker.to_owned(),
             exposure: self.exposure.ratio(self.clock.now()),

@@ -59,7 +59,6 @@ pub async fn page(
     let unready =
         || Problem::new(Cause::Conflict, "This instance is only just starting.").with_code("starting");
     let (row, shared) = fleet.row().zip(fleet.shared()).ok_or_else(unready)?;
-    fleet.have_heard(&shared);
     // What changes with every look at it is no change.
     let word = Word {
         row: super::Row { at: 0, since: 0, exposure: row.exposure.map(hundredths), ..row },

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use crate::control::record::Register;
 use crate::doors::json::object;
 use crate::limiter::clock::Micros;
 
@@ -25,6 +26,12 @@ pub struct Row {
     pub revision: u64,
     /// The epoch of its record.
     pub epoch: u64,
+    /// The entity tag of its record; empty: a version that says none.
+    #[serde(default)]
+    pub record: String,
+    /// The lowerings that its record does not follow, in short; empty: there are none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub unheard: String,
     /// The share of the keys that Redis decides there, in percent: what is in force.
     pub percent: f64,
     /// Its breaker: `closed`, `half_open`, `open`, or `not_configured`.
@@ -56,6 +63,22 @@ impl Row {
     /// The name and the address of the admin API; `None` where the latter is not known.
     fn place(&self) -> Option<(&str, &str)> {
         Some((&self.name, self.admin.as_deref()?))
+    }
+
+    /// Whether its record is another one.
+    pub(super) fn differs_from(&self, other: &Self) -> bool {
+        let both_say = !self.record.is_empty() && !other.record.is_empty();
+        (self.epoch, self.revision) != (other.epoch, other.revision)
+            || both_say && self.record != other.record
+    }
+
+    /// Whether its instance may lack something of a register that was met with its own already.
+    pub(super) fn lacks(&self, ours: &Register) -> bool {
+        let record = &ours.record;
+        if self.record.is_empty() {
+            return (record.epoch, record.revision) > (self.epoch, self.revision);
+        }
+        self.record != record.etag() || self.unheard != ours.unheard_text()
     }
 }
 
@@ -175,6 +198,8 @@ pub(super) fn row(id: u64, revision: u64) -> Row {
         version: "1".into(),
         revision,
         epoch: 0,
+        record: String::new(),
+        unheard: String::new(),
         percent: 10.0,
         breaker: "closed".into(),
         exposure: None,

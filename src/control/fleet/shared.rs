@@ -1,30 +1,41 @@
-//! The record as instances hand it on: in Redis, through the channel, from peer to peer.
+//! The register as instances hand it on: in Redis, through the channel, from peer to peer.
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::record::{Record, RememberedEnv, short};
+use crate::control::record::{Marks, Record, Register, RememberedEnv, Seen, short, to_the_microsecond};
 use crate::doors::json::object;
-use crate::redis::RecordOrder;
 
-/// A record, and the environment that it was held against last. What it is ordered by stands in front, for the script.
+/// A register. What its record is ordered by first stands in front, for the script and for versions that know no more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Shared {
     epoch: u64,
     revision: u64,
     points: u16,
-    pub(super) record: Record,
-    pub(super) remembered: Option<RememberedEnv>,
+    /// When the record was made, in microseconds since the epoch.
+    #[serde(default)]
+    at: i64,
+    record: Record,
+    /// The last values of the environment, for versions that keep no others.
+    remembered: Option<RememberedEnv>,
+    #[serde(default, skip_serializing_if = "Marks::is_empty")]
+    unheard: Marks,
+    #[serde(default)]
+    seen: Option<Seen>,
 }
 
 impl Shared {
-    pub(super) fn new(record: Record, remembered: Option<RememberedEnv>) -> Self {
-        let RecordOrder { epoch, revision, points } = order(&record);
-        Self { epoch, revision, points, record, remembered }
-    }
-
-    /// What it is ordered by.
-    pub(super) fn order(&self) -> RecordOrder {
-        order(&self.record)
+    pub(super) fn new(register: Register) -> Self {
+        let Register { record, unheard, seen } = register;
+        Self {
+            epoch: record.epoch,
+            revision: record.revision,
+            points: record.wanted().basis_points(),
+            at: record.updated_at.timestamp_micros(),
+            remembered: Some(seen.last()),
+            unheard,
+            seen: Some(seen),
+            record,
+        }
     }
 
     /// As text, one line.
@@ -32,23 +43,22 @@ impl Shared {
         serde_json::to_string(self).ok()
     }
 
-    /// Of a text that is one; `None` for what no instance wrote.
-    pub(super) fn read(text: &[u8]) -> Option<Self> {
+    /// The register of a text that is one; `None` for what no instance wrote.
+    pub(super) fn read(text: &[u8]) -> Option<Register> {
         // A letter of a reason that got damaged is no reason to lose the record.
-        object::<Self>(String::from_utf8_lossy(text).as_bytes()).ok()?.sound()
+        object::<Self>(String::from_utf8_lossy(text).as_bytes()).ok()?.register()
     }
 
-    /// Itself, its words as ours would be, unless it says one thing in front and another behind, or counts what nobody
+    /// The register, its words as ours would be, unless it says one thing in front and another behind, or counts what nobody
     /// counts to.
-    pub(super) fn sound(self) -> Option<Self> {
-        let RecordOrder { epoch, revision, points } = self.order();
-        let agrees = (epoch, revision, points) == (self.epoch, self.revision, self.points);
-        let (updated_by, reason) = (short(&self.record.updated_by), short(&self.record.reason));
-        let record = Record { updated_by, reason, ..self.record };
-        (agrees && epoch <= Record::LAST && revision <= Record::LAST).then_some(Self { record, ..self })
+    pub(super) fn register(self) -> Option<Register> {
+        let Self { epoch, revision, points, record, remembered, unheard, seen, .. } = self;
+        let (updated_by, reason) = (short(&record.updated_by), short(&record.reason));
+        let updated_at = to_the_microsecond(record.updated_at);
+        let record = Record { updated_by, reason, updated_at, ..record };
+        let behind = (record.epoch, record.revision, record.wanted().basis_points());
+        let sound = behind == (epoch, revision, points) && epoch <= Record::LAST && revision <= Record::LAST;
+        let seen = seen.or_else(|| remembered.map(Seen::of_older_version)).unwrap_or_default();
+        sound.then_some(Register { record, unheard, seen })
     }
-}
-
-pub(super) fn order(record: &Record) -> RecordOrder {
-    RecordOrder { epoch: record.epoch, revision: record.revision, points: record.wanted().basis_points() }
 }

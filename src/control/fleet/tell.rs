@@ -224,14 +224,14 @@ impl Fleet {
         match what {
             What::Hello => true,
             What::Done { .. } | What::Bye => false,
-            What::Record(shared) => match shared.sound() {
-                Some(shared) => {
-                    let same = self.consider(shared, Source::Fleet).await;
-                    if !same {
-                        // Ours is newer: a beat sees to it that they hear of it.
+            What::Record(shared) => match shared.register() {
+                Some(theirs) => {
+                    let met = self.consider(&theirs, Source::Fleet).await;
+                    if met.more {
+                        // A beat brings what they lack.
                         self.hurry.notify_one();
                     }
-                    same
+                    met.same
                 }
                 None => false,
             },

@@ -115,7 +115,7 @@ impl Fleet {
 
 impl InstanceView {
     fn of(row: &Row, source: Source, last_seen: DateTime<Utc>, own: Option<&Row>) -> Self {
-        let same = own.is_none_or(|own| (own.epoch, own.revision) == (row.epoch, row.revision));
+        let differs = own.is_some_and(|own| own.differs_from(row));
         Self {
             id: Some(row.id.clone()),
             name: Some(row.name.clone()),
@@ -131,7 +131,7 @@ impl InstanceView {
             last_seen: Some(last_seen.to_rfc3339_opts(SecondsFormat::Millis, true)),
             source,
             address: row.admin.clone(),
-            differs: !same,
+            differs,
             trouble: None,
         }
     }

@@ -7,8 +7,8 @@ use crate::limiter::clock::Micros;
 
 /// The way to the others. A process of its own has none.
 pub trait Carrier: Send + Sync {
-    /// Compare-and-set: `next` takes the place of what was `seen`, for the whole fleet or for nobody. It may set the moment
-    /// at which `next` comes into force.
+    /// Compare-and-set: `next` takes the place of what was `seen`, for the whole fleet or for nobody. Of a raise it may set the
+    /// moment at which `next` comes into force.
     ///
     /// # Errors
     /// When nobody can be asked: whether the change lasts is then the disk's alone. It may still have been made.
@@ -64,7 +64,7 @@ impl Applied {
     }
 
     /// Nobody has said in time who has it.
-    pub(super) fn unknown() -> Self {
+    pub(crate) fn unknown() -> Self {
         Self { done: 1, of: 2, pending: vec!["whoever else there is".to_owned()], kept: false }
     }
 }

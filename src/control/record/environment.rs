@@ -1,12 +1,15 @@
-//! The environment as one who writes the record: a deploy that changes a variable changes the rollout, and one that does
-//! not leaves it alone.
+//! The environment as an author of changes: a deploy that changes a variable changes the rollout, once, and a restart with
+//! the same variables leaves it alone.
 //!
-//! The values are remembered with the record. A variable that is set and differs from the remembered one is a newer change;
-//! one that is not set never is. While the environment rules out Redis it is not compared and not remembered: put back, the
-//! record stands.
+//! An instance keeps on its own disk the values that it was started with last, and a start compares with those alone. Without
+//! that memory a start compares with the values that the fleet has seen. A variable that is not set is never a change. While
+//! the environment rules out Redis nothing is compared and nothing is kept: put back, the record stands. Once plans latch a
+//! record, [`Environment::consider`] is where a latched one is left alone.
 
 use serde::{Deserialize, Serialize};
 
+use super::merge::Register;
+use super::seen::{Seen, Value, values};
 use super::{Record, flag, share};
 use crate::limiter::decision::Backend;
 use crate::limiter::rollout::Percent;
@@ -24,7 +27,7 @@ pub struct Environment {
     pub percent: Option<Percent>,
 }
 
-/// The environment that a record was held against last.
+/// The variables of a start, as the disk keeps them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RememberedEnv {
     /// `RATE_LIMIT_BACKEND`.
@@ -47,31 +50,99 @@ impl Environment {
         }
     }
 
-    /// What this environment makes of `record`, which was held against `remembered` last; `None`: it stands.
-    pub(super) fn change(&self, record: &Record, remembered: RememberedEnv) -> Option<Record> {
-        if self.remember(remembered) == remembered {
-            return None;
+    /// The variables that are set.
+    fn set(&self) -> RememberedEnv {
+        match self.hard_off {
+            Some(_) => RememberedEnv::default(),
+            None => RememberedEnv { backend: self.backend, percent: self.percent },
         }
-        let backend = self.backend.filter(|_| self.backend != remembered.backend);
-        let percent = self.percent.filter(|_| self.percent != remembered.percent);
-        let words: Vec<String> = [
-            backend.map(|backend| format!("RATE_LIMIT_BACKEND={}", backend.as_str())),
-            percent.map(|percent| format!("RATE_LIMIT_CANARY_PERCENT={percent}")),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
-        let reason = format!("{} is new", words.join(", "));
-        Some(record.followed_by(
-            backend.unwrap_or(record.backend),
-            percent.unwrap_or(record.percent),
-            "env",
-            &reason,
-        ))
+    }
+
+    /// The variables of this start are seen in an epoch.
+    pub(super) fn see(&self, seen: &mut Seen, epoch: u64) {
+        values(self.set()).for_each(|value| seen.add(value, epoch));
+    }
+
+    /// What a start makes of the register: of the disk, or of the first that came from the fleet. `memory`: the values of
+    /// the last start of this instance; `None`: its disk keeps none.
+    pub fn consider(&self, register: &Register, memory: Option<RememberedEnv>) -> Considered {
+        let (record, seen) = (&register.record, &register.seen);
+        let is_new = |value: &Value| match memory {
+            Some(memory) => !values(memory).any(|known| known == *value),
+            None => seen.first(*value).is_none(),
+        };
+        let fresh: Vec<Value> = values(self.set()).filter(is_new).collect();
+        let mut next = change(record, &fresh);
+        let mut passed_over = None;
+        if next.as_ref().is_some_and(|next| next.wanted() > record.wanted()) {
+            // Each lowering begins an epoch: what was seen in an earlier one was there when somebody lowered.
+            let is_old = |value: &Value| seen.first(*value).is_some_and(|first| first < record.epoch);
+            let (old, others): (Vec<Value>, Vec<Value>) = fresh.iter().partition(|value| is_old(value));
+            if !old.is_empty() {
+                next = change(record, &others);
+                passed_over = Some(format!(
+                    "{} is passed over: the fleet had this value before the rollout was lowered to {} % (epoch {}), and an \
+                     environment that is older than a lowering does not raise. To raise, change the rollout itself (tidegate \
+                     rollout set), or start with a value that was not used before",
+                    words(&old),
+                    record.wanted(),
+                    record.epoch
+                ));
+            }
+        } else if memory.is_none() {
+            let differs = |value: &Value| match value {
+                Value::Percent(percent) => *percent != record.percent,
+                Value::Redis(redis) => *redis != (record.backend == Backend::Redis),
+            };
+            let known: Vec<Value> =
+                values(self.set()).filter(|value| !is_new(value) && differs(value)).collect();
+            passed_over = (!known.is_empty()).then(|| {
+                format!(
+                    "{} is passed over: the fleet has had this value before, so it is no new deploy. To change the rollout, \
+                     change the rollout itself (tidegate rollout set), or start with a value that was not used before",
+                    words(&known)
+                )
+            });
+        }
+        let mut seen = seen.clone();
+        self.see(&mut seen, next.as_ref().map_or(record.epoch, |next| next.epoch));
+        Considered { next, seen, passed_over }
     }
 }
 
-mod optional_flag {
+/// What a start makes of a register.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Considered {
+    /// The record with the variables that are new; `None`: the record stands.
+    pub next: Option<Record>,
+    /// What the fleet has seen now.
+    pub seen: Seen,
+    /// Why a variable has no effect, in words for the log.
+    pub passed_over: Option<String>,
+}
+
+fn change(record: &Record, values: &[Value]) -> Option<Record> {
+    let (mut backend, mut percent) = (record.backend, record.percent);
+    for value in values {
+        match value {
+            Value::Percent(new) => percent = *new,
+            Value::Redis(true) => backend = Backend::Redis,
+            Value::Redis(false) => backend = Backend::Memory,
+        }
+    }
+    let changes = (backend, percent) != (record.backend, record.percent);
+    changes.then(|| record.followed_by(backend, percent, "env", &format!("{} is new", words(values))))
+}
+
+fn words(values: &[Value]) -> String {
+    let word = |value: &Value| match value {
+        Value::Percent(percent) => format!("RATE_LIMIT_CANARY_PERCENT={percent}"),
+        Value::Redis(redis) => format!("RATE_LIMIT_BACKEND={}", if *redis { "redis" } else { "memory" }),
+    };
+    values.iter().map(word).collect::<Vec<_>>().join(", ")
+}
+
+pub(super) mod optional_flag {
     use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
 
     use super::{Backend, flag};
@@ -79,16 +150,21 @@ mod optional_flag {
     #[derive(Deserialize)]
     struct Flag(#[serde(with = "flag")] Backend);
 
-    pub(super) fn serialize<S: Serializer>(backend: &Option<Backend>, to: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<S: Serializer>(
+        backend: &Option<Backend>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         backend.map(Backend::as_str).serialize(to)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Backend>, D::Error> {
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Backend>, D::Error> {
         Ok(Option::<Flag>::deserialize(from)?.map(|Flag(backend)| backend))
     }
 }
 
-mod optional_share {
+pub(super) mod optional_share {
     use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
 
     use super::{Percent, share};
@@ -96,11 +172,16 @@ mod optional_share {
     #[derive(Deserialize)]
     struct Share(#[serde(with = "share")] Percent);
 
-    pub(super) fn serialize<S: Serializer>(percent: &Option<Percent>, to: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<S: Serializer>(
+        percent: &Option<Percent>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         percent.map(Percent::as_f64).serialize(to)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Percent>, D::Error> {
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Percent>, D::Error> {
         Ok(Option::<Share>::deserialize(from)?.map(|Share(percent)| percent))
     }
 }

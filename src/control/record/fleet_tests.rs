@@ -12,25 +12,52 @@ use super::*;
 use crate::control::database::Place;
 
 #[tokio::test]
-async fn a_rollback_of_which_nobody_heard_stands_above_what_was_raised_without_it() {
+async fn unheard_rollback_stands_above_any_epoch() {
     for cut_off in [true, false] {
         let wheel = wheel(50, Environment::default()).await;
         wheel.steering.disk_says(Some(stored(3, 30, 50, None)));
         let fleet = Arc::new(Made { cut_off, ..Arc::into_inner(Made::new(None)).unwrap() });
         wheel.steering.carried_by(fleet);
+        let back = wheel.steering.roll_back("ana", "5xx", None).await;
+        // Whoever else took it may have been cut off as well. The others lowered more often than this one knew of, and raised.
+        assert!(wheel.steering.meet(&stored(9, 90, 100, None).register, Source::Redis));
+        assert_eq!(wheel.stands(), (Percent::NONE, 10, 91), "cut off: {cut_off}");
+        assert_eq!(wheel.steering.record().updated_by, "ana");
+        // Nor does one of the same epoch that did not follow it.
+        let wheel = self::wheel(50, Environment::default()).await;
+        wheel.steering.disk_says(Some(stored(3, 30, 50, None)));
         wheel.steering.roll_back("ana", "5xx", None).await;
-        // The others have lowered more often than this one knew of, and raised since.
-        let theirs = stored(9, 90, 100, None);
-        assert!(wheel.steering.adopt(theirs.record, Some(theirs.remembered), Source::Redis));
-        let stands = if cut_off { (Percent::NONE, 10, 91) } else { (Percent::ALL, 9, 90) };
-        assert_eq!(wheel.stands(), stands, "cut off: {cut_off}");
-        // Now it is known, and whoever raises has seen it.
-        let seen = wheel.steering.record();
-        wheel.steering.heard(&seen);
-        let theirs = stored(20, 200, 70, None);
-        assert!(wheel.steering.adopt(theirs.record, Some(theirs.remembered), Source::Redis));
-        assert_eq!(wheel.stands(), (points(70), 20, 200));
+        assert!(wheel.steering.meet(&stored(4, 32, 100, None).register, Source::Redis));
+        assert_eq!(wheel.stands(), (Percent::NONE, 5, 33));
+        // Whoever raises from it has seen it.
+        let seen = wheel.steering.register();
+        let raise = seen.record.followed_by(Backend::Redis, points(70), "ben", "up");
+        let raise = Register::new(raise.made_by(1, &seen, false));
+        assert!(wheel.steering.meet(&raise, Source::Redis));
+        assert_eq!(wheel.stands(), (points(70), 5, 34));
+        assert!(back.durable);
     }
+}
+
+#[tokio::test]
+async fn lost_raise_of_a_partition_is_noted_where_it_was_made() {
+    let wheel = wheel(10, Environment::default()).await;
+    wheel.steering.disk_says(Some(stored(0, 3, 10, None)));
+    wheel.steering.found_nothing();
+    wheel.steering.change(to(60, Some("*"))).await.unwrap();
+    assert!(wheel.steering.meet(&stored(0, 4, 30, None).register, Source::Redis));
+    assert_eq!(wheel.stands(), (points(30), 0, 4));
+    let lost = wheel.steering.lost().unwrap();
+    assert_eq!((lost.lost.percent, lost.won.percent), (points(60), points(30)));
+    let trail = wheel.audit.page(None, 10).await.rows;
+    assert_eq!((trail[0].0.action.as_str(), trail[0].0.result.as_str()), ("rollout.lost", "lost"));
+    // One that is changed by somebody who has seen it has not lost.
+    wheel.steering.change(to(70, Some("*"))).await.unwrap();
+    assert_eq!(wheel.steering.lost(), None);
+    let seen = wheel.steering.register();
+    let next = seen.record.followed_by(Backend::Redis, points(80), "ben", "up").made_by(1, &seen, false);
+    assert!(wheel.steering.meet(&Register::new(next), Source::Redis));
+    assert_eq!(wheel.steering.lost(), None);
 }
 
 #[tokio::test]
@@ -52,8 +79,10 @@ async fn a_moment_that_no_raise_announces_holds_one_up_for_hours_at_most() {
     let wheel = wheel(10, Environment::default()).await;
     let fleet = Made::new(None);
     wheel.steering.carried_by(fleet.clone());
-    let far = Record { effective_at: Some(Micros::MAX), ..stored(0, 9, 50, None).record };
-    assert!(wheel.steering.adopt(Record { previous: points(10), ..far }, None, Source::Redis));
+    let far = Record { effective_at: Some(Micros::MAX), ..stored(0, 9, 50, None).register.record };
+    let far = Register::new(Record { previous: points(10), ..far });
+    wheel.steering.found_nothing();
+    assert!(wheel.steering.meet(&far, Source::Redis));
     assert_eq!(wheel.rollout.in_force().percent, points(10), "announced");
     let at = wheel.steering.record().effective_at.unwrap();
     assert!(at <= fleet.now() + 3 * 3_600 * 1_000_000, "{at}");
@@ -166,9 +195,16 @@ async fn a_rollback_at_no_percent_wins_over_the_raise_that_is_under_way() {
     fleet.let_go.notify_one();
     assert!(matches!(raise.await.unwrap(), Err(Refusal::Stale(_))));
     assert_eq!(wheel.stands(), (Percent::NONE, 1, 2));
-    // Out of sight another instance may be raising from the very record that is here.
+    // Where Redis has the very record that is here, nothing changes.
     let again = wheel.steering.roll_back("ana", "to be sure", None).await.record;
-    let unseen = back.record.followed_by(Backend::Redis, points(80), "ben", "up");
+    assert_eq!(again, back.record);
+    // Out of reach another instance may be raising from it.
+    let cut_off = Made { cut_off: true, ..Arc::into_inner(Made::new(None)).unwrap() };
+    let wheel = self::wheel(0, Environment::default()).await;
+    wheel.steering.carried_by(Arc::new(cut_off));
+    let back = wheel.steering.roll_back("ana", "a mistake", None).await.record;
+    let again = wheel.steering.roll_back("ana", "to be sure", None).await.record;
+    let unseen = back.followed_by(Backend::Redis, points(80), "ben", "up");
     assert!(again.supersedes(&unseen) && again.percent == Percent::NONE);
 }
 
@@ -202,7 +238,8 @@ async fn who_asks_for_what_is_in_force_while_a_raise_is_under_way_gets_that_and_
 async fn a_lost_race_is_told_with_what_won_it() {
     let wheel = wheel(10, Environment::default()).await;
     let fleet = Made::new(None);
-    let theirs = stored(0, 2, 30, None).record;
+    let theirs = stored(0, 2, 30, None).register.record;
+    wheel.steering.found_nothing();
     fleet.answers.lock().push(Ok(Raised::Lost(Box::new(theirs.clone()))));
     wheel.steering.carried_by(fleet);
     let lost = wheel.steering.change(to(50, Some("*"))).await;
@@ -214,6 +251,7 @@ async fn a_lost_race_is_told_with_what_won_it() {
 async fn a_refused_raise_that_may_turn_up_yet_is_superseded_by_what_is_in_force() {
     let directory = tempfile::tempdir().unwrap();
     let wheel = wheel_at(10, Environment::default(), Place::Memory, directory).await;
+    wheel.steering.found_nothing();
     let fleet = Made::new(None);
     fleet.answers.lock().push(Err(CarrierFault("no answer in time".into())));
     wheel.steering.carried_by(fleet);
@@ -221,7 +259,7 @@ async fn a_refused_raise_that_may_turn_up_yet_is_superseded_by_what_is_in_force(
     assert!(matches!(refused, Err(Refusal::NotDurable { .. })), "{refused:?}");
     assert_eq!(wheel.stands(), (points(10), 0, 3));
     let late = stored(0, 2, 50, None);
-    assert!(!wheel.steering.adopt(late.record, None, Source::Redis));
+    assert!(!wheel.steering.meet(&late.register, Source::Redis));
 }
 
 #[tokio::test]

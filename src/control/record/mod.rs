@@ -1,25 +1,32 @@
 //! The rollout's record: what is to be in force, since when, by whom, why; and which of two records is the newer.
 //!
-//! [`Steering`] changes it, [`environment`] holds it against what the process was started with, a [`Carrier`] takes it to
-//! the other instances, and `control/audit.rs` to the disk. A stepwise plan will steer through [`Steering`] as well: its
-//! latch belongs into the record, beside what a rollback sets.
+//! [`merge`] says what two instances come to that know different things, [`environment`] what a start makes of it. [`Steering`]
+//! changes the record and puts it in force, a [`Carrier`] takes it to the other instances, and `control/audit.rs` to the disk. A
+//! stepwise plan will steer through [`Steering`] as well: its latch belongs into the record, beside what a rollback sets.
 
 mod carrier;
 mod change;
 mod environment;
+mod force;
 mod judge;
+mod lineage;
+mod meet;
+mod merge;
 mod raise;
+mod seen;
 mod steering;
-
-use std::cmp::Reverse;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 pub use carrier::{Applied, Carrier, CarrierFault, Raised, Source};
 pub use change::{Change, Foreseen, Outcome, Refusal};
-pub use environment::{Environment, RememberedEnv};
-pub use steering::{Since, Steering};
+pub use environment::{Considered, Environment, RememberedEnv};
+pub use lineage::{Lineage, Lowering, Mark, Marks, Origin, Stamp};
+pub use merge::{Place, Register};
+pub use seen::{Seen, Value};
+pub use steering::{LostRaise, Since, Steering};
 
 use crate::limiter::clock::Micros;
 use crate::limiter::decision::Backend;
@@ -50,6 +57,9 @@ pub struct Record {
     /// The share in force until then.
     #[serde(default, with = "share")]
     pub previous: Percent,
+    /// The changes that it follows; `None`: a version wrote it that kept none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<Lineage>,
 }
 
 impl Record {
@@ -63,22 +73,13 @@ impl Record {
             percent,
             epoch: 0,
             revision: 1,
-            updated_at: Utc::now(),
+            updated_at: now(),
             updated_by: "env".to_owned(),
             reason: reason.to_owned(),
             effective_at: None,
             previous: Percent::NONE,
+            lineage: Some(Lineage::default()),
         }
-    }
-
-    /// Whether this one is newer: by epoch, then by revision, and of two changes made at once the lower share. A total
-    /// order on what is compared, so records meet in any order and any number of times with one outcome.
-    pub fn supersedes(&self, other: &Self) -> bool {
-        self.order() > other.order()
-    }
-
-    fn order(&self) -> (u64, u64, Reverse<Percent>) {
-        (self.epoch, self.revision, Reverse(self.wanted()))
     }
 
     /// The share that this record asks for.
@@ -99,8 +100,16 @@ impl Record {
 
     /// The entity tag: changes with every revision, and is not that of another change made at once elsewhere.
     pub fn etag(&self) -> String {
-        let Self { epoch, revision, .. } = self;
-        format!("\"{epoch}-{revision}-{}-{}\"", self.backend.as_str(), self.percent.basis_points())
+        let Self { epoch, revision, updated_by, reason, .. } = self;
+        let digest = Sha256::new()
+            .chain_update(self.updated_at.timestamp_micros().to_be_bytes())
+            .chain_update(updated_by)
+            .chain_update([0])
+            .chain_update(reason)
+            .finalize();
+        let [a, b, c, ..] = digest.as_slice() else { return String::new() };
+        let points = self.percent.basis_points();
+        format!("\"{epoch}-{revision}-{}-{points}-{a:02x}{b:02x}{c:02x}\"", self.backend.as_str())
     }
 
     /// The number after this one; the last has none. Of two records with the last one the lower share still wins.
@@ -119,7 +128,7 @@ impl Record {
         Self {
             epoch: if next.wanted() < self.wanted() { Self::after(self.epoch) } else { self.epoch },
             revision: Self::after(self.revision),
-            updated_at: Utc::now(),
+            updated_at: now(),
             updated_by: short(actor),
             reason: short(reason),
             effective_at: None,
@@ -127,6 +136,16 @@ impl Record {
             ..next
         }
     }
+}
+
+/// Now, as exactly as records are compared.
+fn now() -> DateTime<Utc> {
+    to_the_microsecond(Utc::now())
+}
+
+/// A time without what is less than a microsecond.
+pub(crate) fn to_the_microsecond(time: DateTime<Utc>) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(time.timestamp_micros()).unwrap_or(time)
 }
 
 /// As much of a reason as is kept: a rollback is not refused for its words, and a disk is not filled with them. On one line,
@@ -203,6 +222,8 @@ impl<'a> From<&'a Record> for RecordView<'a> {
 
 #[cfg(test)]
 mod fleet_tests;
+#[cfg(test)]
+mod merge_tests_support;
 #[cfg(test)]
 mod order_tests;
 #[cfg(test)]

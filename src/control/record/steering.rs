@@ -1,4 +1,4 @@
-//! The wheel: changes the record, takes what others have made of it, and puts it in force.
+//! Steers the rollout: changes the record, meets what others have made of it (`meet.rs`), and puts it in force (`force.rs`).
 //!
 //! What lowers acts first, here, before anything is awaited, and is told and kept right after. What raises is kept first
 //! (`raise.rs`). A request is decided by two words in [`Rollout`] and knows nothing of all this.
@@ -11,17 +11,17 @@ use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use super::{Applied, Carrier, Change, Environment, Outcome, Record, Refusal, RememberedEnv, Source};
-use crate::control::audit::{Audit, AuditRow, Stored};
+use super::{
+    Applied, Carrier, Change, Environment, Origin, Outcome, Record, Refusal, Register, RememberedEnv, Seen,
+    Source,
+};
+use crate::control::audit::{Audit, Stored};
 use crate::limiter::clock::Micros;
 use crate::limiter::event::{Event, Observer, RollbackCause};
 use crate::limiter::rollout::{InForce, Percent, Rollout};
 
-/// How far away the moment of a raise may be: two of the longest beats, and a little. What is further is of a wrong clock.
-const LATEST: Duration = Duration::from_secs(2 * 3_600 + 60);
-
 /// How long an answer waits for the disk and for the others. What takes longer goes on without it.
-const ANSWER_BUDGET: Duration = Duration::from_secs(1);
+pub(super) const ANSWER_BUDGET: Duration = Duration::from_secs(1);
 
 /// Since when something is in force.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +32,15 @@ pub struct Since {
     pub lag: Micros,
 }
 
+/// A raise that was made here while the fleet was out of reach, and in whose place another change stands since they met.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LostRaise {
+    /// What was made here.
+    pub lost: Record,
+    /// What took its place.
+    pub won: Record,
+}
+
 /// Changes the record and puts it in force.
 pub struct Steering {
     pub(super) state: Mutex<State>,
@@ -40,35 +49,46 @@ pub struct Steering {
     pub(super) environment: Environment,
     pub(super) audit: Arc<Audit>,
     pub(super) carrier: OnceLock<Arc<dyn Carrier>>,
-    rollout: Arc<Rollout>,
+    pub(super) rollout: Arc<Rollout>,
     pub(super) observer: Arc<dyn Observer>,
+    /// Which process this is, in lineages.
+    pub(super) origin: Origin,
 }
 
 pub(super) struct State {
-    pub(super) record: Record,
-    pub(super) remembered: RememberedEnv,
-    standing: Standing,
-    source: Source,
-    since: Since,
-    /// It was lowered here, and nobody else is known to have it.
-    unheard: bool,
+    pub(super) register: Register,
+    pub(super) start: Start,
+    /// What the fleet had seen of the environment before this start, until it is met.
+    pub(super) seen_before: Option<Seen>,
+    /// Why a variable of this start has no effect, as it was logged.
+    pub(super) passed_over: Option<String>,
+    /// The variables of this start, for the disk; before the disk was read, those that are set.
+    pub(super) own: RememberedEnv,
+    pub(super) source: Source,
+    pub(super) since: Since,
+    /// Whether the record is a change of this instance, in this process or before its start.
+    pub(super) made_here: bool,
+    pub(super) lost: Option<LostRaise>,
+    /// What was in force before a lowering acted that is still being compared.
+    pub(super) acted_from: Option<InForce>,
     /// Of a raise that is announced.
-    timer: Option<AbortHandle>,
+    pub(super) timer: Option<AbortHandle>,
 }
 
-/// What this process knows of the time before its start.
+/// How far a start has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    /// Nothing: no disk and no other instance has told yet. `touched`: and somebody has changed something meanwhile.
-    Unknown { touched: bool },
-    /// What the disk has kept; `changed`: and the environment has made a newer change of it.
-    OfDisk { changed: bool },
-    /// What the fleet knows: the environment has had its say.
+pub(super) enum Start {
+    /// Neither the disk nor another instance is known.
+    Unknown,
+    /// The disk is known, no other instance. `before`: the values of the last start that met the fleet; `made`: the
+    /// environment has changed the disk's record.
+    OfDisk { before: RememberedEnv, made: bool },
+    /// The fleet is known, or somebody has changed the record since: the environment has no say any more.
     Settled,
 }
 
 impl Steering {
-    /// Puts what the environment says in force, until somebody tells what was before.
+    /// Puts what the environment says in force, until it is known what was before.
     pub fn new(
         record: Record,
         environment: Environment,
@@ -76,13 +96,19 @@ impl Steering {
         rollout: Arc<Rollout>,
         observer: Arc<dyn Observer>,
     ) -> Arc<Self> {
+        let nothing = Register::new(record);
+        let seen = environment.consider(&nothing, None).seen;
         let state = State {
-            record,
-            remembered: environment.remember(RememberedEnv::default()),
-            standing: Standing::Unknown { touched: false },
+            register: Register { seen, ..nothing },
+            start: Start::Unknown,
+            seen_before: None,
+            passed_over: None,
+            own: environment.remember(RememberedEnv::default()),
             source: Source::Here,
             since: Since::default(),
-            unheard: false,
+            made_here: false,
+            lost: None,
+            acted_from: None,
             timer: None,
         };
         let steering = Self {
@@ -93,8 +119,9 @@ impl Steering {
             carrier: OnceLock::new(),
             rollout,
             observer,
+            origin: rand::random(),
         };
-        let in_force = steering.in_force_of(steering.state.lock().record.wanted(), 1);
+        let in_force = steering.in_force_of(steering.state.lock().register.record.wanted(), 1);
         steering.rollout.put(in_force);
         steering.observer.observe(&Event::RolloutInForce(in_force));
         Arc::new(steering)
@@ -108,18 +135,24 @@ impl Steering {
 
     /// The record as it is now.
     pub fn record(&self) -> Record {
-        self.state.lock().record.clone()
+        self.state.lock().register.record.clone()
     }
 
-    /// The environment that goes with the record.
-    pub fn remembered(&self) -> Option<RememberedEnv> {
-        Some(self.state.lock().remembered)
+    /// All that is handed on.
+    pub fn register(&self) -> Register {
+        self.state.lock().register.clone()
     }
 
-    /// Another instance has this record, or Redis does: whoever raises from now on has seen it.
-    pub fn heard(&self, record: &Record) {
-        let mut state = self.state.lock();
-        state.unheard &= state.record.order() != record.order();
+    /// The same, with `next` in the place of the record.
+    pub fn register_with(&self, next: &Record) -> Register {
+        let mut register = Register { record: next.clone(), ..self.register() };
+        register.unheard.keep_unknown_to(&next.follows());
+        register
+    }
+
+    /// The variables of this start.
+    pub fn own_environment(&self) -> RememberedEnv {
+        self.state.lock().own
     }
 
     /// Since when it is in force.
@@ -132,6 +165,17 @@ impl Steering {
         self.state.lock().source
     }
 
+    /// The last raise of this instance that lost against a change made elsewhere at the same time, until the record is
+    /// changed here again.
+    pub fn lost(&self) -> Option<LostRaise> {
+        self.state.lock().lost.clone()
+    }
+
+    /// Whether it was logged why a variable of this start has no effect.
+    pub fn has_passed_over(&self) -> bool {
+        self.state.lock().passed_over.is_some()
+    }
+
     /// What the environment rules.
     pub fn environment(&self) -> Environment {
         self.environment
@@ -142,7 +186,7 @@ impl Steering {
     ///
     /// # Errors
     /// When the environment forbids it; when a raise was asked for without having seen the present state, or nobody can
-    /// keep it. Lowering needs none of that.
+    /// keep it; when what was seen is not what is there. Lowering without a tag needs none of that.
     pub async fn change(self: &Arc<Self>, change: Change) -> Result<Outcome, Refusal> {
         let this = Arc::clone(self);
         // In a task of its own: who asked may hang up, and half a change must not be left behind.
@@ -155,24 +199,36 @@ impl Steering {
     }
 
     async fn change_now(self: &Arc<Self>, change: &Change) -> Result<Outcome, Refusal> {
-        let lowered = {
+        let step = {
             let mut state = self.state.lock();
-            let (next, raises) = self.judge(&state.record, change)?;
+            let record = &state.register.record;
+            let (next, raises) = self.judge(record, change)?;
             if raises {
-                None
-            } else if (next.backend, next.percent) == (state.record.backend, state.record.percent)
+                Step::Raise
+            } else if (next.backend, next.percent) == (record.backend, record.percent)
                 // A raise that is under way was asked for before: this is the later word, and has to be above it. One that
                 // is announced is this record itself.
-                && (self.raising.try_lock().is_ok() || state.record.due(self.now()) != state.record.wanted())
+                && (self.raising.try_lock().is_ok() || record.due(self.now()) != record.wanted())
             {
-                Some(state.record.clone())
+                Step::Made(record.clone())
+            } else if change.seen.as_deref().is_some_and(|seen| seen.trim() != "*")
+                && self.carrier.get().is_some()
+            {
+                // In force at once if it lowers; whether it is the fleet's record is compared first.
+                if next.wanted() < record.due(self.now()) {
+                    let acts = self.in_force_of(next.wanted(), record.revision);
+                    state.acted_from = Some(self.rollout.in_force());
+                    self.rollout.put(acts);
+                }
+                Step::Compare
             } else {
-                Some(self.make(&mut state, next, "rollout.set", change.request_id.clone()))
+                Step::Made(self.make(&mut state, next, "rollout.set", change.request_id.clone()))
             }
         };
-        match lowered {
-            Some(record) => Ok(self.outcome(record).await),
-            None => self.raise(change).await,
+        match step {
+            Step::Made(record) => Ok(self.outcome(record).await),
+            Step::Raise => self.raise(change).await,
+            Step::Compare => self.compare_and_set(change).await,
         }
     }
 
@@ -184,178 +240,60 @@ impl Steering {
         reason: &str,
         request_id: Option<String>,
     ) -> Outcome {
-        let record = {
-            let mut state = self.state.lock();
-            let raising = self.raising.try_lock().is_err();
-            if raising && state.record.wanted() == Percent::NONE {
-                self.observer.observe(&Event::RolledBack(RollbackCause::Operator));
-            }
-            let takes_back = state.record.percent > Percent::NONE || raising;
-            if takes_back || self.carrier.get().is_some_and(|carrier| carrier.is_shared()) {
-                let next = state.record.followed_by(state.record.backend, Percent::NONE, actor, reason);
-                // Above what another may have raised meanwhile, even if it lowers nothing here.
-                let epoch = Record::after(state.record.epoch);
-                self.make(&mut state, Record { epoch, ..next }, "rollout.rollback", request_id)
-            } else {
-                state.record.clone()
-            }
-        };
-        let this = Arc::clone(self);
-        let told = record.clone();
-        let task = tokio::spawn(async move { this.outcome(told).await });
-        task.await.unwrap_or_else(|_| Outcome { record, applied: Applied::unknown(), durable: false })
+        let made = self.roll_back_here(actor, reason, request_id.clone(), false);
+        let known = made.clone().unwrap_or_else(|| self.record());
+        let (this, actor, reason) = (Arc::clone(self), actor.to_owned(), reason.to_owned());
+        let task = tokio::spawn(async move {
+            let Some(record) = made else { return this.roll_back_again(&actor, &reason, request_id).await };
+            this.outcome(record).await
+        });
+        task.await.unwrap_or_else(|_| Outcome { record: known, applied: Applied::unknown(), durable: false })
     }
 
-    /// A record from elsewhere: taken when it supersedes ours. In force at once when it lowers, at its moment when it raises.
-    /// Whoever made it has audited it. The first that tells of the time before this start is held against the environment.
-    pub fn adopt(self: &Arc<Self>, record: Record, remembered: Option<RememberedEnv>, from: Source) -> bool {
-        let mut state = self.state.lock();
-        let of_disk = from == Source::Disk;
-        let knew = state.standing;
-        let first = of_disk && knew == Standing::Unknown { touched: false };
-        if !first && !record.supersedes(&state.record) {
-            return false;
-        }
-        let ours = state.record.clone();
-        let (theirs, kept) = (record.clone(), remembered.unwrap_or(state.remembered));
-        let asks_environment = remembered.is_some()
-            && match knew {
-                Standing::Unknown { .. } | Standing::OfDisk { changed: true } => true,
-                Standing::OfDisk { changed: false } | Standing::Settled => false,
-            };
-        state.remembered = kept;
-        let changed = asks_environment.then(|| self.environment.change(&theirs, kept)).flatten();
-        state.standing = match of_disk {
-            true => Standing::OfDisk { changed: changed.is_some() },
-            false => Standing::Settled,
-        };
-        // Of the same epoch it may have seen ours: the order has ruled between them.
-        let unseen = std::mem::take(&mut state.unheard) && record.epoch > ours.epoch;
-        self.put(&mut state, record, from);
-        if let Some(next) = changed {
-            self.environment_changes(&mut state, next, of_disk);
-        }
-        let unseen = unseen || knew == (Standing::Unknown { touched: true });
-        if unseen && ours.wanted() < state.record.wanted() {
-            // Somebody lowered before this was known: the lower share stands, above what they could not know.
-            let (backend, percent) = (ours.backend, ours.percent);
-            let next = state.record.followed_by(backend, percent, &ours.updated_by, &ours.reason);
-            self.make(&mut state, next, "rollout.stands", None);
-        }
-        let kept = Stored { record: state.record.clone(), remembered: state.remembered };
-        self.audit.push(Some(kept), None);
-        true
-    }
-
-    /// What the disk has kept, whenever it can be read: at the start, or when it is back. What it lacks is brought to it.
-    pub fn disk_says(self: &Arc<Self>, stored: Option<Stored>) {
-        match stored {
-            Some(stored) => {
-                self.adopt(stored.record, Some(stored.remembered), Source::Disk);
-            }
-            // Nothing is kept before there is something to keep: where the environment rules out Redis, its share is none.
-            None if self.environment.hard_off.is_some() && self.record().revision == 1 => return,
-            None => {}
-        }
-        let state = self.state.lock();
-        let kept = Stored { record: state.record.clone(), remembered: state.remembered };
-        self.audit.push(Some(kept), None);
-    }
-
-    /// A deploy has changed the environment. That is kept by itself, so nothing has to keep it before it counts; but where a
-    /// fleet is asked anyway, it raises at one moment for all.
-    fn environment_changes(self: &Arc<Self>, state: &mut State, next: Record, of_disk: bool) {
-        state.remembered = self.environment.remember(state.remembered);
-        let due = state.record.due(self.now());
-        let raises = next.wanted() > due;
-        let next = Record { previous: due, ..next };
-        match self.carrier.get() {
-            Some(_) if raises && !of_disk => {
-                let (this, seen) = (Arc::clone(self), state.record.clone());
-                tokio::spawn(async move { this.raise_by_environment(seen, next).await });
-            }
-            _ => {
-                self.make(state, next, "rollout.env", None);
-            }
-        }
-    }
-
-    /// Makes `next` the record, of this process' own making.
-    pub(super) fn make(
+    /// Makes the record of a rollback; `None`: the record is one already, and `always` does not ask for another.
+    fn roll_back_here(
         self: &Arc<Self>,
-        state: &mut State,
-        next: Record,
-        action: &'static str,
+        actor: &str,
+        reason: &str,
         request_id: Option<String>,
-    ) -> Record {
-        let row = AuditRow::of_change(&state.record, &next, action, request_id);
-        if next.wanted() == Percent::NONE && state.record.wanted() > Percent::NONE {
-            let cause = match action {
-                "rollout.env" => RollbackCause::Environment,
-                "rollout.stands" => RollbackCause::Stands,
-                _ => RollbackCause::Operator,
-            };
-            self.observer.observe(&Event::RolledBack(cause));
+        always: bool,
+    ) -> Option<Record> {
+        let mut state = self.state.lock();
+        let raising = self.raising.try_lock().is_err();
+        let record = &state.register.record;
+        if raising && record.wanted() == Percent::NONE {
+            self.observer.observe(&Event::RolledBack(RollbackCause::Operator));
         }
-        // Only what a person does: a deploy is one of many, and the fleet's word is the later.
-        state.unheard |= next.epoch > state.record.epoch && action != "rollout.env";
-        self.put(state, next, Source::Here);
-        if let Standing::Unknown { touched } = &mut state.standing {
-            *touched = true;
+        let is_one = record.percent == Percent::NONE && record.epoch > 0;
+        let is_alone = !self.carrier.get().is_some_and(|carrier| carrier.is_shared());
+        if !always && !raising && (is_one || is_alone && record.percent == Percent::NONE) {
+            return None;
         }
-        let kept = Stored { record: state.record.clone(), remembered: state.remembered };
-        self.audit.push(Some(kept), Some(row));
-        state.record.clone()
+        let next = record.followed_by(record.backend, Percent::NONE, actor, reason);
+        // Above what another may have raised meanwhile, even if it lowers nothing here.
+        let epoch = Record::after(record.epoch);
+        Some(self.make(&mut state, Record { epoch, ..next }, "rollout.rollback", request_id))
     }
 
-    /// Makes `record` the present one, in force now or at its moment. The timer of one that it supersedes dies.
-    pub(super) fn put(self: &Arc<Self>, state: &mut State, record: Record, source: Source) {
-        if let Some(timer) = state.timer.take() {
-            timer.abort();
+    /// A rollback of what is rolled back already changes nothing where the others are known to have the same record. Else one
+    /// of them may be raising from it, out of sight: then it is made once more, above that.
+    async fn roll_back_again(
+        self: &Arc<Self>,
+        actor: &str,
+        reason: &str,
+        request_id: Option<String>,
+    ) -> Outcome {
+        let record = self.record();
+        let outcome = self.outcome(record.clone()).await;
+        let alone = !self.carrier.get().is_some_and(|carrier| carrier.is_shared());
+        let others = outcome.applied.kept || outcome.applied.done == outcome.applied.of;
+        if (alone || others) && self.record().is_same(&record) {
+            return outcome;
         }
-        (state.record, state.source) = (record, source);
-        let now = self.now();
-        let latest = now.saturating_add(LATEST.as_micros() as Micros);
-        state.record.effective_at = state.record.effective_at.map(|at| at.min(latest));
-        let Some(at) = state.record.effective_at.filter(|at| *at > now) else { return self.comes(state) };
-        self.rollout.put(self.in_force_of(state.record.due(now), state.record.revision));
-        self.observer.observe(&Event::RolloutAnnounced {
-            to: self.in_force_of(state.record.wanted(), state.record.revision),
-            after: Duration::from_micros(at - now),
-            actor: &state.record.updated_by,
-            reason: &state.record.reason,
-            source: source.as_str(),
-        });
-        let (this, record) = (Arc::downgrade(self), state.record.clone());
-        let timer = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_micros(at - now)).await;
-            let Some(this) = this.upgrade() else { return };
-            let mut state = this.state.lock();
-            if state.record == record {
-                this.comes(&mut state);
-            }
-        });
-        state.timer = Some(timer.abort_handle());
-    }
-
-    fn comes(&self, state: &mut State) {
-        let (now, record) = (self.now(), &state.record);
-        let due = record.effective_at.unwrap_or(record.updated_at.timestamp_micros().max(0) as Micros);
-        state.since = Since { since: now, lag: now.saturating_sub(due) };
-        let from = self.rollout.in_force();
-        let to = self.in_force_of(record.wanted(), record.revision);
-        self.rollout.put(to);
-        if state.source == Source::Disk && from.percent == to.percent {
-            // A start that changes nothing: the line that says what is in force follows.
-            return self.observer.observe(&Event::RolloutInForce(to));
+        match self.roll_back_here(actor, reason, request_id, true) {
+            Some(record) => self.outcome(record).await,
+            None => outcome,
         }
-        self.observer.observe(&Event::RolloutChanged {
-            from,
-            to,
-            actor: &record.updated_by,
-            reason: &record.reason,
-            source: state.source.as_str(),
-        });
     }
 
     /// Tells everybody and waits for the disk, both for as long as an answer may take.
@@ -367,9 +305,6 @@ impl Steering {
         let saved =
             async { timeout(ANSWER_BUDGET, self.audit.saved()).await.is_ok_and(|saved| saved.is_ok()) };
         let (applied, saved) = tokio::join!(told, saved);
-        if applied.kept || applied.done > 1 {
-            self.heard(&record);
-        }
         Outcome { durable: saved || applied.kept, record, applied }
     }
 
@@ -381,5 +316,26 @@ impl Steering {
     pub(super) fn in_force_of(&self, percent: Percent, revision: u64) -> InForce {
         let percent = if self.environment.hard_off.is_some() { Percent::NONE } else { percent };
         InForce { percent, revision }
+    }
+}
+
+/// What a change needs.
+enum Step {
+    /// Nothing more: this record.
+    Made(Record),
+    /// To be kept first.
+    Raise,
+    /// To be compared with the fleet's record first.
+    Compare,
+}
+
+impl State {
+    /// As the disk keeps it.
+    pub(super) fn stored(&self) -> Stored {
+        let unasked = match self.start {
+            Start::OfDisk { before, .. } => Some(before),
+            Start::Unknown | Start::Settled => None,
+        };
+        Stored { register: self.register.clone(), own: self.own, unasked, made_here: self.made_here }
     }
 }

@@ -29,7 +29,7 @@ impl Observer for Rolled {
 pub(super) struct Wheel {
     pub(super) steering: Arc<Steering>,
     pub(super) rollout: Arc<Rollout>,
-    audit: Arc<Audit>,
+    pub(super) audit: Arc<Audit>,
     rolled: Arc<Rolled>,
     _directory: tempfile::TempDir,
 }
@@ -68,10 +68,10 @@ pub(super) fn to(percent: u16, seen: Option<&str>) -> Change {
 }
 
 pub(super) fn stored(epoch: u64, revision: u64, percent: u16, remembered: Option<u16>) -> Stored {
-    Stored {
-        record: Record { epoch, revision, ..Record::initial(points(percent), "before") },
-        remembered: RememberedEnv { backend: None, percent: remembered.map(points) },
-    }
+    let own = RememberedEnv { backend: None, percent: remembered.map(points) };
+    let record = Record { epoch, revision, ..Record::initial(points(percent), "before") };
+    let register = Register { seen: Seen::of_older_version(own), ..Register::new(record) };
+    Stored { register, own, unasked: None, made_here: false }
 }
 
 pub(super) fn env(percent: u16) -> Environment {
@@ -100,7 +100,7 @@ async fn raising_needs_the_present_tag_and_lowering_needs_none() {
     assert!(steering.change(to(5, None)).await.unwrap().durable);
     assert_eq!(wheel.stands(), (points(5), 1, 3));
     assert_eq!(wheel.rollout.in_force(), InForce { percent: points(5), revision: 3 });
-    assert_eq!(wheel.audit.database().load().await.unwrap().unwrap().record, steering.record());
+    assert_eq!(wheel.audit.database().load().await.unwrap().unwrap().register, steering.register());
 }
 
 #[tokio::test]
@@ -143,11 +143,7 @@ async fn without_redis_nothing_can_be_raised_and_memory_decides_whatever_the_rec
     let wheel = wheel(50, hard_off).await;
     wheel.steering.disk_says(Some(stored(2, 7, 30, Some(10))));
     assert_eq!(wheel.stands(), (Percent::NONE, 2, 7), "the record is kept, and the variable passed over");
-    assert_eq!(
-        wheel.steering.remembered().unwrap().percent,
-        Some(points(10)),
-        "put back, it is compared then"
-    );
+    assert_eq!(wheel.steering.own_environment().percent, Some(points(10)), "put back, it is compared then");
     assert!(matches!(wheel.steering.change(to(40, Some("*"))).await, Err(Refusal::DisabledByEnv(_))));
     assert!(wheel.steering.change(to(0, None)).await.is_ok());
 }
@@ -171,7 +167,7 @@ async fn what_was_kept_stands_unless_a_variable_that_is_set_differs_from_the_rem
         (Some(50), stored(1, 7, 30, Some(10)), (50, 1, 8)),
         (Some(20), stored(1, 7, 30, Some(10)), (20, 2, 8)),
         (Some(20), stored(1, 7, 30, None), (20, 2, 8)),
-        (Some(30), stored(1, 7, 30, Some(10)), (30, 1, 8)),
+        (Some(30), stored(1, 7, 30, Some(10)), (30, 1, 7)),
         (Some(10), stored(4, 9, 0, Some(10)), (0, 4, 9)),
         (Some(100), stored(0, 1, 100, Some(100)), (100, 0, 1)),
     ] {
@@ -180,15 +176,14 @@ async fn what_was_kept_stands_unless_a_variable_that_is_set_differs_from_the_rem
         wheel.steering.disk_says(Some(kept.clone()));
         let (percent, epoch, revision) = stands;
         assert_eq!(wheel.stands(), (points(percent), epoch, revision), "{set:?} {kept:?}");
-        let remembered = wheel.steering.remembered().unwrap().percent;
-        assert_eq!(remembered, set.map(points).or(kept.remembered.percent));
+        let remembered = wheel.steering.own_environment().percent;
+        assert_eq!(remembered, set.map(points).or(kept.own.percent));
     }
 }
 
 #[tokio::test]
 async fn the_fleets_record_that_comes_after_the_start_is_held_against_the_environment_once() {
-    let told =
-        |wheel: &Wheel, kept: Stored| wheel.steering.adopt(kept.record, Some(kept.remembered), Source::Redis);
+    let told = |wheel: &Wheel, kept: Stored| wheel.steering.meet(&kept.register, Source::Redis);
     // An empty disk: what the fleet remembers is what counts.
     let fresh = wheel(10, env(10)).await;
     assert!(told(&fresh, stored(3, 40, 60, Some(10))));
@@ -203,7 +198,7 @@ async fn the_fleets_record_that_comes_after_the_start_is_held_against_the_enviro
     back.steering.disk_says(Some(stored(1, 7, 30, Some(10))));
     assert!(told(&back, stored(3, 40, 60, Some(60))));
     assert_eq!(back.stands(), (points(60), 3, 40));
-    // A disk that did not: a deploy, of which the fleet may have heard from another or not.
+    // A disk that did not: a deploy, of a value that the fleet had before somebody lowered or of a new one.
     for (fleet_remembers, stands) in [(20, (points(0), 3, 40)), (10, (points(20), 3, 41))] {
         let deployed = wheel(20, env(20)).await;
         deployed.steering.disk_says(Some(stored(1, 7, 10, Some(10))));
@@ -211,6 +206,11 @@ async fn the_fleets_record_that_comes_after_the_start_is_held_against_the_enviro
         assert!(told(&deployed, stored(3, 40, 0, Some(fleet_remembers))));
         assert_eq!(deployed.stands(), stands);
     }
+    // Once the fleet was met, and be it that there is none, the environment has no say.
+    let running = wheel(60, env(60)).await;
+    running.steering.found_nothing();
+    assert!(told(&running, stored(3, 40, 0, Some(20))));
+    assert_eq!(running.stands(), (points(0), 3, 40));
 }
 
 #[tokio::test]
@@ -219,7 +219,10 @@ async fn a_rollback_made_before_anything_was_known_stands_above_what_comes_to_be
         let wheel = wheel(50, Environment::default()).await;
         wheel.steering.roll_back("ana", "5xx", None).await;
         let kept = stored(9, 90, 70, None);
-        assert!(wheel.steering.adopt(kept.record, Some(kept.remembered), source));
+        match source {
+            Source::Disk => wheel.steering.disk_says(Some(kept)),
+            _ => assert!(wheel.steering.meet(&kept.register, source)),
+        }
         assert_eq!(wheel.stands(), (Percent::NONE, 10, 91));
         assert_eq!(wheel.steering.record().updated_by, "ana");
     }
@@ -229,9 +232,9 @@ async fn a_rollback_made_before_anything_was_known_stands_above_what_comes_to_be
 async fn at_the_end_of_all_numbers_a_rollback_still_wins() {
     let wheel = wheel(10, Environment::default()).await;
     let last = stored(Record::LAST, Record::LAST, 100, None);
-    assert!(wheel.steering.adopt(last.record.clone(), Some(last.remembered), Source::Redis));
+    assert!(wheel.steering.meet(&last.register, Source::Redis));
     let back = wheel.steering.roll_back("ana", "5xx", None).await;
-    assert!(back.record.supersedes(&last.record), "{:?}", back.record);
+    assert!(back.record.supersedes(&last.register.record), "{:?}", back.record);
     assert!(back.record.epoch <= Record::LAST && back.record.revision <= Record::LAST);
     assert_eq!(wheel.rollout.in_force().percent, Percent::NONE);
 }
@@ -253,7 +256,7 @@ async fn a_rollback_is_counted_once_and_by_its_cause() {
     assert_eq!(*by_hand.rolled.0.lock(), [RollbackCause::Operator]);
     // What came to be known raised, and the rollback stands above it.
     let kept = stored(9, 90, 70, None);
-    by_hand.steering.adopt(kept.record, Some(kept.remembered), Source::Redis);
+    by_hand.steering.meet(&kept.register, Source::Redis);
     assert_eq!(*by_hand.rolled.0.lock(), [RollbackCause::Operator, RollbackCause::Stands]);
     let deployed = wheel(0, env(0)).await;
     deployed.steering.disk_says(Some(stored(3, 40, 60, Some(60))));
@@ -263,13 +266,13 @@ async fn a_rollback_is_counted_once_and_by_its_cause() {
     );
     // Taken from another instance it is counted there.
     let told = wheel(10, Environment::default()).await;
-    told.steering.adopt(stored(1, 2, 0, None).record, None, Source::Fleet);
+    told.steering.meet(&stored(1, 2, 0, None).register, Source::Fleet);
     assert_eq!(told.rolled.0.lock().len(), 0);
 }
 
 #[test]
 fn of_two_changes_made_at_once_the_tag_of_one_is_not_that_of_the_other() {
-    let (one, other) = (stored(1, 2, 20, None).record, stored(1, 2, 10, None).record);
+    let (one, other) = (stored(1, 2, 20, None).register.record, stored(1, 2, 10, None).register.record);
     assert_ne!(one.etag(), other.etag());
     let off = Record { backend: Backend::Memory, ..one.clone() };
     assert_ne!(one.etag(), off.etag());
@@ -278,7 +281,7 @@ fn of_two_changes_made_at_once_the_tag_of_one_is_not_that_of_the_other() {
 #[test]
 fn a_reason_is_one_line_that_moves_no_cursor() {
     let reason = "first\r\nsecond\u{1b}[2J\u{9b}31m\u{202e}x\u{0}";
-    let kept = stored(1, 2, 20, None).record.followed_by(Backend::Redis, points(5), "a\nb", reason);
+    let kept = stored(1, 2, 20, None).register.record.followed_by(Backend::Redis, points(5), "a\nb", reason);
     for text in [&kept.reason, &kept.updated_by] {
         assert!(!text.chars().any(|c| c.is_control() || c == '\u{202e}'), "{text:?}");
     }
