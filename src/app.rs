@@ -225,6 +225,7 @@ impl Application {
         let fleet = fleet.map_err(StartError::Peers)?;
         fleet.steered_by(&steering);
         steering.carried_by(Arc::new(Way(Arc::clone(&fleet))));
+        fleet.reads_record_first();
         let parts = Parts {
             limiter: Arc::clone(&limiter),
             costs: settled::costs(settings, &observer),

@@ -1,11 +1,12 @@
 //! What all links of a store have in common: how to reach Redis, and what they learn of it together.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::before_use::BeforeUse;
 use super::charge::{SCRIPT, Tag};
 use super::home::Home;
 use super::login::{BadLogin, LoginFiles, Logins};
@@ -65,6 +66,8 @@ pub(super) struct Common {
     pub(super) script: redis::Script,
     /// The mark of this instance's charges.
     pub(super) tag: Tag,
+    /// What is done before a connection is used.
+    pub(super) before_use: OnceLock<BeforeUse>,
 }
 
 impl Common {
@@ -81,6 +84,7 @@ impl Common {
             home: Home::default(),
             script: redis::Script::new(SCRIPT),
             tag: Tag::random(),
+            before_use: OnceLock::new(),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 mod background;
 mod backoff;
+mod before_use;
 pub mod charge;
 pub mod cluster;
 mod common;
@@ -35,6 +36,7 @@ mod tend;
 #[cfg(feature = "server")]
 pub mod wire;
 
+pub use before_use::BeforeUse;
 pub use link::{LinkState, Options};
 pub use login::{BadLogin, Login, LoginFiles, Logins};
 pub use members::Members;

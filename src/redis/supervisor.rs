@@ -132,6 +132,7 @@ impl Link {
         }
         // The breaker second: whoever it lets through must find the connection.
         self.put_to_use(&connection);
+        self.read_record_first().await;
         self.breaker.proven(self.common.clock.now(), warm_up.as_micros() as u64);
         if !warm_up.is_zero() {
             self.came_to(State::HalfOpen);

@@ -3,6 +3,7 @@
 
 mod beat;
 mod carrier;
+mod first;
 mod follow;
 mod overrides;
 pub mod peer_api;
