@@ -202,11 +202,12 @@ pub(super) fn status_in_json(
     reloading: &Reloading,
     bearer: Option<&Bearer>,
 ) -> serde_json::Result<String> {
-    let record = admin.steering.record();
+    let (record, lost) = (admin.steering.record(), admin.steering.lost());
     let database = admin.audit.database();
     let database = DatabaseView::new(database.name(), database.trouble().as_ref());
     let around = Around {
         record: &record,
+        lost: lost.as_ref(),
         environment: admin.steering.environment(),
         now: admin.fleet.now(),
         database,

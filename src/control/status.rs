@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::database::DiskFault;
 use super::figures::{self, Figures};
 use super::fleet::FleetView;
-use super::record::{Environment, Record, RecordView};
+use super::record::{Environment, LostRaise, LostRaiseView, Record, RecordView};
 use super::reload_api::PoliciesStatus;
 use super::standing::Standing;
 use super::tokens::Bearer;
@@ -132,6 +132,8 @@ pub struct StatusView<'a> {
     /// What is in force and why, in words.
     standing: Standing,
     rollout: RecordView<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost_raise: Option<LostRaiseView<'a>>,
     /// For `If-Match`: the tag of the record above.
     etag: String,
     percent_in_force: f64,
@@ -187,6 +189,8 @@ impl CallerView {
 pub struct Around<'a> {
     /// The record.
     pub record: &'a Record,
+    /// A raise of this instance that lost.
+    pub lost: Option<&'a LostRaise>,
     /// What this process was started with.
     pub environment: Environment,
     /// Of the fleet's clock.
@@ -341,7 +345,7 @@ impl Status {
     /// Everything.
     pub fn view<'a>(&self, around: Around<'a>) -> StatusView<'a> {
         let standing = self.standing(&around);
-        let Around { record, environment, database, exposure, fleet, policies, caller, .. } = around;
+        let Around { record, lost, environment, database, exposure, fleet, policies, caller, .. } = around;
         let memory = self.limiter.memory();
         let (share, source) = self.limiter.share_and_source();
         StatusView {
@@ -350,6 +354,7 @@ impl Status {
             uptime_seconds: self.started.elapsed().as_secs(),
             standing,
             rollout: RecordView::from(record),
+            lost_raise: lost.map(LostRaiseView::from),
             etag: record.etag(),
             percent_in_force: self.percent_in_force(),
             pinned_by_env: environment.pinned,

@@ -191,6 +191,36 @@ pub(crate) mod share {
     }
 }
 
+/// A raise that lost, for the admin API.
+#[derive(Serialize)]
+pub struct LostRaiseView<'a> {
+    percent: f64,
+    epoch: u64,
+    revision: u64,
+    updated_at: String,
+    updated_by: &'a str,
+    reason: &'a str,
+    /// The percentage that is in its place.
+    won_percent: f64,
+    /// Who set that.
+    won_by: &'a str,
+}
+
+impl<'a> From<&'a LostRaise> for LostRaiseView<'a> {
+    fn from(LostRaise { lost, won }: &'a LostRaise) -> Self {
+        Self {
+            percent: lost.percent.as_f64(),
+            epoch: lost.epoch,
+            revision: lost.revision,
+            updated_at: lost.updated_at_text(),
+            updated_by: &lost.updated_by,
+            reason: &lost.reason,
+            won_percent: won.wanted().as_f64(),
+            won_by: &won.updated_by,
+        }
+    }
+}
+
 /// The record for the admin API.
 #[derive(Serialize)]
 pub struct RecordView<'a> {
