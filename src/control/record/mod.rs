@@ -251,6 +251,10 @@ impl<'a> From<&'a Record> for RecordView<'a> {
 }
 
 #[cfg(test)]
+mod explore_tests;
+#[cfg(test)]
+mod explore_world;
+#[cfg(test)]
 mod fleet_tests;
 #[cfg(test)]
 mod merge_tests_support;
