@@ -78,17 +78,13 @@ seeds! {
 /// The seed, or the range of seeds, that TIDEGATE_ADVERSARY_SEED names, one after the other: `17`, or `0..100`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replay() {
-    let Ok(seeds) = std::env::var("TIDEGATE_ADVERSARY_SEED") else { return };
+    let Some(seeds) = support::shrink::seeds_of("TIDEGATE_ADVERSARY_SEED") else { return };
     let keep = std::env::var("TIDEGATE_ADVERSARY_KEEP").ok();
-    let number = |text: &str| text.trim().parse::<u64>().expect("TIDEGATE_ADVERSARY_SEED is N or N..M");
-    let (first, end) = match seeds.split_once("..") {
-        Some((first, end)) => (number(first), number(end)),
-        None => (number(&seeds), number(&seeds) + 1),
-    };
-    for seed in first..end {
+    let alone = seeds.end - seeds.start == 1;
+    for seed in seeds {
         let plan = Plan::of(seed);
         let plan = keep.as_deref().map_or(plan.clone(), |keep| shrink::keep(plan, keep));
-        if first + 1 == end {
+        if alone {
             holds(plan).await;
             continue;
         }

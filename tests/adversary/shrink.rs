@@ -1,10 +1,11 @@
-//! From a plan that fails to the shortest part of it that still does, by delta debugging.
+//! From a plan that fails to the shortest part of it that still does.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::check::{Finding, Kind, findings};
 use crate::plan::Plan;
 use crate::run::run;
+use crate::support::shrink::{self, Parts};
 
 /// Runs a plan and returns what is wrong.
 pub async fn violations(plan: &Plan) -> Vec<Finding> {
@@ -15,48 +16,28 @@ pub async fn violations(plan: &Plan) -> Vec<Finding> {
     findings(&run)
 }
 
-/// Drops acts and clients for as long as the plan fails in the same way, within a time. The machine's own timing takes
-/// part: a part is given two runs before it counts as sound.
-pub async fn shortest(mut plan: Plan, kind: Kind, within: Duration) -> Plan {
-    let ends = Instant::now() + within;
-    let mut size = (plan.clients.len() + plan.acts.len()).div_ceil(2);
-    while size > 0 && Instant::now() < ends {
-        let mut at = 0;
-        while at < plan.clients.len() + plan.acts.len() && Instant::now() < ends {
-            let less = without(&plan, at, size);
-            if fails(&less, kind, ends).await {
-                plan = less;
-            } else {
-                at += size;
-            }
-        }
-        size /= 2;
-    }
-    plan
+/// The shortest part of a plan that fails in the same way, as far as it is found within a time.
+pub async fn shortest(plan: Plan, kind: Kind, within: Duration) -> Plan {
+    let fails = async |plan: &Plan| violations(plan).await.iter().any(|finding| finding.kind == kind);
+    shrink::shortest(plan, within, fails).await
 }
 
-/// The plan without `size` of its parts, acts first.
-fn without(plan: &Plan, at: usize, size: usize) -> Plan {
-    let mut less = plan.clone();
-    let gone = |part: usize| (at..at + size).contains(&part);
-    let acts = plan.acts.len();
-    less.acts =
-        plan.acts.iter().enumerate().filter(|(part, _)| !gone(*part)).map(|(_, act)| act.clone()).collect();
-    let clients = plan.clients.iter().enumerate().filter(|(part, _)| !gone(acts + part));
-    less.clients = clients.map(|(_, client)| client.clone()).collect();
-    less
-}
+/// Acts first, then clients.
+impl Parts for Plan {
+    fn parts(&self) -> usize {
+        self.clients.len() + self.acts.len()
+    }
 
-async fn fails(plan: &Plan, kind: Kind, ends: Instant) -> bool {
-    for _ in 0..2 {
-        if Instant::now() > ends {
-            return false;
-        }
-        if violations(plan).await.iter().any(|finding| finding.kind == kind) {
-            return true;
+    fn without(&self, at: usize, size: usize) -> Self {
+        let gone = |part: usize| (at..at + size).contains(&part);
+        let acts = self.acts.iter().enumerate().filter(|(part, _)| !gone(*part));
+        let clients = self.clients.iter().enumerate().filter(|(part, _)| !gone(self.acts.len() + part));
+        Self {
+            acts: acts.map(|(_, act)| act.clone()).collect(),
+            clients: clients.map(|(_, client)| client.clone()).collect(),
+            ..self.clone()
         }
     }
-    false
 }
 
 /// The parts of a plan as TIDEGATE_ADVERSARY_KEEP names them: `c0,c3,a1`.

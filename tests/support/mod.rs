@@ -22,6 +22,7 @@ pub mod relay;
 pub mod schema;
 pub mod sentinel;
 pub mod shifted_clock;
+pub mod shrink;
 pub mod slot_endpoint;
 pub mod structured;
 pub mod upstream;
