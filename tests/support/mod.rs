@@ -10,6 +10,7 @@
 
 pub mod certificates;
 pub mod frames;
+pub mod full_disk;
 pub mod installed;
 pub mod nginx;
 pub mod outage;
