@@ -48,7 +48,7 @@ bench: ## Measure decisions, memory, Redis and whole servers, each beside someth
 		echo "== $$bench"; cargo bench --locked --bench $$bench; \
 	done
 
-soak: ## Run the tests that are too long for every day (those under a module `soak`); TIDEGATE_ADVERSARY_SEEDS (1000), TIDEGATE_SIEGE_SECONDS (1800)
+soak: ## Run the tests of modules `soak`, too long for every day; TIDEGATE_ADVERSARY_SEEDS, TIDEGATE_CHAOS_SEEDS (1000), TIDEGATE_SIEGE_SECONDS (1800)
 	TIDEGATE_SOAK=1 cargo nextest run --locked --cargo-profile soak -E 'test(/(^|::)soak::/)'
 
 FUZZ_SECONDS ?= 60
