@@ -1,13 +1,18 @@
 # The only entries to every task. `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test rules test-deps lint fmt lint-deps clippy bench soak fuzz
+.PHONY: help run check test rules test-deps lint fmt lint-deps clippy bench soak fuzz
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Build and serve on http://127.0.0.1:8080 (HOST, PORT and all other settings of the environment apply)
 	HOST="$${HOST:-127.0.0.1}" cargo run --release --locked -- serve
+
+check: ## Formatting, clippy and the tests that need no server: the inner loop
+	cargo fmt --check
+	cargo clippy --locked --lib --bins -- -D warnings
+	cargo nextest run --locked --lib --test architecture --test config --test allocations
 
 # Most tests wait for a clock or for another process: two and a half for each core keep it busy. Those that keep it busy by
 # themselves count twice (.config/nextest.toml).

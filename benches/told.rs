@@ -62,6 +62,7 @@ fn main() {
         origin: Origin::Upstream,
         decision: Some(&decision),
         deciding_took: Duration::from_micros(2),
+        token: None,
         trace: None,
     };
     let mut rounds: Vec<f64> = (0..ROUNDS)

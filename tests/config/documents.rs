@@ -18,7 +18,9 @@ fn read(path: &str) -> String {
 /// Name and text of each.
 fn documents() -> Vec<(String, String)> {
     let mut names: Vec<String> =
-        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(str::to_owned).into();
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]
+            .map(str::to_owned)
+            .into();
     let mut directories = vec!["docs".to_owned()];
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(root().join(&directory)).unwrap() {
@@ -44,6 +46,30 @@ fn every_page_is_in_the_documentation_index() {
     let missing: Vec<String> =
         pages.filter(|page| page != "README.md" && !index.contains(&format!("]({page}"))).collect();
     assert!(missing.is_empty(), "docs/README.md has no link to {}", missing.join(", "));
+}
+
+/// ARCHITECTURE.md walks a request from function to function: each of them is where its row says.
+#[test]
+fn architecture_page_names_functions_that_exist() {
+    let text = read("ARCHITECTURE.md");
+    let mut steps = 0;
+    for line in text.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> =
+            line.trim_matches('|').split(" | ").map(|cell| cell.trim().trim_matches('`')).collect();
+        let [_, file, function] = cells[..] else { continue };
+        if !file.starts_with("src/") {
+            continue;
+        }
+        let source = read(file);
+        assert!(source.contains(&format!("fn {function}")), "{file} has no function {function}");
+        steps += 1;
+    }
+    assert!(steps > 15, "{steps} steps");
+    for path in quoted(&text)
+        .filter(|path| ["src/", "tests/", "static/", "config/"].iter().any(|at| path.starts_with(at)))
+    {
+        assert!(root().join(path).exists(), "ARCHITECTURE.md names {path}, which does not exist");
+    }
 }
 
 /// The lines of fenced blocks that are for a shell, those that go on behind a backslash in one.
