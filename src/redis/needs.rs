@@ -214,7 +214,8 @@ fn needs_of(
         bandwidth_bytes_a_month: DAYS_A_MONTH
             * (calls * wire
                 + instances
-                    * (beats * (bytes_a_beat + BYTES_A_ROW * instances.min(ROWS_A_BEAT)) + maps * BYTES_A_MAP)),
+                    * (beats * (bytes_a_beat + BYTES_A_ROW * instances.min(ROWS_A_BEAT))
+                        + maps * BYTES_A_MAP)),
     }
 }
 

@@ -10,8 +10,12 @@ use crate::limiter::gcra::Quota;
 use crate::limiter::route::Route;
 use crate::limiter::subject::{Part, Subject};
 
-const HABITS: Habits =
-    Habits { namespace: 8, secret_in_redis: false, heartbeat: Some(Duration::from_secs(10)) };
+const HABITS: Habits = Habits {
+    namespace: 8,
+    secret_in_redis: false,
+    heartbeat: Some(Duration::from_secs(10)),
+    map_interval: None,
+};
 
 fn policy(name: &str, everyone: bool, unit: Option<Unit>, limit: u32) -> Policy {
     let by = if everyone { Subject::new([Part::Everyone]) } else { Subject::ip() };

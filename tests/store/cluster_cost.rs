@@ -45,7 +45,7 @@ async fn map_of_a_cluster_costs_what_the_cost_command_says() {
 
     let said = |map_interval| {
         let habits = Habits { namespace: 8, secret_in_redis: false, heartbeat: None, map_interval };
-        needs(&rules(), habits, Load { rpm: 1.0, percent: 100.0, instances: 1 }).unwrap()
+        needs(&rules(), habits, Load { rpm: 1.0, percent: 100.0, instances: 1, clients: None }).unwrap()
     };
     let every = Duration::from_secs_f64(lasted / reads as f64);
     let (with, without) = (said(Some(every)), said(None));

@@ -53,7 +53,7 @@ fn the_percentage_and_the_background_count() {
 fn map_of_a_cluster_is_read_each_minute_by_two_commands() {
     let cost = |cluster: &str| {
         let settings = settings(&[("REDIS_URL", "redis://127.0.0.1:1"), ("REDIS_CLUSTER", cluster)]);
-        needs(&settings, load(&settings, 100.0, None, Some(3))).unwrap()
+        needs(&settings, load(&settings, 100.0, None, Some(3), None)).unwrap()
     };
     let (one, cluster) = (cost("false"), cost("true"));
     assert_eq!(cluster.calls_a_day - one.calls_a_day, 3.0 * 1_440.0 * 2.0);
