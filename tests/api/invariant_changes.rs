@@ -114,8 +114,7 @@ impl Attack {
             attacker.await.unwrap();
         }
         drop(self.redis);
-        let admitted = self.admitted.lock().clone();
-        admitted
+        self.admitted.lock().clone()
     }
 
     /// Every bucket gets full again, and the bursts are spent once more: what is admitted too much after that exceeds them.
@@ -283,7 +282,7 @@ async fn holds(change: impl AsyncFn(&Attack, usize) -> Limit, of_all_keys: bool,
 async fn overrides_under_attack_admit_one_burst_each() {
     let limits = [(40.0, 15.0), (1.0, 2.0), (10.0, 30.0)];
     let change = async |attack: &Attack, round: usize| {
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             let answer = ask(&attack.tidegate, "DELETE", "/admin/overrides/own").await;
             assert_eq!(answer.0, if round == 0 { 404 } else { 200 }, "{answer:?}");
             return KEY;

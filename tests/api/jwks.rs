@@ -115,7 +115,7 @@ async fn keys_at_a_url_are_fetched_and_survive_a_restart_without_it() {
     let first = Tidegate::start(Some(POLICIES), &variables).await;
     until("the keys are there", async || status(&first, "p256", "p256").await == 404).await;
     until("they are kept", async || {
-        std::fs::read_to_string(&copy).is_ok_and(|text| text == set("p256").to_string())
+        std::fs::read_to_string(&copy).is_ok_and(|text| *text == *set("p256").to_string())
     })
     .await;
     let source = url.split_once('?').unwrap().0;

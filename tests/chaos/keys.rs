@@ -127,7 +127,7 @@ fn at_last(history: &History, id: usize, calls: &[&Call], settled: &Settled) -> 
 fn has_seen(history: &History, call: &Call, id: usize, op: usize) -> bool {
     let of_process =
         |look: &&Overrides| (look.at, look.life) == (call.at, call.life) && look.got < call.start;
-    let last = history.overrides.iter().filter(of_process).next_back();
+    let last = history.overrides.iter().rfind(of_process);
     call.number != op
         && call.tag.is_some()
         && last.and_then(|look| look.listed.get(&id)).is_some_and(|(shown, _)| *shown == Some(op))
