@@ -67,6 +67,8 @@ async fn all_stay_at(fleet: &[&Tidegate], percent: f64) {
         for tidegate in fleet {
             let status = tidegate.status().await;
             assert_eq!(status["percent_in_force"], percent, "{}", status["rollout"]);
+            // Nor is another one announced.
+            assert_eq!(status["rollout"]["percent"], percent, "{}", status["rollout"]);
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -28,7 +28,7 @@ fn is_verified(cache: &Cache, number: usize) -> bool {
 
 #[test]
 fn flood_of_junk_drives_out_no_verified_token() {
-    let cache = Cache::new(ROOM_FOR_VERIFIED, 64 * 1024);
+    let cache = Cache::new(256 * 1024, 64 * 1024);
     (0..100).for_each(|number| cache.put(digest(number), &claims("ana")));
     (100..100_000).for_each(|number| cache.put(digest(number), &Err(Refusal::Signature)));
     assert!((0..100).all(|number| is_verified(&cache, number)));
