@@ -20,6 +20,10 @@ pub struct Bounds {
     pub queue_timeout: Duration,
 }
 
+/// A client whose packet is lost twice takes nothing for 0.6 s with Linux' shortest retransmission time (0.2 s, doubled): the
+/// second retransmission is under way by then. A shorter patience would cut clients of slow networks.
+const LEAST_PATIENCE: Duration = Duration::from_millis(500);
+
 impl Default for Bounds {
     fn default() -> Self {
         Self { connections: 1024, queue: 1024, queue_timeout: Duration::from_secs(1) }
@@ -52,9 +56,9 @@ impl Capacity {
     }
 
     /// For how long a client may take nothing of its answer while others wait for its connection: half of the time that they
-    /// wait, so that they get it.
+    /// wait, so that they get it; at least [`LEAST_PATIENCE`].
     pub(super) fn patience_when_full(&self) -> Duration {
-        self.queue_timeout / 2
+        (self.queue_timeout / 2).max(LEAST_PATIENCE)
     }
 
     /// A permit, after a wait where all are in use; `None` when the queue is full or the wait was too long.
@@ -70,6 +74,15 @@ impl Capacity {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patience_when_full_has_a_floor() {
+        for (queue_ms, patience_ms) in [(0, 500), (1_000, 500), (10_000, 5_000)] {
+            let queue_timeout = Duration::from_millis(queue_ms);
+            let capacity = Capacity::new(Bounds { connections: 1, queue: 1, queue_timeout });
+            assert_eq!(capacity.patience_when_full(), Duration::from_millis(patience_ms));
+        }
+    }
 
     #[tokio::test]
     async fn request_beyond_the_bound_waits_and_beyond_the_queue_fails() {
