@@ -26,7 +26,7 @@ use super::problem::{Cause, Problem};
 use crate::limiter::decision::{Decision, ShadowDenial};
 use crate::limiter::store::Store;
 use crate::limiter::subject::{Facts, Part};
-use crate::limiter::{Hit, Limiter};
+use crate::limiter::{Begun, Check, Hit, Limiter};
 
 /// The longest body that is read, in bytes.
 pub const LONGEST_BODY: usize = 64 * 1024;
@@ -145,7 +145,20 @@ async fn check<S: Store>(
         }
         (None, Some(attributes)) if question.rule.is_none() => {
             let facts = Attributes::read(attributes, verifier.as_deref().map(|verifier| &**verifier))?;
-            let check = limiter.check(&facts, hit);
+            let check = match limiter.begin(&facts, hit) {
+                Begun::Refused(decision) => Check::Decided(Some(decision)),
+                Begun::Open(open) => {
+                    let unchecked = open.reads_claims.then(|| facts.claims.unchecked(&facts)).flatten();
+                    match (&verifier, unchecked) {
+                        (Some(verifier), Some(token)) => {
+                            let verifier = verifier.clone().into_inner();
+                            facts.claims.know(verifier.verify_offloaded(token).await);
+                            limiter.check(&facts, hit)
+                        }
+                        _ => limiter.finish(open, &facts, hit, None),
+                    }
+                }
+            };
             token = facts.claims.outcome();
             check.await
         }

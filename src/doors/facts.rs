@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::rc::Rc;
+#[cfg(feature = "jwt")]
+use std::sync::Arc;
 
 use actix_web::HttpRequest;
 use actix_web::dev::RequestHead;
@@ -10,7 +12,7 @@ use actix_web::http::header::{COOKIE, HOST};
 
 use super::client_ip::{ClientAddress, TrustedProxies};
 #[cfg(feature = "jwt")]
-use super::jwt::{Lazy, Verifier};
+use super::jwt::{Claims, Lazy, Verifier};
 use crate::limiter::subject::{Facts, Part};
 use crate::limiter::token::TokenOutcome;
 
@@ -53,10 +55,17 @@ impl<'a> HttpFacts<'a> {
 }
 
 impl HttpFacts<'_> {
-    /// Whether the claims of its token are at hand without the check of a signature.
+    /// The token whose signature has to be checked before its claims are known; `None` where they are known already.
     #[cfg(feature = "jwt")]
-    pub fn claims_are_at_hand(&self) -> bool {
-        self.claims.are_at_hand(self)
+    pub(super) fn unchecked_token(&self) -> Option<Vec<u8>> {
+        self.claims.unchecked(self)
+    }
+
+    /// With claims that were verified elsewhere.
+    #[cfg(feature = "jwt")]
+    pub(super) fn knowing(self, claims: Result<Arc<Claims>, TokenOutcome>) -> Self {
+        self.claims.know(claims);
+        self
     }
 
     /// What became of its token; `None` where no claim was asked for.

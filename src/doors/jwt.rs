@@ -10,6 +10,7 @@ mod claims;
 mod keys;
 mod lazy;
 mod material;
+mod offload;
 mod token;
 
 use std::borrow::Cow;
@@ -30,6 +31,7 @@ use crate::limiter::subject::{Facts, Part};
 use crate::limiter::token::TokenOutcome;
 use cache::Digest;
 use keys::KeySet;
+use offload::Turns;
 use token::Token;
 
 /// The longest token that is looked at, in bytes.
@@ -89,6 +91,7 @@ pub struct Verifier {
     options: Options,
     keys: ArcSwap<KeySet>,
     signature_checks: AtomicU64,
+    turns: Turns,
     /// A token named a key that is not there.
     missing: Notify,
 }
@@ -178,7 +181,13 @@ impl Verifier {
     /// When the file can't be used.
     pub fn new(options: Options) -> Result<Self, BadKeys> {
         let keys = ArcSwap::from_pointee(keys::read(&options)?);
-        Ok(Self { options, keys, signature_checks: AtomicU64::new(0), missing: Notify::new() })
+        Ok(Self {
+            options,
+            keys,
+            signature_checks: AtomicU64::new(0),
+            turns: Turns::default(),
+            missing: Notify::new(),
+        })
     }
 
     /// Reads the keys anew, for [`Verifier::take`].

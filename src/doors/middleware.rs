@@ -1,9 +1,8 @@
 //! The limiter as actix middleware: checks every request, answers the denied ones, and adds rate-limit headers to the
 //! others. The gateway uses it, and so can any actix application.
 //!
-//! The check of a token's signature may take a millisecond of the worker's thread. Requests that need one take turns, one
-//! check at a time, and after each the thread serves whatever else is ready: a flood of forged tokens keeps no other
-//! client waiting for longer than one of them.
+//! The signature of a token is checked on another thread (`jwt/offload.rs`), so that a flood of forged tokens does not delay
+//! the other clients of a worker.
 
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
@@ -16,10 +15,6 @@ use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forwar
 use actix_web::{Error, HttpRequest};
 use pin_project_lite::pin_project;
 use quanta::Instant;
-#[cfg(feature = "jwt")]
-use tokio::sync::Semaphore;
-#[cfg(feature = "jwt")]
-use tokio::task::yield_now;
 
 use super::client_ip::TrustedProxies;
 use super::costs::Costs;
@@ -55,9 +50,6 @@ struct Shared<S: Store> {
     sets: Sets,
     #[cfg(feature = "jwt")]
     verifier: Option<Arc<Verifier>>,
-    /// Whose turn it is to have a signature checked, among the requests of one worker.
-    #[cfg(feature = "jwt")]
-    turns: Semaphore,
     costs: Option<Costs>,
     custom: Vec<CustomSubject>,
 }
@@ -70,8 +62,6 @@ impl<S: Store> Clone for Shared<S> {
             sets: self.sets,
             #[cfg(feature = "jwt")]
             verifier: self.verifier.clone(),
-            #[cfg(feature = "jwt")]
-            turns: Semaphore::new(1),
             costs: self.costs.clone(),
             custom: self.custom.clone(),
         }
@@ -92,8 +82,6 @@ impl<S: Store> RateLimit<S> {
             sets,
             #[cfg(feature = "jwt")]
             verifier: None,
-            #[cfg(feature = "jwt")]
-            turns: Semaphore::new(1),
             costs: None,
             custom: Vec::new(),
         }))
@@ -188,9 +176,13 @@ where
             let check = match self.shared.limiter.begin(&facts, Hit::ONE) {
                 Begun::Refused(decision) => Check::Decided(Some(decision)),
                 #[cfg(feature = "jwt")]
-                Begun::Open(open) if open.reads_claims && !facts.claims_are_at_hand() => {
+                Begun::Open(open)
+                    if open.reads_claims
+                        && let Some(token) = facts.unchecked_token() =>
+                {
                     drop(facts);
-                    let asking = wait_and_ask(shared(), Rc::clone(&self.service), request, tab, watch);
+                    let parts = (shared(), Rc::clone(&self.service), request);
+                    let asking = verify_and_ask(parts, token, tab, watch);
                     return Limited::Asking { asking: Box::pin(asking) };
                 }
                 Begun::Open(open) => self.shared.limiter.finish(open, &facts, Hit::ONE, tab.as_mut()),
@@ -243,13 +235,11 @@ impl Watch {
     }
 }
 
-/// Waits until it is this request's turn to have the signature of its token checked, then does as
-/// [`RateLimitService::call`] does.
+/// Has the signature of the request's token checked, then does as [`RateLimitService::call`] does.
 #[cfg(feature = "jwt")]
-async fn wait_and_ask<S, T, B>(
-    shared: Rc<Shared<S>>,
-    service: Rc<T>,
-    request: ServiceRequest,
+async fn verify_and_ask<S, T, B>(
+    (shared, service, request): (Rc<Shared<S>>, Rc<T>, ServiceRequest),
+    token: Vec<u8>,
     mut tab: Option<Tab>,
     watch: Watch,
 ) -> Result<ServiceResponse<EitherBody<B, BoxBody>>, Error>
@@ -257,17 +247,15 @@ where
     S: Store,
     T: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
 {
+    let claims = match shared.verifier.clone() {
+        Some(verifier) => verifier.verify_offloaded(token).await,
+        None => Err(TokenOutcome::Absent),
+    };
     let check = {
-        // Never closed.
-        let _turn = shared.turns.acquire().await;
-        let facts = shared.facts(&request);
-        // From the beginning: while it waited, others may have used up what it is counted by beside its claims.
+        let facts = shared.facts(&request).knowing(claims);
+        // From the beginning: meanwhile others may have used up what it is counted by beside its claims.
         let check = shared.limiter.check_on(&facts, Hit::ONE, tab.as_mut());
-        let token = facts.token();
-        drop(facts);
-        // The next turn begins when everything else that is ready was served.
-        yield_now().await;
-        (check, token)
+        (check, facts.token())
     };
     ask(check, shared, service, request, tab, watch).await
 }

@@ -76,3 +76,38 @@ fn verified_token_is_checked_once_until_its_keys_change() {
     assert_eq!(refusal(&verifier, &later), Refusal::Signature, "verified by a key that is gone");
     assert_eq!(verifier.signature_checks(), 3);
 }
+
+/// A check on the serving thread would let nothing else run meanwhile: a P-384 signature takes milliseconds in a debug build.
+#[tokio::test]
+async fn signature_is_checked_off_the_serving_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = file(&dir, "set", set_of(&[jwk("p384")]));
+    let verifier = Arc::new(Verifier::new(options(KeyFile::Jwks(set))).unwrap());
+    let token = signed(Algorithm::ES384, &good()).into_bytes();
+    let check = tokio::spawn(Arc::clone(&verifier).verify_offloaded(token.clone()));
+    let mut served = 0;
+    while !check.is_finished() {
+        tokio::task::yield_now().await;
+        served += 1;
+    }
+    assert!(check.await.unwrap().is_ok());
+    assert!(served > 10, "the thread ran {served} times during the check");
+    let again = Arc::clone(&verifier).verify_offloaded(token).await;
+    assert!(again.is_ok() && verifier.signature_checks() == 1, "the outcome is kept");
+}
+
+#[tokio::test]
+async fn check_whose_client_is_gone_gives_its_turn_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = file(&dir, "set", set_of(&[jwk("p384")]));
+    let verifier = Arc::new(Verifier::new(options(KeyFile::Jwks(set))).unwrap());
+    let token = |number: u32| {
+        let claims = json!({ "sub": number.to_string(), "exp": get_current_timestamp() + 300 });
+        signed(Algorithm::ES384, &claims).into_bytes()
+    };
+    for number in 0..20 {
+        let mut check = Box::pin(Arc::clone(&verifier).verify_offloaded(token(number)));
+        let _ = futures_util::poll!(&mut check);
+    }
+    assert!(verifier.verify_offloaded(token(99)).await.is_ok());
+}

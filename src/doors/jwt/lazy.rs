@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use super::{Claims, Verifier};
+use super::{Claims, Found, Verifier};
 use crate::limiter::subject::Facts;
 use crate::limiter::token::TokenOutcome;
 
@@ -28,15 +28,25 @@ impl<'a> Lazy<'a> {
         self.claims.get_or_init(verified).as_ref().ok()?.get(name)
     }
 
-    /// Whether the claims are at hand without the check of a signature.
-    pub(in crate::doors) fn are_at_hand(&self, facts: &dyn Facts) -> bool {
-        let Some(verifier) = self.verifier else { return true };
-        if self.claims.get().is_none()
-            && let Some(known) = verifier.of_request(facts, false)
-        {
-            let _ = self.claims.set(known);
+    /// The token whose signature has to be checked before the claims are known; `None` where they are known already.
+    pub(in crate::doors) fn unchecked(&self, facts: &dyn Facts) -> Option<Vec<u8>> {
+        let verifier = self.verifier?;
+        if self.claims.get().is_some() {
+            return None;
         }
-        self.claims.get().is_some()
+        if let Some(known) = verifier.of_request(facts, false) {
+            let _ = self.claims.set(known);
+            return None;
+        }
+        match verifier.find(facts) {
+            Found::Token(token) => Some(token.into_owned()),
+            Found::Nowhere | Found::Repeated => None,
+        }
+    }
+
+    /// Takes over the claims that were verified elsewhere.
+    pub(in crate::doors) fn know(&self, claims: Result<Arc<Claims>, TokenOutcome>) {
+        let _ = self.claims.set(claims);
     }
 
     /// What became of the token; `None` where no claim was asked for.
