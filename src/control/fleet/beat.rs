@@ -75,6 +75,13 @@ impl Fleet {
         self.heartbeat.is_none_or(|every| Duration::from_micros(lasts) > every)
     }
 
+    /// How many instances share the limits, this one included: those on the list of this heartbeat or the one before. Each of
+    /// them writes its row again within one heartbeat when Redis lost the list.
+    pub(super) fn members(&self) -> usize {
+        let time = self.heartbeat.map_or(Duration::ZERO, |every| every * 2);
+        self.registry.listed_within(time).max(self.registry.len()) + 1
+    }
+
     /// How often: as configured, and rarely for an instance that is alone. One that has just lost sight of the others is not:
     /// Redis may have lost the list, and with it the secret, which is to be put back soon.
     pub(super) fn pace(&self, every: Duration) -> Duration {
@@ -116,7 +123,7 @@ impl Fleet {
             let alone = self.registry.len() == 0;
             self.registry.are(rows, &own);
             store.is_shared_by(u32::try_from(self.registry.len()).unwrap_or(u32::MAX).saturating_add(1));
-            self.limiter.fleet_has(self.registry.len() + 1, self.list_is_complete());
+            self.limiter.fleet_has(self.members(), self.list_is_complete());
             if alone && self.registry.len() > 0 {
                 // They may know of nobody either.
                 let this = Arc::clone(self);

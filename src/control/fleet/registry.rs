@@ -12,6 +12,8 @@ use crate::limiter::clock::Micros;
 
 /// So many ids of instances that have left are remembered.
 const MOST_LEFT: usize = 256;
+/// The longest time that [`Registry::listed_within`] knows of: twice the longest heartbeat.
+const LONGEST_LISTED: Duration = Duration::from_secs(2 * 3_600);
 
 /// What an instance says of itself: a line in Redis, and what peers tell each other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -103,6 +105,8 @@ pub(super) struct Registry {
     company: Mutex<Option<Instant>>,
     /// The last of those that have left: a list that was read before is late.
     left: Mutex<VecDeque<String>>,
+    /// When each instance was on the list last.
+    listed: Mutex<HashMap<String, Instant>>,
 }
 
 impl Registry {
@@ -129,7 +133,18 @@ impl Registry {
         if !rows.is_empty() {
             *self.company.lock() = Some(Instant::now());
         }
+        let mut listed = self.listed.lock();
+        listed.retain(|id, last| !replaced.contains(id) && last.elapsed() < LONGEST_LISTED);
+        listed.extend(rows.keys().map(|id| (id.clone(), Instant::now())));
+        drop(listed);
         *self.rows.lock() = rows;
+    }
+
+    /// How many others were on the list within this time, those that have left or were replaced excepted. A Redis that lost
+    /// the list names none of them until each has written its row again: by the list alone, the first to read it would
+    /// take the whole of each limit for its share.
+    pub(super) fn listed_within(&self, time: Duration) -> usize {
+        self.listed.lock().values().filter(|last| last.elapsed() <= time).count()
     }
 
     /// Whether others were on the list so short a time ago.
@@ -152,6 +167,7 @@ impl Registry {
             left.pop_front();
         }
         drop(left);
+        self.listed.lock().remove(id);
         self.rows.lock().remove(id);
     }
 
@@ -233,6 +249,19 @@ mod tests {
         assert_eq!(registry.rows(), [row(2, 4)], "of who is there, by its own word");
         registry.gone(&id_text(2));
         assert_eq!(registry.rows(), []);
+    }
+
+    #[test]
+    fn lost_list_does_not_shrink_the_fleet_at_once() {
+        let registry = Registry::default();
+        let lines = [1, 2, 3, 4].map(|id| serde_json::to_string(&row(id, 3)).unwrap());
+        registry.are(&lines, &row(1, 3));
+        registry.are(&lines[..1], &row(1, 3));
+        let hour = Duration::from_secs(3_600);
+        assert_eq!((registry.len(), registry.listed_within(hour)), (0, 3));
+        registry.gone(&id_text(2));
+        assert_eq!(registry.listed_within(hour), 2, "it said that it ends");
+        assert_eq!(registry.listed_within(Duration::ZERO), 0);
     }
 
     #[test]

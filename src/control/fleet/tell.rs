@@ -196,7 +196,7 @@ impl Fleet {
             }
             What::Bye => {
                 self.registry.gone(&id_text(message.from));
-                self.limiter.fleet_has(self.registry.len() + 1, true);
+                self.limiter.fleet_has(self.members(), true);
             }
             _ if message.from == self.id => self.answered(message.telling, self.id),
             _ => {
