@@ -214,7 +214,7 @@ async fn hang_up(tidegate: &Tidegate, question: &str) {
 }
 
 /// Over no interval more was admitted than the bursts of all limits that were in force and the greatest rate.
-fn bounded(what: &str, admitted: &[Admitted], limits: &[(Instant, Instant, Limit)]) {
+fn bounded(what: &str, admitted: &[Admitted], limits: &[(Instant, Instant, Limit)], slack: f64) {
     let mut admitted = admitted.to_vec();
     admitted.sort_by_key(|one| one.sent);
     for first in 0..admitted.len() {
@@ -224,8 +224,7 @@ fn bounded(what: &str, admitted: &[Admitted], limits: &[(Instant, Instant, Limit
             let in_force = limits.iter().filter(|(began, ends, _)| *began <= to && *ends >= from);
             let (rate, burst) = in_force
                 .fold((0.0_f64, 0.0), |(rate, burst), (_, _, limit)| (rate.max(limit.0), burst + limit.1));
-            // A thousandth of a unit is the difference between the clocks of two servers.
-            let most = burst + rate * to.duration_since(from).as_secs_f64() + 1e-3;
+            let most = burst + rate * to.duration_since(from).as_secs_f64() + slack;
             let count = count + 1;
             assert!(count as f64 <= most, "{what}: {count} in {:?}, at most {most:.2}", to - from);
         }
@@ -262,15 +261,18 @@ async fn holds(change: impl AsyncFn(&Attack, usize) -> Limit, of_all_keys: bool,
     assert!(testimonies.len() >= 2, "only {} times Redis alone decided", testimonies.len());
     testimonies.push((Vec::new(), far));
     for (seen, until) in &testimonies {
+        // A thousandth of a unit is the difference between the clocks of two servers. Beside a witness one unit: the moment at
+        // which Redis judged is known to an instance within the time of a call, here at most 50 ms at 20 a second.
+        let slack = if seen.is_empty() { 1e-3 } else { 1.0 };
         let together = admitted.iter().filter(|one| one.sent <= *until).chain(seen);
         let together: Vec<Admitted> = together.copied().collect();
         for key in 0..KEYS {
             let constant = [(began, far, KEY)];
             let limits = if of_all_keys || key == 0 { &limits[..] } else { &constant[..] };
             let of_key: Vec<Admitted> = together.iter().filter(|one| one.key == key).copied().collect();
-            bounded(&format!("key {key}"), &of_key, limits);
+            bounded(&format!("key {key} beside {} of the witness", seen.len()), &of_key, limits, slack);
         }
-        bounded("tenant", &together, &[(began, far, tenant)]);
+        bounded("tenant", &together, &[(began, far, tenant)], slack);
     }
     for key in 0..KEYS {
         let count = admitted.iter().filter(|one| one.key == key).count();
