@@ -66,7 +66,7 @@ pub(super) struct LoadTest {
     /// What their names begin with; by default something new each time, so that no client has a debt
     #[arg(long, value_name = "TEXT")]
     key_prefix: Option<String>,
-    /// The limit that 429s are foretold with, such as 100/minute; without it the front's rules, which its admin API tells by
+    /// The limit that 429s are predicted by, such as 100/minute; without it the front's rules, which its admin API returns for
     /// ADMIN_TOKEN, else what the headers of an answer tell
     #[arg(long, value_name = "N/PERIOD")]
     limit: Option<String>,

@@ -59,7 +59,7 @@ fn one_line(text: &str) -> String {
 /// The longest piece of a value that an error repeats, in characters.
 const LONGEST_QUOTE: usize = 80;
 
-/// What stands in the place of a value that may hold a secret.
+/// Replaces a value that may hold a secret.
 const NOT_SHOWN: &str = "the value (not shown, it may hold a password)";
 
 /// What was read, for an error: in quotes, cut short. A value that may hold a secret (a `REDIS_URL` in the wrong

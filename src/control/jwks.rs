@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn set_is_good_for_as_long_as_its_issuer_says_within_bounds() {
+    fn lifetime_of_a_set_is_its_issuers_within_bounds() {
         for (directives, seconds) in [
             ("", 600),
             ("public, max-age=3600, must-revalidate", 3_600),

@@ -314,7 +314,7 @@ fn dropped_cost_adjustment_is_kept_in_memory() {
 }
 
 /// A request in Redis' place that turns out to cost more or less leaves each bucket of its key as one that cost so much from
-/// the start: at a share of a quarter each unit stands for four.
+/// the start: at a share of a quarter each unit counts as four.
 #[test]
 fn adjustment_in_fallback_is_charged_at_the_share() {
     let quarter = || {

@@ -205,7 +205,7 @@ mod tests {
 
     fn pass(clock: &SystemClock, seconds: u64) {
         let Kernel::Manual(micros) = &clock.anchor.kernel else {
-            panic!("a kernel's clock that nobody drives")
+            panic!("a kernel's clock cannot be set in a test")
         };
         micros.fetch_add(seconds * SECOND, Ordering::Relaxed);
     }

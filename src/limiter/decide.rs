@@ -275,7 +275,7 @@ impl<S: Store> Limiter<S> {
     }
 
     /// By how many microseconds the clock of calendar windows is ahead of the clock of decisions: the shared store's for
-    /// the subjects that it decides, since a client that waits as it was told is admitted by that clock; else the wall's.
+    /// the subjects that it decides, since that clock admits a client that waited for `Retry-After`; else the wall's.
     pub(super) fn ahead(&self, shared: Option<SubjectHash>) -> i64 {
         let theirs = || self.store.as_ref()?.ahead(shared?);
         theirs().unwrap_or_else(|| self.clock.behind_the_wall())

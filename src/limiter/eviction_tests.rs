@@ -100,7 +100,7 @@ fn short_limit_holds_beside_a_long_one_in_a_full_table() {
         let (admitted, now) = attack(&memory, &policies);
         assert_eq!(admitted, 10, "{row}");
         assert!(now < NOW + 6 * SECOND && memory.evicted_in_debt() > 1_000, "{row}");
-        // The clock stands, so not one unit drains: whatever is admitted now was given by an eviction.
+        // The clock does not move, so no unit drains: what is admitted now was given by an eviction.
         strangers(&memory, &policies, 10_000..100_000, (now, 0));
         assert!(!hit(&memory, &policies, ABUSER, now), "{row}");
     }
@@ -138,7 +138,7 @@ fn denied_clients_outlast(count: u64) {
 }
 
 #[test]
-fn flood_under_one_policy_takes_no_more_than_its_equal_part() {
+fn flood_under_one_policy_takes_its_equal_part_at_most() {
     let policies = [bucket("flooded", 2, 60 * SECOND), bucket("other", 1_000, DAY)];
     let memory = Memory::new(1_000);
     let held = |clients: std::ops::Range<u64>| {

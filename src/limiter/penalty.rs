@@ -67,7 +67,7 @@ impl Offender {
     }
 }
 
-/// Offenders in a row, which an eviction walks through, and where each of them stands.
+/// Offenders in a row, which an eviction walks through, and the place of each.
 #[derive(Default)]
 struct Shard {
     places: HashMap<Key, usize>,
@@ -308,7 +308,7 @@ mod tests {
 
     /// A thousand are blocked for a minute, and one has been throttled two times of three.
     #[test]
-    fn strangers_evict_no_blocked_client_and_none_that_is_near_it() {
+    fn strangers_evict_no_client_that_is_blocked_or_near_it() {
         let held = PenaltyBox::new();
         for number in 1..=1_000 {
             assert!(held.throttled(key(number), ("p", &penalty(1)), None, NOW));

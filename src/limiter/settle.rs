@@ -155,7 +155,7 @@ impl<S: Store> Limiter<S> {
             let Some(item) = tab.items.iter().find(|item| item.policy == verdict.policy) else { continue };
             let policy = rules.policy(item.policy);
             let due = self.due(item, policy, verdict, (tab, actual, now));
-            verdict.reading = told(policy, item, verdict, (tab.cost, actual));
+            verdict.reading = adjusted(policy, item, verdict, (tab.cost, actual));
             if verdict.fallback.is_some() {
                 self.settle_fallback(item, policy, verdict.share, (tab, actual, now));
             }
@@ -322,7 +322,7 @@ impl<S: Store> Limiter<S> {
 }
 
 /// What a bucket would have said of a request that cost `actual` rather than `cost`.
-fn told(policy: &Policy, item: &Item, verdict: &Verdict, (cost, actual): (u32, u32)) -> Reading {
+fn adjusted(policy: &Policy, item: &Item, verdict: &Verdict, (cost, actual): (u32, u32)) -> Reading {
     let (reading, share) = (verdict.reading, verdict.share);
     let (before, after) = (item.stretched(share, cost), item.stretched(share, actual));
     let debt = reading.debt.saturating_add(after).saturating_sub(before);

@@ -118,7 +118,7 @@ for i = 1, #KEYS do
     if back and from[i] ~= stop then charges[i] = 0 end
   end
   debts[i] = math.min(tolerance, math.max(own[i], note))
-  -- Written again in any case: what stands there is of another window.
+  -- Written again in any case: the stored value is of another window.
   if carried[i] then own[i] = -1 end
   if after then charges[i] = math.max(-debts[i], math.min(charges[i], tolerance - debts[i])) end
   changes[i] = after

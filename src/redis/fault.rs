@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn permission_that_a_script_lacks_is_recognized_in_any_wording() {
+    fn missing_permission_is_recognized_in_any_wording() {
         for line in [
             "NOPERM User limited has no permissions to run the 'hset' command",
             "ERR The user executing the script can't run this command or subcommand script: cf03, on @user_script:1.",

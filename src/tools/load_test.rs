@@ -35,9 +35,9 @@ pub struct Test {
     pub aim: Aim,
     /// The front's admin listener, whose metrics say who decided.
     pub admin: Uri,
-    /// What 429s are foretold with; when `None` the front's rules, else what an answer tells of its limits.
+    /// The limit that predicts 429s; `None`: the front's rules, else the headers of one answer.
     pub quota: Option<Quota>,
-    /// By which the admin API tells the front's rules; `None`: it is not asked.
+    /// Token for the rules of the admin API; `None`: it is not asked.
     pub token: Option<String>,
     /// Who is to decide.
     pub backend: Expected,
@@ -81,7 +81,7 @@ pub struct SeenPhase {
     pub judged: bool,
     /// The numbers.
     pub counts: Counts,
-    /// What was foretold; `None` where no limit is known.
+    /// The predicted share of 429s; `None` where no limit is known.
     pub foretold: Option<Foretold>,
 }
 
@@ -182,7 +182,7 @@ pub fn run(test: &Test, mut progress: impl FnMut(String)) -> Result<Outcome, Str
 enum Limits {
     /// All of them.
     Rules(Box<Rules>),
-    /// Those that one answer told of, or the one that was given: neither costs nor windows nor whom they count.
+    /// The limits of one answer's headers, or the given one: costs, windows and subjects are not known.
     Quotas(Vec<Quota>),
     Unknown,
 }

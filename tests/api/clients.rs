@@ -72,7 +72,7 @@ async fn curl(count: usize) {
 }
 
 /// As Go's transport does: connections that are idle wait in a pool, the newest is taken first, two are kept, and bytes that
-/// nobody asked for end one. Unlike Go, nothing is sent twice.
+/// no request asked for end one. Unlike Go, nothing is sent twice.
 async fn pooled(count: usize) {
     let run = Run::of(count, &[]).await;
     let (mut idle, mut answers) = (VecDeque::<Raw<_>>::new(), HashMap::new());

@@ -1,5 +1,5 @@
 //! Clocks that differ and clocks that are set: calendar windows end by the clock that decides, and a client that waits as
-//! long as it was told is admitted.
+//! long as `Retry-After` says is admitted.
 
 use std::time::{Duration, Instant};
 

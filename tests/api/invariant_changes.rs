@@ -265,7 +265,7 @@ async fn holds(change: impl AsyncFn(&Attack, usize) -> Limit, of_all_keys: bool,
     let shortest = by_redis.map(|one| one.ended - one.sent).min().expect("Redis admitted some");
     for (seen, until) in &testimonies {
         // A thousandth of a unit is the difference between the clocks of two servers. Beside a witness the instance's
-        // knowledge of Redis' clock counts too: an answer tells it up to the time of its call, and the shortest counts.
+        // knowledge of Redis' clock counts too: an answer bounds it by the time of its call, and the shortest counts.
         let slack = if seen.is_empty() { 0.0 } else { shortest.as_secs_f64() };
         let together = admitted.iter().filter(|one| one.sent <= *until).chain(seen);
         let together: Vec<Admitted> = together.copied().collect();

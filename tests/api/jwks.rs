@@ -37,15 +37,15 @@ impl Issuer {
     fn start(set: &Value) -> Self {
         let answer: Answer = Arc::new(Mutex::new((200, set.to_string())));
         let fetched = Arc::new(AtomicUsize::new(0));
-        let (told, count) = (Arc::clone(&answer), Arc::clone(&fetched));
+        let (body_now, count) = (Arc::clone(&answer), Arc::clone(&fetched));
         let (started, wait) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             rt::System::new().block_on(async move {
                 let server = HttpServer::new(move || {
-                    let (told, count) = (Arc::clone(&told), Arc::clone(&count));
+                    let (body_now, count) = (Arc::clone(&body_now), Arc::clone(&count));
                     App::new().default_service(web::to(move || {
                         count.fetch_add(1, Ordering::SeqCst);
-                        let (status, body) = told.lock().unwrap().clone();
+                        let (status, body) = body_now.lock().unwrap().clone();
                         let status = actix_web::http::StatusCode::from_u16(status).unwrap();
                         async move { HttpResponse::build(status).body(body) }
                     }))
@@ -106,7 +106,7 @@ async fn status(tidegate: &Tidegate, key: &str, kid: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn keys_at_a_url_are_fetched_and_survive_a_restart_without_it() {
+async fn fetched_keys_survive_a_restart_without_their_url() {
     let directory = tempfile::tempdir().unwrap();
     let copy = directory.path().join("keys.json").display().to_string();
     let issuer = Issuer::start(&set("p256"));
@@ -130,7 +130,7 @@ async fn keys_at_a_url_are_fetched_and_survive_a_restart_without_it() {
 }
 
 #[tokio::test]
-async fn unknown_kid_leads_to_one_fetch_and_bad_sets_change_nothing() {
+async fn unknown_kid_causes_one_fetch_and_bad_sets_are_ignored() {
     let issuer = Issuer::start(&set("p256"));
     let url = issuer.url();
     let tidegate = Tidegate::start(Some(POLICIES), &[("TIDEGATE__JWT__JWKS_URL", &url)]).await;

@@ -97,7 +97,7 @@ async fn junk_token_over_an_ip_limit_costs_no_signature_check() {
 }
 
 #[tokio::test]
-async fn tokens_that_need_a_check_take_turns_and_are_all_answered() {
+async fn tokens_that_need_a_check_are_all_answered() {
     let tidegate = start().await;
     let good = token(|_| {});
     let answers = (0..64).map(|number| {

@@ -15,7 +15,7 @@ pub enum Origin {
     Op(usize),
     /// From the environment of an instance, or from before the first change.
     Env,
-    /// A lowering that an instance made once more, above a record that did not follow it; of whom is not said.
+    /// A lowering that an instance made once more, above a record that did not follow it; its author is not known.
     Stands,
     Other,
 }

@@ -4,7 +4,7 @@ use tidegate::config::{KEYS, report};
 
 use super::Setup;
 
-/// Stands in every secret of this file, and in no line.
+/// A part of every secret of this file, and of no line.
 const MARKER: &str = "hunter2marker";
 
 #[test]

@@ -18,7 +18,7 @@ impl ShiftedClock {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
         let (library, shift) = (path("shift.so"), path("shift"));
-        // Whoever links Rust has a C compiler.
+        // Linking Rust takes a C compiler.
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/clock/shift.c");
         let compiled = Command::new("cc").args(["-shared", "-fPIC", "-o", &library, source]).status();
         assert!(compiled.expect("there is no C compiler `cc`").success());

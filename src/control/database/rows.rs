@@ -10,7 +10,7 @@ use crate::control::record::{Marks, Record, Register, RememberedEnv, Seen, to_th
 /// Revisions that are kept. Their rows of the trail may be gone before.
 const REVISIONS: i64 = 10_000;
 
-/// What stands beside a record, in the same row: it can never be that of another.
+/// What is stored beside a record, in the same row: it can never be that of another.
 #[derive(Serialize, Deserialize)]
 struct Beside {
     /// A version that kept nothing else wrote the values that the fleet's record was held against last.

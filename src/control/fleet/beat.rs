@@ -191,7 +191,7 @@ impl Fleet {
                             return Ok(ours.record.is_same(&theirs.record));
                         }
                     }
-                    // What nobody can read must not stand there for ever because of a number in front of it.
+                    // An unreadable record must not stay for ever because of the number in front of it.
                     None if unreadable.is_none() => unreadable = Some(theirs),
                     None => return Ok(false),
                 },

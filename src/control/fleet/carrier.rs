@@ -139,10 +139,10 @@ impl Fleet {
     async fn announce(self: &Arc<Self>, record: &Record) -> Applied {
         let deadline = Instant::now() + PATIENCE;
         let Some(steering) = self.steering() else { return Applied::unknown() };
-        // What came meanwhile is told with it.
+        // A change that arrived meanwhile is broadcast with it.
         let now = steering.register();
-        let told = if now.record.supersedes(record) { now } else { steering.register_with(record) };
-        let what = What::Record(Box::new(Shared::new(told)));
+        let register = if now.record.supersedes(record) { now } else { steering.register_with(record) };
+        let what = What::Record(Box::new(Shared::new(register)));
         let bring = async {
             let (Some(store), Some(_)) = (self.limiter.store(), self.heartbeat) else { return false };
             // What fails now is what the next beat does.

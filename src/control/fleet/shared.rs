@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::record::{Marks, Record, Register, RememberedEnv, Seen, short, to_the_microsecond};
 use crate::doors::json::object;
 
-/// A register. What its record is ordered by first stands in front, for the script and for versions that know no more.
+/// A register. The fields that order its record come first, for the script and for versions that know no more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Shared {
     epoch: u64,
@@ -49,7 +49,7 @@ impl Shared {
         object::<Self>(String::from_utf8_lossy(text).as_bytes()).ok()?.register()
     }
 
-    /// The register, its words as ours would be, unless it says one thing in front and another behind, or counts what nobody
+    /// The register, its words as ours would be, unless it says one thing in front and another behind, or counts what no version
     /// counts to.
     pub(super) fn register(self) -> Option<Register> {
         let Self { epoch, revision, points, record, remembered, unheard, seen, .. } = self;

@@ -212,7 +212,7 @@ impl Book {
         DateTime::from_timestamp_micros(micros).unwrap_or_else(Utc::now)
     }
 
-    /// Ends what has run out, each instance for itself, and forgets what is over for long. For whom it was is forgotten at
+    /// Ends what has run out, each instance for itself, and forgets what is over for long. Its subject is forgotten at
     /// once. By a clock that may not be the fleet's nothing is ended: it would not come back.
     fn prune(&self, now: DateTime<Utc>) {
         let mut held = self.held.lock();
@@ -285,7 +285,7 @@ impl Held {
         }
     }
 
-    /// Puts one that has run out in the place of what it was. That is told to nobody: each instance ends it for itself.
+    /// Puts one that has run out in the place of what it was. It is not broadcast: each instance ends it for itself.
     fn end(&mut self, entry: Entry) {
         let id = entry.id.clone();
         let is_shared = self.sharing.has(&id);

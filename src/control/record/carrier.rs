@@ -7,7 +7,7 @@ use crate::limiter::clock::Micros;
 
 /// The way to the others. A process of its own has none.
 pub trait Carrier: Send + Sync {
-    /// Compare-and-set: `next` takes the place of what was `seen`, for the whole fleet or for nobody. Of a raise it may set the
+    /// Compare-and-set: `next` takes the place of what was `seen`, for the whole fleet or not at all. Of a raise it may set the
     /// moment at which `next` comes into force.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //!
 //! An instance keeps on its own disk the values that it was started with last, and a start compares with those alone. Without
 //! that memory a start compares with the values that the fleet has seen. A variable that is not set is never a change. While
-//! the environment rules out Redis nothing is compared and nothing is kept: put back, the record stands. Once plans latch a
+//! the environment rules out Redis nothing is compared and nothing is kept: put back, the record applies again. Once plans latch a
 //! record, [`Environment::consider`] is where a latched one is left alone.
 
 use serde::{Deserialize, Serialize};
@@ -75,7 +75,7 @@ impl Environment {
         let mut next = change(record, &fresh);
         let mut passed_over = None;
         if next.as_ref().is_some_and(|next| next.wanted() > record.wanted()) {
-            // Each lowering begins an epoch: what was seen in an earlier one was there when somebody lowered.
+            // Each lowering begins an epoch: what was seen in an earlier one was there at the lowering.
             let is_old = |value: &Value| seen.first(*value).is_some_and(|first| first < record.epoch);
             let (old, others): (Vec<Value>, Vec<Value>) = fresh.iter().partition(|value| is_old(value));
             if !old.is_empty() {
@@ -113,7 +113,7 @@ impl Environment {
 /// What a start makes of a register.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Considered {
-    /// The record with the variables that are new; `None`: the record stands.
+    /// The record with the variables that are new; `None`: the record is unchanged.
     pub next: Option<Record>,
     /// What the fleet has seen now.
     pub seen: Seen,

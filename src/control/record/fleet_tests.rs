@@ -19,7 +19,7 @@ async fn unheard_rollback_stands_above_any_epoch() {
         let fleet = Arc::new(Made { cut_off, ..Arc::into_inner(Made::new(None)).unwrap() });
         wheel.steering.carried_by(fleet);
         let back = wheel.steering.roll_back("ana", "5xx", None).await;
-        // Whoever else took it may have been cut off as well. The others lowered more often than this one knew of, and raised.
+        // Another instance that took it may have been cut off as well. The others lowered more often than this one knew of, and raised.
         assert!(wheel.steering.meet(&stored(9, 90, 100, None).register, Source::Redis));
         assert_eq!(wheel.stands(), (Percent::NONE, 10, 91), "cut off: {cut_off}");
         assert_eq!(wheel.steering.record().updated_by, "ana");
@@ -29,7 +29,7 @@ async fn unheard_rollback_stands_above_any_epoch() {
         wheel.steering.roll_back("ana", "5xx", None).await;
         assert!(wheel.steering.meet(&stored(4, 32, 100, None).register, Source::Redis));
         assert_eq!(wheel.stands(), (Percent::NONE, 5, 33));
-        // Whoever raises from it has seen it.
+        // A raise from it has seen it.
         let seen = wheel.steering.register();
         let raise = seen.record.followed_by(Backend::Redis, points(70), "ben", "up");
         let raise = Register::new(raise.made_by(1, &seen, false));
@@ -51,7 +51,7 @@ async fn lost_raise_of_a_partition_is_noted_where_it_was_made() {
     assert_eq!((lost.lost.percent, lost.won.percent), (points(60), points(30)));
     let trail = wheel.audit.page(None, 10).await.rows;
     assert_eq!((trail[0].0.action.as_str(), trail[0].0.result.as_str()), ("rollout.lost", "lost"));
-    // One that is changed by somebody who has seen it has not lost.
+    // One that was changed by an instance that has seen it is not lost.
     wheel.steering.change(to(70, Some("*"))).await.unwrap();
     assert_eq!(wheel.steering.lost(), None);
     let seen = wheel.steering.register();

@@ -42,7 +42,7 @@ impl Steering {
         let next = self.stamped(state, next, action);
         self.put_own(state, next);
         if action != BY_ENVIRONMENT && action != STANDS {
-            // Whoever changes it now does so after the start.
+            // A change from now on is made after the start.
             state.start = Start::Settled;
             state.lost = None;
         }

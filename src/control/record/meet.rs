@@ -10,7 +10,7 @@ use crate::limiter::event::Event;
 
 impl Steering {
     /// A register from another instance or from Redis: merged with the one here. In force at once when it lowers, at its
-    /// moment when it raises. Whoever made it has audited it. The first of a start is held against the environment. Whether
+    /// moment when it raises. The instance that made it has audited it. The first of a start is held against the environment. Whether
     /// the record is another one now.
     pub fn meet(self: &Arc<Self>, theirs: &Register, from: Source) -> bool {
         let mut state = self.state.lock();

@@ -15,7 +15,7 @@ use crate::control::audit::{AuditRow, Stored};
 const CARRIER_PATIENCE: Duration = Duration::from_secs(6);
 /// How long the disk may take to keep a raise that nobody else can keep.
 const DISK_PATIENCE: Duration = Duration::from_secs(3);
-/// The action of a change that somebody asks for.
+/// The action of a change that an operator asks for.
 const SET: &str = "rollout.set";
 
 impl Steering {
@@ -44,15 +44,15 @@ impl Steering {
     }
 
     /// A change that raises nothing and names the record that it is for: of two that name the same one is made, on whichever
-    /// instances they are asked for. Where nobody can compare it is made here: a lowering waits for nothing.
+    /// instances they are asked for. Where no carrier can compare, it is made here: a lowering waits for nothing.
     pub(super) async fn compare_and_set(self: &Arc<Self>, change: &Change) -> Result<Outcome, Refusal> {
-        let judged = {
+        let outcome = {
             let state = self.state.lock();
             let record = &state.register.record;
             self.judge(record, change)
                 .map(|(next, raises)| (record.clone(), self.stamped(&state, next, SET), raises))
         };
-        let (seen, next) = match judged {
+        let (seen, next) = match outcome {
             Ok((seen, next, false)) => (seen, next),
             // It was above what is in force by the time that it was compared.
             Ok((_, _, true)) => {
@@ -95,7 +95,7 @@ impl Steering {
         }
     }
 
-    /// The environment raises what the fleet has. Whoever came before has seen this environment or is newer than it.
+    /// The environment raises what the fleet has. An earlier one has seen this environment or is newer than it.
     pub(super) async fn raise_by_environment(self: &Arc<Self>, seen: Record, next: Record) {
         let Some(carrier) = self.carrier.get() else { return };
         match carrier.raise(&seen, &next).await {
@@ -147,7 +147,7 @@ impl Steering {
         Err(Refusal::NotDurable { disk, redis })
     }
 
-    /// Puts a change that is kept in force, unless something that supersedes it came meanwhile: a rollback waits for nobody.
+    /// Puts a change that is kept in force, unless something that supersedes it came meanwhile: a rollback waits for no other change.
     fn take(self: &Arc<Self>, made: &Record) -> Result<(), Refusal> {
         let mut state = self.state.lock();
         if made.supersedes(&state.register.record) {

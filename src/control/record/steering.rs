@@ -32,7 +32,7 @@ pub struct Since {
     pub lag: Micros,
 }
 
-/// A raise that was made here while the fleet was out of reach, and in whose place another change stands since they met.
+/// A raise that was made here while the fleet was out of reach, and that was replaced by another change when they met.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LostRaise {
     /// What was made here.
@@ -83,7 +83,7 @@ pub(super) enum Start {
     /// The disk is known, no other instance. `before`: the values of the last start that met the fleet; `made`: the
     /// environment has changed the disk's record.
     OfDisk { before: RememberedEnv, made: bool },
-    /// The fleet is known, or somebody has changed the record since: the environment has no say any more.
+    /// The fleet is known, or the record was changed since: the environment has no say any more.
     Settled,
 }
 

@@ -183,33 +183,33 @@ async fn what_was_kept_stands_unless_a_variable_that_is_set_differs_from_the_rem
 
 #[tokio::test]
 async fn the_fleets_record_that_comes_after_the_start_is_held_against_the_environment_once() {
-    let told = |wheel: &Wheel, kept: Stored| wheel.steering.meet(&kept.register, Source::Redis);
+    let met = |wheel: &Wheel, kept: Stored| wheel.steering.meet(&kept.register, Source::Redis);
     // An empty disk: what the fleet remembers is what counts.
     let fresh = wheel(10, env(10)).await;
-    assert!(told(&fresh, stored(3, 40, 60, Some(10))));
+    assert!(met(&fresh, stored(3, 40, 60, Some(10))));
     assert_eq!(fresh.stands(), (points(60), 3, 40));
     let deployed = wheel(20, env(20)).await;
-    assert!(told(&deployed, stored(3, 40, 60, Some(10))));
+    assert!(met(&deployed, stored(3, 40, 60, Some(10))));
     assert_eq!(deployed.stands(), (points(20), 4, 41));
-    assert!(told(&deployed, stored(5, 42, 80, Some(10))), "and once only");
+    assert!(met(&deployed, stored(5, 42, 80, Some(10))), "and once only");
     assert_eq!(deployed.stands(), (points(80), 5, 42));
     // A disk that knew this environment: others have deployed since, and this is not a deploy.
     let back = wheel(10, env(10)).await;
     back.steering.disk_says(Some(stored(1, 7, 30, Some(10))));
-    assert!(told(&back, stored(3, 40, 60, Some(60))));
+    assert!(met(&back, stored(3, 40, 60, Some(60))));
     assert_eq!(back.stands(), (points(60), 3, 40));
-    // A disk that did not: a deploy, of a value that the fleet had before somebody lowered or of a new one.
+    // A disk that did not: a deploy, of a value that the fleet had before a lowering, or of a new one.
     for (fleet_remembers, stands) in [(20, (points(0), 3, 40)), (10, (points(20), 3, 41))] {
         let deployed = wheel(20, env(20)).await;
         deployed.steering.disk_says(Some(stored(1, 7, 10, Some(10))));
         assert_eq!(deployed.stands(), (points(20), 1, 8));
-        assert!(told(&deployed, stored(3, 40, 0, Some(fleet_remembers))));
+        assert!(met(&deployed, stored(3, 40, 0, Some(fleet_remembers))));
         assert_eq!(deployed.stands(), stands);
     }
     // Once the fleet was met, and be it that there is none, the environment has no say.
     let running = wheel(60, env(60)).await;
     running.steering.found_nothing();
-    assert!(told(&running, stored(3, 40, 0, Some(20))));
+    assert!(met(&running, stored(3, 40, 0, Some(20))));
     assert_eq!(running.stands(), (points(0), 3, 40));
 }
 

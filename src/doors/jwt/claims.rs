@@ -41,7 +41,7 @@ impl Claims {
         if !names_one_of("iss", &options.issuers) {
             return Err(Refusal::Issuer);
         }
-        // Without audiences of ours, whom a token is meant for is for the upstream to judge.
+        // Without audiences of ours, the upstream checks the audience.
         if !names_one_of("aud", &options.audiences) {
             return Err(Refusal::Audience);
         }

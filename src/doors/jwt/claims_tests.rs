@@ -4,7 +4,7 @@ use super::*;
 use serde_json::json;
 
 #[test]
-fn a_claim_is_a_text_or_a_whole_number_at_the_top_or_along_the_dots() {
+fn claim_is_a_text_or_whole_number_on_a_dotted_path() {
     let claims = json!({
         "sub": "ana", "tenant": 7, "debt": -7, "most": u64::MAX, "zero": 0,
         "https://example.com/tenant": "acme", "https://example.com/app": { "tenant": "inner" },

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::*;
 
 #[test]
-fn a_key_of_a_set_verifies_only_what_its_type_use_and_algorithm_allow() {
+fn key_of_a_set_verifies_only_its_type_use_and_algorithm() {
     let dir = tempfile::tempdir().unwrap();
     let read = |keys: &[Value]| Verifier::new(options(KeyFile::Jwks(file(&dir, "set", set_of(keys)))));
     let with = |kid: &str, name: &str, value: Value| {
@@ -87,7 +87,7 @@ fn a_key_of_a_set_verifies_only_what_its_type_use_and_algorithm_allow() {
 }
 
 #[test]
-fn a_file_that_is_no_key_is_refused_with_what_is_accepted_and_none_of_its_contents() {
+fn file_without_a_key_is_refused_and_not_quoted() {
     let dir = tempfile::tempdir().unwrap();
     let public = String::from_utf8(fixture("rsa.pub.pem")).unwrap();
     let bare = |name: &str| {
@@ -175,7 +175,7 @@ fn a_secret_is_every_byte_of_its_file_but_one_line_end() {
 }
 
 #[test]
-fn algorithms_that_are_not_wanted_are_refused_and_none_left_is_an_error() {
+fn unwanted_algorithms_are_refused_and_none_is_an_error() {
     let only = |algorithms: &[Algorithm], key: KeyFile| {
         Verifier::new(Options { algorithms: algorithms.to_vec(), ..options(key) })
     };

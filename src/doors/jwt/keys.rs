@@ -71,7 +71,7 @@ pub(super) fn read(options: &Options) -> Result<KeySet, BadKeys> {
         }
         KeyFile::Jwks(path) => (path, bytes(path, SET).and_then(set)),
         KeyFile::Url { copy: Some(path), .. } if path.exists() => {
-            // What stands in the copy was in force once. If it is damaged, the set at the URL takes its place.
+            // The copy was in force once. If it is damaged, the set at the URL takes its place.
             let read = bytes(path, SET).and_then(set).and_then(|set| KeySet::of(set, options));
             return Ok(read.unwrap_or_else(|why| KeySet {
                 warning: Some(format!("{}: {why}. It is ignored until the set was fetched", path.display())),

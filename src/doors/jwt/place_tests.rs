@@ -7,7 +7,7 @@ use crate::doors::client_ip::TrustedProxies;
 use crate::doors::facts::HttpFacts;
 
 #[test]
-fn a_token_is_verified_when_a_claim_is_asked_for_and_once_a_request() {
+fn token_is_verified_on_first_use_once_a_request() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(&dir, "key", fixture("rsa.pub.pem"));
     let verifier = Verifier::new(options(KeyFile::One(path))).unwrap();
@@ -26,7 +26,7 @@ fn a_token_is_verified_when_a_claim_is_asked_for_and_once_a_request() {
 }
 
 #[test]
-fn a_token_is_taken_from_its_place_once_and_from_nowhere_else() {
+fn token_is_taken_from_its_configured_place_only() {
     let token = signed(Algorithm::HS256, &good());
     let bearer = format!("Bearer {token}");
     let shouted = format!("BEARER   {token} ");

@@ -77,7 +77,7 @@ impl<'a> Token<'a> {
 
     /// The first `length` bytes of the signature; `None` when it is shorter.
     ///
-    /// The signature is the one part of a token that is not signed, so whoever has a token can write it in other
+    /// The signature is the one part of a token that is not signed, so the holder of a token can write it in other
     /// spellings. An upstream may accept them (Python ignores what is not base64, and all that follows padding), and what
     /// is refused here is not counted by its claims. So every spelling is read: whatever is not base64 or is left over is
     /// ignored.

@@ -1,4 +1,4 @@
-//! What is foretold by rules is what the limiter does.
+//! The prediction by rules is what the limiter does.
 
 use std::num::NonZeroU32;
 

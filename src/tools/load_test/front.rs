@@ -82,7 +82,7 @@ fn decisions_in(page: &str) -> Decisions {
     decisions
 }
 
-/// The rules in force, from the admin API, by this token. `None` where it tells of lists, whose entries it does not show.
+/// The rules in force, from the admin API, by this token. `None` where there are lists, whose entries it does not show.
 ///
 /// # Errors
 /// Why they cannot be read, in words.
@@ -107,7 +107,7 @@ pub(super) async fn rules(admin: &Uri, token: &str) -> Result<Option<Rules>, Str
 fn rules_in(page: &[u8]) -> Result<Option<Rules>, String> {
     let page: Value = serde_json::from_slice(page).map_err(|error| error.to_string())?;
     let is_listed = |value: &Value| value["listed"].as_u64().is_some_and(|count| count > 0);
-    let rules = page["rule"].as_array().ok_or("it tells of no rules")?;
+    let rules = page["rule"].as_array().ok_or("the response has no rules")?;
     if is_listed(&page) || rules.iter().any(is_listed) {
         return Ok(None);
     }

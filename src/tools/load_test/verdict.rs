@@ -53,15 +53,15 @@ const LATEST_MS: f64 = 10.0;
 /// So many more denials than foretold are the server's.
 const UNFORETOLD: f64 = 0.005;
 
-/// Of what is foretold by the front's own rules at least so much must be denied: a limiter that lets pass what it is there to
+/// At least so much of the prediction by the front's own rules must be denied: a limiter that admits what it is there to
 /// deny is no sound one. Half, for debts and the borders of windows shift a little with the clock.
 const DENIED_AT_LEAST: f64 = 0.5;
 
 /// Metrics that count fewer of the answered requests than this are another process', or one of several.
 const COUNTED_AT_LEAST: f64 = 0.5;
 
-/// The checks of one phase. With what is foretold it is said whether that is by the front's own rules; of nothing that is
-/// foretold nothing is asked.
+/// The checks of one phase. Beside the prediction: whether it is by the front's own rules. Without a
+/// prediction nothing is checked.
 pub fn of_phase(
     name: &'static str,
     seen: &Counts,
@@ -117,7 +117,7 @@ pub fn of_phase(
         throttled < asked.throttled,
         Some(match by_plan >= asked.throttled {
             _ if foretold.is_none() => {
-                "no limit of the front is known, so none is foretold: set ADMIN_TOKEN, or --limit".to_owned()
+                "no limit of the front is known, so none is predicted: set ADMIN_TOKEN, or --limit".to_owned()
             }
             true => format!(
                 "the key plan itself goes over the limit and foretells {}: more clients (--keys), a lower rate, or less skew",
@@ -133,7 +133,7 @@ pub fn of_phase(
             format!("< {}", share(UNFORETOLD)),
             throttled - by_plan < UNFORETOLD,
             Some(
-                "more is denied than the plan's own keys explain: is the limit another than was foretold with (--limit), does \
+                "more is denied than the plan's own keys explain: does the limit differ from --limit, does \
                  the front tell these clients apart at all (--key-header), or do their buckets hold debts of an earlier test?"
                     .to_owned(),
             ),
